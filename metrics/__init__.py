@@ -1,0 +1,1 @@
+"""Measures of samples, likelihood, calibration and robustness; see DESIGN in README."""

@@ -1,0 +1,46 @@
+"""Exact likelihood of codes under a method: bits per code, by order and by step.
+
+The product of the conditionals is a distribution over code grids, so bits are those of a real
+code. The ceiling is 64 * log2(V): 640 bits an image at V = 1024.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from models.contract import Method
+from models.orders import scan
+from models.sampling import sample_chance
+
+
+@torch.no_grad()
+def bits_BS(
+    model: Method, codes_BT: torch.Tensor, label_B: torch.Tensor, order_BS: torch.Tensor
+) -> torch.Tensor:
+    """Return -log2 p of each code, float32 (B, S), by visiting step. The model is in eval mode."""
+    logits_BSV = model(codes_BT, label_B, order_BS)
+    target_BS = codes_BT.gather(1, order_BS)
+    nats_BS = F.cross_entropy(logits_BSV.transpose(1, 2), target_BS, reduction="none")
+    return nats_BS / math.log(2)
+
+
+def bits_per_code(
+    model: Method,
+    codes_NT: torch.Tensor,
+    label_N: torch.Tensor,
+    order_NS: torch.Tensor,
+    batch: int = 500,
+) -> torch.Tensor:
+    """Return -log2 p of every code, float32 (N, S) on the CPU; sum over S is bits per image."""
+    device = next(model.parameters()).device
+    chunks = zip(*(x.split(batch) for x in (codes_NT, label_N, order_NS)), strict=True)
+    parts = [bits_BS(model, *(x.to(device) for x in chunk)).cpu() for chunk in chunks]
+    return torch.cat(parts)
+
+
+def orders_for(order: str, count: int, grid: int, seed: int = 0) -> torch.Tensor:
+    """Return order_NS, int64: a scan for all, or for `random` one order per image from `seed`."""
+    if order == "random":
+        return sample_chance(seed, range(count), grid * grid)[1]
+    return scan(order, grid).expand(count, -1)

@@ -1,0 +1,65 @@
+"""What a training run shows of itself: held-out and test likelihood, curves, sample grids."""
+
+from pathlib import Path
+
+import torch
+
+from metrics.likelihood import bits_per_code, orders_for
+from metrics.reconstruction import decode_codes
+from models.codes import Codes
+from models.contract import Method
+from models.dataset import evenly
+from models.pictures import class_grid, curve_figure, save_figure
+from models.sampling import Plan, sample_codes
+from models.tokenizer import load_tokenizer
+from models.training import write_log
+from models.vqvae import VQVAE
+
+EVAL_IMAGES = 2_000
+"""images of a likelihood estimate during training; eval_c2i.py takes them all"""
+PANELS = {
+    "bits per code": ["train_bits", "heldout_bits", "test_bits"],
+    "learning rate": ["lr"],
+    "images per second": ["images_per_second"],
+}
+
+
+def tokenizer_of(path: Path, codes: Codes) -> VQVAE | None:
+    """Return the tokenizer at `path` if it is the one that made the codes, else None."""
+    if not path.exists():
+        return None
+    tokenizer, about = load_tokenizer(path)
+    made_them = about["sha256"] == codes.header["inputs"]["tokenizer"]
+    return tokenizer.to(codes.label_N.device) if made_them else None
+
+
+def split_bits(model: Method, splits: dict[str, Codes], order: str) -> dict[str, float]:
+    """Return the mean bits per code of EVAL_IMAGES images of each split, unmirrored."""
+    model.eval()
+    found = {}
+    for name, codes in splits.items():
+        codes = codes.rows(torch.from_numpy(evenly(len(codes.label_N), EVAL_IMAGES)))
+        codes_NT, label_N = codes.codes_NAT[:, 0], codes.label_N
+        order_NS = orders_for(order, len(label_N), model.config.grid)
+        found[name] = bits_per_code(model, codes_NT, label_N, order_NS).mean().item()
+    return found
+
+
+def show_progress(
+    out: Path,
+    rows: list[dict],
+    model: Method,
+    tokenizer: VQVAE | None,
+    classes: list[str],
+    order: str,
+) -> None:
+    """Write metrics.jsonl, curves.png and, with a tokenizer, samples/<step>.png (cfg 1 -> 2)."""
+    write_log(out / "metrics.jsonl", rows)
+    save_figure(curve_figure(rows, PANELS), out / "curves.png")
+    if tokenizer is None:
+        return
+    model.eval()
+    label_N = torch.arange(len(classes)).repeat_interleave(8)
+    codes_NT = sample_codes(model, label_N, Plan(order=order, cfg=2.0), seed=0)
+    figure = class_grid(decode_codes(tokenizer, codes_NT), label_N.numpy(), classes)
+    save_figure(figure, out / f"samples/{rows[-1]['step']:07d}.png")

@@ -1,0 +1,68 @@
+"""What a method is: the four calls through which everything else sees it.
+
+A method is one file with a subclass of `Method`, and one line in `models/methods.py`. The
+tests in tests/test_methods.py are written over all of them.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.trunk import ModelConfig
+
+
+class Method(nn.Module):
+    """A way to predict the codes of a grid one after another, in some order."""
+
+    any_order: bool
+    """can be asked for any order (else only for `config.scan`)"""
+    parallel: bool
+    """can be asked for several cells at once"""
+
+    def __init__(self, config: ModelConfig):
+        """Keep the config; subclasses build their parameters."""
+        super().__init__()
+        self.config = config
+
+    @property
+    def null_label(self) -> int:
+        """The label that means "no label", for guidance."""
+        return self.config.classes
+
+    def forward(
+        self, codes_BT: torch.Tensor, label_B: torch.Tensor, order_BS: torch.Tensor
+    ) -> torch.Tensor:
+        """Teacher forcing: return logits_BSV, fp32 or wider.
+
+        logits[:, s] is the distribution of the code at cell order[:, s], given the label and the
+        codes at order[:, :s]. codes_BT int64 in [0, V), label_B int64 in [0, classes], order_BS a
+        permutation of 0..T-1 in each row. Raises ValueError for an order it does not support.
+        """
+        raise NotImplementedError
+
+    def loss(
+        self, logits_BSV: torch.Tensor, codes_BT: torch.Tensor, order_BS: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return (scalar to descend, {name: scalar to log}); here the mean cross-entropy, nats."""
+        nats = F.cross_entropy(logits_BSV.flatten(0, 1), codes_BT.gather(1, order_BS).flatten())
+        return nats, {"nats": nats.detach()}
+
+    def cache(self, label_B: torch.Tensor) -> Any:
+        """Start generating: return the state that `decode` reads and writes."""
+        raise NotImplementedError
+
+    def decode(
+        self,
+        cache: Any,
+        codes_Bm: torch.Tensor,
+        cells_Bm: torch.Tensor,
+        next_cells_Bn: torch.Tensor,
+    ) -> torch.Tensor:
+        """Commit m >= 0 codes at cells_Bm, in that order; return logits_BnV of the n >= 1 cells.
+
+        Asking for groups of one cell gives the logits of `forward`. Raises ValueError for n > 1
+        without `parallel`, or for a cell out of turn without `any_order`.
+        """
+        raise NotImplementedError

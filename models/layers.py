@@ -1,0 +1,128 @@
+"""The layers of a Llama-style transformer over a grid: RMSNorm, 2-D RoPE, attention, SwiGLU.
+
+RoPE: Su et al., arXiv 2104.09864, in the axial 2-D form of LlamaGen (Sun et al., arXiv 2406.06525;
+github.com/FoundationVision/LlamaGen). RMSNorm: arXiv 1910.07467. SwiGLU: arXiv 2002.05202. Names of
+parameters and their layout are LlamaGen's, so that its checkpoints load.
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + 1e-5) in at least fp32, then times a learned weight."""
+
+    def __init__(self, width: int):
+        """Start with weight 1."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        """Normalise the last dimension."""
+        return F.rms_norm(x_BSD, self.weight.shape, self.weight, eps=1e-5)
+
+
+@functools.lru_cache(maxsize=32)
+def rope_table(grid: int, head_width: int, device: torch.device) -> torch.Tensor:
+    """Return the rotations of 2-D RoPE, complex128 (1 + T, K/2), one row per cell after row 0.
+
+    Row 1 + p is cell p: K/4 angles from its grid row, then K/4 from its column, at frequencies
+    10000^(-4j/K). Row 0 is for the class token and is zero, not the identity: it wipes out query
+    and key, so every query gives the class logit 0. LlamaGen, RandAR, ARPG and PAR all rely on it.
+    """
+    frequency = 10000.0 ** (-4 * torch.arange(head_width // 4, dtype=torch.float64) / head_width)
+    cell = torch.arange(grid * grid)
+    row_TR, column_TR = (p[:, None] * frequency for p in (cell // grid, cell % grid))
+    angle_TR = torch.cat((row_TR, column_TR), dim=1)
+    rotation_TR = torch.polar(torch.ones_like(angle_TR), angle_TR)
+    return torch.cat((torch.zeros_like(rotation_TR[:1]), rotation_TR)).to(device)
+
+
+def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    """Turn the adjacent pairs (2i, 2i+1) of x (..., K) by `rotation` (..., K/2), in >= fp32."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)))
+    turned = pairs * rotation.to(torch.complex128 if wide == torch.float64 else torch.complex64)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+
+
+class LayerCache:
+    """Keys and values of one layer, written by slot; `capacity` slots at most."""
+
+    def __init__(self, capacity: int):
+        """Allocate on the first write, when batch, device and dtype are known."""
+        self.capacity = capacity
+        self.kv: torch.Tensor | None = None
+
+    def write(self, start: int, kv_2BHSK: torch.Tensor) -> torch.Tensor:
+        """Put keys and values at slots start..start+S; return all up to there, (2, B, H, L, K)."""
+        _, batch, heads, slots, width = kv_2BHSK.shape
+        if self.kv is None:
+            self.kv = kv_2BHSK.new_empty(2, batch, heads, self.capacity, width)
+        self.kv[:, :, :, start : start + slots] = kv_2BHSK
+        return self.kv[:, :, :, : start + slots]
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with rotated queries and keys, no biases, no QK norm."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        """Build the fused projection (rows q | k | v, head-major) and the output projection."""
+        super().__init__()
+        self.heads = heads
+        self.wqkv = nn.Linear(width, 3 * width, bias=False)
+        self.wo = nn.Linear(width, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x_BSD: torch.Tensor,
+        rotation_B1SR: torch.Tensor,
+        cache: LayerCache | None = None,
+        start: int = 0,
+    ) -> torch.Tensor:
+        """Let token s see tokens <= s of x and, with a cache, its slots before `start`."""
+        qkv_3BHSK = self.wqkv(x_BSD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qk_2BHSK = rotate(qkv_3BHSK[:2], rotation_B1SR)
+        q_BHSK, k_BHSK, v_BHSK = qk_2BHSK[0], qk_2BHSK[1], qkv_3BHSK[2]
+        if cache is not None:
+            k_BHSK, v_BHSK = cache.write(start, torch.stack((k_BHSK, v_BHSK)))
+        mixed_BHSK = F.scaled_dot_product_attention(
+            q_BHSK, k_BHSK, v_BHSK, **_causal(x_BSD.shape[1], start, x_BSD.device)
+        )
+        return self.dropout(self.wo(mixed_BHSK.transpose(1, 2).flatten(2)))
+
+
+def _causal(tokens: int, start: int, device: torch.device) -> dict:
+    """Return how `tokens` new tokens after `start` cached ones are masked, cheapest form first."""
+    if tokens == 1:
+        return {}
+    if start == 0:
+        return {"is_causal": True}
+    seen = torch.ones(tokens, start + tokens, dtype=torch.bool, device=device).tril(start)
+    return {"attn_mask": seen}
+
+
+def swiglu_hidden(width: int) -> int:
+    """Return LlamaGen's hidden size: 2/3 of 4 x width, rounded up to a multiple of 256."""
+    return -(-int(8 * width / 3) // 256) * 256
+
+
+class SwiGLU(nn.Module):
+    """w2(SiLU(w1 x) * w3 x), no biases."""
+
+    def __init__(self, width: int, dropout: float):
+        """Build the three projections."""
+        super().__init__()
+        hidden = swiglu_hidden(width)
+        self.w1 = nn.Linear(width, hidden, bias=False)
+        self.w3 = nn.Linear(width, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        """Map (..., D) to (..., D)."""
+        return self.dropout(self.w2(F.silu(self.w1(x_BSD)) * self.w3(x_BSD)))

@@ -1,0 +1,79 @@
+"""The methods by name. To add one: write a file beside this one, and a line here."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.artifacts import load_checkpoint, save_checkpoint, sha256_of
+from models.contract import Method
+from models.errors import InputError
+from models.gpt import GPT
+from models.randar import RandAR
+from models.trunk import ModelConfig
+
+METHODS: dict[str, type[Method]] = {
+    "gpt": GPT,
+    "randar": RandAR,
+}
+
+KIND = "generator"
+
+
+def build(method: str, config: ModelConfig) -> Method:
+    """Return a freshly initialised method. Raises InputError for an unknown name."""
+    if method not in METHODS:
+        raise InputError(f"expected a method of {', '.join(METHODS)}, got {method}")
+    return METHODS[method](config)
+
+
+def check_order(method: str, order: str) -> None:
+    """Raise InputError for a method and an --order that make no sense together, saying why."""
+    if not METHODS[method].any_order and order in ("random", "anneal"):
+        raise InputError(
+            f"--order {order} needs a method that is told which cell comes next; {method} is not: "
+            f"take --method {', '.join(n for n, m in METHODS.items() if m.any_order)}, "
+            "or --order raster or another scan"
+        )
+
+
+def save_generator(path: Path, head: dict, model: Method, **more: Any) -> None:
+    """Write a generator's weights under `head` (with its `method`), and `more` for resuming."""
+    save_checkpoint(
+        path,
+        head,
+        model_config=asdict(model.config),
+        model=model.state_dict(),
+        **more,
+    )
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A trained method as read from disk."""
+
+    model: Method
+    """fp32, in eval mode"""
+    header: dict
+    """with `method`, `config` (of its training), `inputs`, and the file's own `sha256`"""
+
+
+def load_generator(path: Path) -> Generator:
+    """Read a generator. Raises InputError if it is missing, broken, or of an unknown method."""
+    found = load_checkpoint(path, KIND, rerun="uv run train_c2i.py")
+    try:
+        model = build(found["header"]["method"], ModelConfig(**found["model_config"]))
+        model.load_state_dict({name: value.float() for name, value in found["model"].items()})
+    except (KeyError, TypeError, RuntimeError) as e:
+        reason = " ".join(str(e).split())[:150]
+        raise InputError(
+            f"{path} holds no {found['header'].get('method')} of this version ({reason})"
+        ) from None
+    model.requires_grad_(False).eval()
+    return Generator(model, found["header"] | {"sha256": sha256_of(Path(path))})
+
+
+def parameters(model: torch.nn.Module) -> int:
+    """Return the number of learned values."""
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,111 @@
+"""Orders: in which sequence the T cells of a grid are visited. Pure functions.
+
+    order[s] = raster position visited at step s       rank[p] = step at which p is visited
+    rank = order.argsort()                             order = rank.argsort()
+
+The scans are those of taming-transformers' permuter (Esser et al., arXiv 2012.09841), which RAR
+(Yu et al., arXiv 2411.00776) compares. Group sizes are RandAR's (Pang et al., arXiv 2412.01827).
+"""
+
+import math
+from typing import Literal, get_args
+
+import torch
+
+from models.errors import InputError
+
+ScanName = Literal["raster", "alternate", "z_curve", "subsample", "spiral_in", "spiral_out"]
+SCANS: tuple[ScanName, ...] = get_args(ScanName)
+
+
+def _bits(values: torch.Tensor, count: int) -> list[torch.Tensor]:
+    return [(values >> b) & 1 for b in range(count)]
+
+
+def _spiral_out(grid: int) -> list[int]:
+    """Start at the lower left of the central 2x2; arms up, right, down, left, ever longer."""
+    row, column, order = grid // 2, grid // 2 - 1, []
+    turns = ((-1, 0), (0, 1), (1, 0), (0, -1))
+    arms = sorted([*range(1, grid)] * 2 + [grid - 1])  # 1 1 2 2 .. G-1 G-1 G-1
+    for arm, length in enumerate(arms):
+        down, right = turns[arm % 4]
+        for _ in range(length):
+            order.append(row * grid + column)
+            row, column = row + down, column + right
+    return [*order, row * grid + column]
+
+
+def scan(name: ScanName, grid: int) -> torch.Tensor:
+    """Return the order_T of a scan over a grid x grid square, int64.
+
+    Raises InputError for an unknown name, or for a side that the scan is not defined on
+    (z_curve and subsample: powers of two; spirals: even).
+    """
+    row_T, column_T = (
+        torch.arange(grid * grid).div(grid, rounding_mode="floor"),
+        torch.arange(grid * grid).remainder(grid),
+    )
+    levels = int(math.log2(grid))
+    if name in ("z_curve", "subsample") and 2**levels != grid:
+        raise InputError(f"{name} needs a grid side that is a power of two, got {grid}")
+    if name in ("spiral_in", "spiral_out") and grid % 2:
+        raise InputError(f"{name} needs an even grid side, got {grid}")
+    pairs = list(zip(_bits(row_T, levels), _bits(column_T, levels), strict=True))
+    if name == "raster":
+        return row_T * grid + column_T
+    if name == "alternate":
+        return (row_T * grid + torch.where(row_T % 2 == 0, column_T, grid - 1 - column_T)).argsort()
+    if name == "z_curve":
+        return sum(c << 2 * b | r << 2 * b + 1 for b, (r, c) in enumerate(pairs)).argsort()
+    if name == "subsample":
+        return sum((2 * r + c) << 2 * (levels - 1 - b) for b, (r, c) in enumerate(pairs)).argsort()
+    if name == "spiral_out":
+        return torch.tensor(_spiral_out(grid))
+    if name == "spiral_in":
+        return torch.tensor(_spiral_out(grid)).flip(0)
+    raise InputError(f"expected an order of {', '.join(SCANS)}, got {name}")
+
+
+def mixed_order(
+    base_T: torch.Tensor, batch: int, random_fraction: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Return order_BS, each row uniformly random with probability `random_fraction`, else `base_T`.
+
+    0 is raster (or another scan), 1 is RandAR and ARPG, and RAR goes from 1 to 0 during training.
+    """
+    device = generator.device
+    shape = (batch, len(base_T))
+    random_BS = torch.rand(shape, generator=generator, device=device).argsort(1)
+    is_random_B1 = torch.rand(batch, 1, generator=generator, device=device) < random_fraction
+    return torch.where(is_random_B1, random_BS, base_T.to(device))
+
+
+def random_fraction_at(progress: float, start: float, end: float) -> float:
+    """Return RAR's share of random orders: 1 until `start`, then linear to 0 at `end`.
+
+    All three are fractions of the training.
+    """
+    if progress <= start:
+        return 1.0
+    if progress >= end:
+        return 0.0
+    return 1 - (progress - start) / (end - start)
+
+
+def cosine_groups(tokens: int, steps: int) -> list[int]:
+    """Return how many codes each step decodes, few first: `steps` sizes >= 1, sum `tokens`.
+
+    RandAR's published schedule for steps >= 2. The float64 order of operations is part of it: at
+    (t + 1) / steps = 2/3 the cosine hits tokens / 2, and another order gives other sizes. One step
+    decodes everything (RandAR's formula would need two). Raises InputError unless
+    1 <= steps <= tokens.
+    """
+    if not 1 <= steps <= tokens:
+        raise InputError(f"expected steps in 1..{tokens}, got {steps}")
+    if steps == 1:
+        return [tokens]
+    done = [0, 1]
+    for t in range(1, steps):
+        target = math.floor((1 - math.cos((math.pi / 2) * (t + 1) / steps)) * tokens + 1)
+        done.append(min(tokens, max(done[-1] + 1, target)))
+    return [after - before for before, after in zip(done, done[1:], strict=False)]

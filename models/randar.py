@@ -1,0 +1,114 @@
+"""RandAR: any order, told by a position-instruction token before every code.
+
+Paper: Pang et al., "RandAR: Decoder-only Autoregressive Visual Generation in Random Orders", arXiv
+2412.01827. Code: github.com/ziqipang/RandAR.
+
+The sequence is [c, p_1, x_1, p_2, x_2, ..]. The instruction p_i is one learned vector, turned by
+the 2-D RoPE of the cell to come; x_i is the code there. Both are turned again in attention by the
+same cell. The output of p_i predicts x_i.
+
+Differs from it in: the last code is not fed in training (nothing reads it), so the sequence has 2T
+slots instead of 2T + 1, with the same logits; the order is an argument; codes that are known can be
+committed first; the null label is put in by the training script, not in here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from models.contract import Method
+from models.layers import LayerCache, RMSNorm, rope_table, rotate
+from models.trunk import Block, ClassEmbedding, ModelConfig, initialise, run_blocks
+
+
+@dataclass
+class RandARCache:
+    """What has been fed. Slots 0..2 * committed are final: [c, p_1, x_1, .. p_q, x_q]."""
+
+    label_B: torch.Tensor
+    layers: list[LayerCache]
+    committed: int = 0
+    asked_Bn: torch.Tensor | None = None
+    """the cells of the last call; the first one's instruction is in its final slot already"""
+
+
+class RandAR(Method):
+    """RandAR: the next cell is told by an instruction token; several may be asked at once."""
+
+    any_order = True
+    parallel = True
+
+    def __init__(self, config: ModelConfig):
+        """Build the network; the output head starts at zero, so the first loss is ln V."""
+        super().__init__(config)
+        self.pos_instruct_embeddings = nn.Parameter(0.02 * torch.randn(1, config.width))
+        self.cls_embedding = ClassEmbedding(config.classes, config.width)
+        self.tok_embeddings = nn.Embedding(config.codes, config.width)
+        self.token_dropout = nn.Dropout(config.token_dropout)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width)
+        self.output = nn.Linear(config.width, config.codes, bias=False)
+        initialise(self)
+        nn.init.zeros_(self.output.weight)
+
+    def _table(self, device: torch.device) -> torch.Tensor:
+        return rope_table(self.config.grid, self.config.head_width, device)
+
+    def _instructions(self, cells_BS: torch.Tensor) -> torch.Tensor:
+        """Return p_BSD, the learned vector turned head by head to each cell."""
+        vector_HK = self.pos_instruct_embeddings.view(self.config.heads, self.config.head_width)
+        rotation_BS1R = self._table(cells_BS.device)[cells_BS + 1].unsqueeze(2)
+        return rotate(vector_HK.expand(*cells_BS.shape, -1, -1), rotation_BS1R).flatten(2)
+
+    def _pairs(self, codes_BS: torch.Tensor, cells_BS: torch.Tensor) -> torch.Tensor:
+        """Return [p_1, x_1, p_2, x_2, ..] as (B, 2S, D)."""
+        x_BSD = self.token_dropout(self.tok_embeddings(codes_BS))
+        p_BSD = self._instructions(cells_BS).to(x_BSD.dtype)
+        return torch.stack((p_BSD, x_BSD), dim=2).flatten(1, 2)
+
+    def _rotation(self, cells_BL: torch.Tensor) -> torch.Tensor:
+        """Return rotation_BLR of slots by cell, -1 meaning the class token."""
+        return self._table(cells_BL.device)[cells_BL + 1]
+
+    def _logits(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        logits_BSV = self.output(self.norm(x_BSD))
+        return logits_BSV.to(torch.promote_types(logits_BSV.dtype, torch.float32))
+
+    def forward(self, codes_BT, label_B, order_BS):
+        """Return logits_BSV, taken at the instruction slots; see Method."""
+        pairs_BLD = self._pairs(codes_BT.gather(1, order_BS), order_BS)[:, :-1]
+        x_BLD = torch.cat((self.cls_embedding(label_B), pairs_BLD), dim=1)
+        twice_BL = order_BS.repeat_interleave(2, dim=1)[:, :-1]
+        cells_BL = torch.cat((torch.full_like(order_BS[:, :1], -1), twice_BL), dim=1)
+        x_BLD = run_blocks(self.layers, x_BLD, self._rotation(cells_BL))
+        return self._logits(x_BLD[:, 1::2])
+
+    def cache(self, label_B):
+        """Return an empty RandARCache."""
+        layers = [LayerCache(2 * self.config.tokens) for _ in self.layers]
+        return RandARCache(label_B, layers)
+
+    def decode(self, cache, codes_Bm, cells_Bm, next_cells_Bn):
+        """Return logits_BnV; see Method.
+
+        The committed codes take their final slots [.. p, x, p, x], overwriting the instructions of
+        the last call, and the new instructions follow in consecutive slots. Passing as `cells_Bm`
+        the very tensor that was asked for in the last call saves feeding its first instruction
+        again: that one is in its final slot and saw its final context.
+        """
+        x_BLD = self._pairs(codes_Bm, cells_Bm)
+        cells_BL = cells_Bm.repeat_interleave(2, dim=1)
+        start = 1 + 2 * cache.committed
+        if cells_Bm is cache.asked_Bn:
+            x_BLD, cells_BL, start = x_BLD[:, 1:], cells_BL[:, 1:], start + 1
+        if cache.asked_Bn is None:
+            x_BLD = torch.cat((self.cls_embedding(cache.label_B), x_BLD), dim=1)
+            cells_BL = torch.cat((torch.full_like(next_cells_Bn[:, :1], -1), cells_BL), dim=1)
+            start = 0
+        x_BLD = torch.cat((x_BLD, self._instructions(next_cells_Bn).to(x_BLD.dtype)), dim=1)
+        cells_BL = torch.cat((cells_BL, next_cells_Bn), dim=1)
+        x_BLD = run_blocks(self.layers, x_BLD, self._rotation(cells_BL), cache.layers, start)
+        cache.committed += codes_Bm.shape[1]
+        cache.asked_Bn = next_cells_Bn
+        return self._logits(x_BLD[:, -next_cells_Bn.shape[1] :])

@@ -1,0 +1,183 @@
+"""From logits to images: guidance, picking, and the one decode loop.
+
+Sampling, parallel decoding, and filling in what is missing (inpainting, editing, outpainting) are
+the same loop over `Method.decode`: an order, group sizes, a guidance scale a step, and optionally
+codes that are already known, which are committed first.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from models.contract import Method
+from models.errors import InputError
+from models.orders import cosine_groups, scan
+
+Schedule = Literal["constant", "linear", "power_cosine"]
+
+
+def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return classifier-free guidance, u + scale * (c - u) (Ho & Salimans, arXiv 2207.12598)."""
+    return uncond + scale * (cond - uncond)
+
+
+def guidance_at(schedule: Schedule, scale: float, power: float, done: int, total: int) -> float:
+    """Return the guidance scale of a step that starts with `done` of `total` codes decoded.
+
+    constant: `scale`. linear: 1 -> scale, as RandAR. power_cosine: RAR's 1 + (scale - 1) *
+    (1 - cos(pi * (done/total)^power)) / 2; power 0 is constant.
+    """
+    if schedule == "constant":
+        return scale
+    if schedule == "linear":
+        return 1 + (scale - 1) * done / total
+    return 1 + (scale - 1) * (1 - math.cos(math.pi * (done / total) ** power)) / 2
+
+
+def pick(
+    logits_BnV: torch.Tensor,
+    uniform_Bn: torch.Tensor,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> torch.Tensor:
+    """Draw codes_Bn, int64, from logits by inverting the CDF at `uniform_Bn` in [0, 1).
+
+    temperature 0 takes the largest logit. top_k > 0 keeps the k largest (and ties with the k-th).
+    top_p < 1 keeps the fewest most likely codes whose mass reaches p. The input is unchanged.
+    """
+    if temperature == 0:
+        return logits_BnV.argmax(-1)
+    logits_BnV = logits_BnV.double() / temperature
+    if 0 < top_k < logits_BnV.shape[-1]:
+        least_Bn1 = logits_BnV.topk(top_k).values[..., -1:]
+        logits_BnV = logits_BnV.masked_fill(logits_BnV < least_Bn1, -math.inf)
+    p_BnV = logits_BnV.softmax(-1)
+    if top_p < 1:
+        sorted_BnV, rank_BnV = p_BnV.sort(dim=-1, descending=True)
+        before_BnV = sorted_BnV.cumsum(-1) - sorted_BnV
+        drop_BnV = torch.zeros_like(p_BnV, dtype=torch.bool)
+        drop_BnV.scatter_(-1, rank_BnV, before_BnV >= top_p)
+        p_BnV = p_BnV.masked_fill(drop_BnV, 0)
+    mass_BnV = p_BnV.cumsum(-1)
+    # `right` skips codes of no mass; scaling keeps u under the last kept code's cumulated mass
+    threshold_Bn1 = (uniform_Bn.double() * mass_BnV[..., -1]).unsqueeze(-1)
+    codes_Bn = torch.searchsorted(mass_BnV, threshold_Bn1, right=True).squeeze(-1)
+    return codes_Bn.clamp(max=logits_BnV.shape[-1] - 1)
+
+
+def sample_chance(seed: int, samples: range, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (uniform_BS in [0, 1) float64, random order_BS int64), each sample its own stream.
+
+    Row i depends on (seed, samples[i]) only: an image does not depend on the batch it is in.
+    """
+    streams = [np.random.default_rng([seed, sample]) for sample in samples]
+    uniform_BS = np.stack([stream.random(tokens) for stream in streams])
+    order_BS = np.stack([stream.permutation(tokens) for stream in streams])
+    return torch.from_numpy(uniform_BS), torch.from_numpy(order_BS)
+
+
+def check_plan(model: Method, tokens: int, known: int, sizes: Sequence[int]) -> None:
+    """Raise InputError unless the groups fill the grid and the method can decode them."""
+    if sum(sizes) != tokens - known or min(sizes) < 1:
+        raise InputError(f"expected groups >= 1 with sum {tokens - known}, got {list(sizes)}")
+    if max(sizes) > 1 and not model.parallel:
+        raise InputError(
+            f"{type(model).__name__} decodes one code a step: expected {tokens - known} steps, "
+            f"got {len(sizes)}"
+        )
+
+
+@torch.no_grad()
+def generate(
+    model: Method,
+    label_B: torch.Tensor,
+    order_BS: torch.Tensor,
+    uniform_BS: torch.Tensor,
+    sizes: Sequence[int],
+    scales: Sequence[float],
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    known_Bm: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Generate codes_BT in raster positions, every cell written once.
+
+    `sizes` and `scales` give each step's number of codes and guidance scale; guidance runs a second
+    half-batch with the null label, unless all scales are 1. With `known_Bm`, the first m cells of
+    each order hold these codes and are not sampled. Raises InputError for a plan that does not fill
+    the grid or that the method cannot follow.
+    """
+    tokens = order_BS.shape[1]
+    known_Bm = order_BS[:, :0] if known_Bm is None else known_Bm
+    check_plan(model, tokens, known_Bm.shape[1], sizes)
+    guided = any(scale != 1 for scale in scales)
+
+    def rows(x):  # both halves of a guided batch
+        return torch.cat((x, x)) if guided else x
+
+    labels = torch.cat((label_B, label_B.new_full(label_B.shape, model.null_label)))
+    cache = model.cache(labels if guided else label_B)
+    cells = rows(order_BS).split([known_Bm.shape[1], *sizes], dim=1)
+    uniforms = uniform_BS.split([known_Bm.shape[1], *sizes], dim=1)
+    groups = [known_Bm]
+    for step, scale in enumerate(scales):
+        logits = model.decode(cache, rows(groups[-1]), cells[step], cells[step + 1])
+        if guided:
+            logits = guide(*logits.chunk(2), scale)
+        groups.append(pick(logits, uniforms[step + 1], temperature, top_k, top_p))
+    codes_BS = torch.cat(groups, dim=1)
+    return torch.full_like(codes_BS, -1).scatter(1, order_BS, codes_BS)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to sample: everything but the model, the labels and the seed."""
+
+    order: str = "raster"
+    """a scan, or `random`: an order of its own for each sample"""
+    steps: int | None = None
+    """network calls; fewer than tokens decode several codes at once; None: one a code"""
+    cfg: float = 1.0
+    """guidance scale, 1 for none"""
+    schedule: Schedule = "linear"
+    power: float = 2.75
+    """of power_cosine"""
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def groups(self, tokens: int) -> tuple[list[int], list[float]]:
+        """Return each step's number of codes and its guidance scale."""
+        sizes = cosine_groups(tokens, tokens if self.steps is None else self.steps)
+        done = [sum(sizes[:i]) for i in range(len(sizes))]
+        return sizes, [guidance_at(self.schedule, self.cfg, self.power, q, tokens) for q in done]
+
+
+def sample_codes(
+    model: Method, label_N: torch.Tensor, plan: Plan, seed: int, first: int = 0
+) -> torch.Tensor:
+    """Return codes_NT, int64 on the model's device, of samples first..first+N of the stream `seed`.
+
+    One batch; the caller splits. A sample is the same whatever batch it is in.
+    """
+    config, device = model.config, next(model.parameters()).device
+    uniform_BS, order_BS = sample_chance(seed, range(first, first + len(label_N)), config.tokens)
+    if plan.order != "random":
+        order_BS = scan(plan.order, config.grid).expand_as(order_BS)
+    sizes, scales = plan.groups(config.tokens)
+    return generate(
+        model,
+        label_N.to(device),
+        order_BS.to(device),
+        uniform_BS.to(device),
+        sizes,
+        scales,
+        plan.temperature,
+        plan.top_k,
+        plan.top_p,
+    )

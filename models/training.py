@@ -1,0 +1,114 @@
+"""What every training script shares: chance by step, learning rate, devices, checks, log."""
+
+import json
+import logging
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from models.artifacts import write_text
+from models.errors import InputError
+
+
+def seed_step(seed: int, step: int, device: torch.device, rank: int = 0) -> torch.Generator:
+    """Make all chance in a step a function of (seed, step, rank): a resume needs no RNG state.
+
+    Seeds torch's global generator (dropout, codebook revival) and returns another for the rest.
+    """
+    a, b = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint64).tolist()
+    torch.manual_seed(a)
+    return torch.Generator(device).manual_seed(b)
+
+
+def batch_rows(rows: int, batch: int, step: int, seed: int) -> torch.Tensor:
+    """Return the row numbers of a step's batch, int64 (batch,): every epoch visits each row once.
+
+    Epoch e is a permutation that depends on (seed, e) only; a batch may straddle two epochs.
+    """
+    wanted = torch.arange(step * batch, (step + 1) * batch)
+    parts = []
+    for epoch in wanted.div(rows, rounding_mode="floor").unique().tolist():
+        (state,) = np.random.SeedSequence([seed, epoch, rows]).generate_state(1, np.uint64).tolist()
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(state))
+        parts.append(order[wanted[wanted // rows == epoch] % rows])
+    return torch.cat(parts)
+
+
+def lr_at(step: int, peak: float, warmup: int, total: int, floor: float = 0.0) -> float:
+    """Return the learning rate of a step: linear 0 -> peak, then cosine to `floor` * peak.
+
+    As RandAR (its floor is 0.05). `warmup` and `total` count optimizer steps.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called auto (a GPU if there is one), cpu or cuda.
+
+    Raises InputError for another name, or for cuda without a GPU.
+    """
+    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"expected device auto, cpu or (with a GPU) cuda, got {name}")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def bf16_is_native(device: torch.device) -> bool:
+    """Tell whether bf16 arithmetic is done by the hardware, and so is faster than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def start_fabric(device: torch.device, devices: int = 1) -> Fabric:
+    """Return Fabric, launched, in bf16 where that is native, else in fp32."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    precision = "bf16-mixed" if bf16_is_native(device) else "32-true"
+    fabric = Fabric(accelerator=device.type, devices=devices, precision=precision)
+    fabric.launch()
+    return fabric
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Return AdamW's groups: decay for tensors of two or more dimensions, none for the others."""
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def check_finite(loss: float, step: int, kept: Path) -> None:
+    """Raise InputError when a loss is NaN or infinite, naming the last good checkpoint."""
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the loss is {loss} at step {step}: stopped; the last good checkpoint is {kept}; "
+            "try a lower --lr"
+        )
+
+
+def same_run(saved: dict, wanted: dict, free: Iterable[str], path: Path) -> None:
+    """Raise InputError if two configs differ in more than the fields `free`, naming them."""
+    differ = sorted(
+        key
+        for key in saved.keys() | wanted.keys()
+        if key not in set(free) and saved.get(key) != wanted.get(key)
+    )
+    if differ:
+        pairs = ", ".join(f"{key} {saved.get(key)} -> {wanted.get(key)}" for key in differ)
+        raise InputError(
+            f"{path} was made with another config ({pairs}); "
+            "choose another --out, or delete the file to start over"
+        )
+
+
+def write_log(path: Path, rows: list[dict]) -> None:
+    """Write the log so far, one JSON object a line, in one rename."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,175 @@
+"""The tokenizer: a convolutional VQ-VAE from a 32x32 image to an 8x8 grid of codes and back.
+
+VQ-VAE: van den Oord et al., "Neural Discrete Representation Learning", arXiv 1711.00937, with EMA
+codes (its appendix A.1). Unit-length codes of few dimensions: Yu et al., "Vector-quantized Image
+Modeling with Improved VQGAN", arXiv 2110.04627. The quantizer itself is vector-quantize-pytorch's.
+
+Differs from LlamaGen's VQ-16 tokenizer in: factor 4 instead of 16, pixel (un)shuffle in place of
+strided and upsampling convolutions, no attention, no perceptual or adversarial term.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from vector_quantize_pytorch import VectorQuantize
+
+from models.errors import InputError
+
+
+@dataclass(frozen=True)
+class VQVAEConfig:
+    """Size of the tokenizer."""
+
+    codebook_size: int = 1024
+    """K, number of codes"""
+    code_dim: int = 8
+    """length of a code vector; codes lie on the unit sphere"""
+    width: int = 64
+    """channels at 16x16; twice as many at 8x8"""
+    blocks: int = 2
+    """residual blocks at each resolution, in the encoder and in the decoder"""
+
+    def __post_init__(self):
+        """Raise InputError for a size that no tokenizer can have."""
+        for name, least in (("codebook_size", 2), ("code_dim", 2), ("blocks", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"expected {name} >= {least}, got {getattr(self, name)}")
+        if self.width < 8 or self.width % 8:
+            raise InputError(f"expected width to be a multiple of 8, got {self.width}")
+
+
+class Residual(nn.Module):
+    """Pre-norm residual block: x + conv(SiLU(norm(conv(SiLU(norm(x))))))."""
+
+    def __init__(self, channels: int):
+        """Build two 3x3 convolutions at `channels`, the second starting at zero."""
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(8, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x):
+        """Map (N, channels, h, w) to the same shape."""
+        inner = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(inner)))
+
+
+class CosineQuantizer(nn.Module):
+    """Nearest code on the unit sphere, with EMA codes, k-means start and revival of dead codes.
+
+    An adapter over vector-quantize-pytorch that takes tokens (N, T, C) only and never calls its
+    `get_output_from_indices` (wrong for image maps with a projection). Plain straight-through
+    gradient, not the library's default rotation trick.
+    """
+
+    def __init__(self, codebook_size: int, code_dim: int, revive_below: float, decay: float = 0.99):
+        """Build an empty codebook; `start` fills it.
+
+        A code whose EMA count of uses in a batch falls under `revive_below` is placed anew.
+        """
+        super().__init__()
+        self.vq = VectorQuantize(
+            dim=code_dim,
+            codebook_size=codebook_size,
+            use_cosine_sim=True,
+            decay=decay,
+            kmeans_init=True,
+            threshold_ema_dead_code=revive_below,
+            commitment_weight=1.0,
+            rotation_trick=False,
+        )
+
+    @property
+    def codebook_VC(self) -> torch.Tensor:
+        """The unit-length code vectors, float (V, C)."""
+        return self.vq.codebook
+
+    @torch.no_grad()
+    def start(self, vectors_NTC: torch.Tensor) -> None:
+        """Place the codes by k-means; wants about 50 vectors a code, and at least one.
+
+        Raises InputError with fewer vectors than codes (the library would leave zero codes).
+        """
+        vectors, codes = vectors_NTC.shape[0] * vectors_NTC.shape[1], len(self.codebook_VC)
+        if vectors < codes:
+            raise InputError(
+                f"expected at least {codes} vectors to start {codes} codes, got {vectors}"
+            )
+        self.vq(vectors_NTC.float(), freeze_codebook=True)
+
+    def forward(self, vectors_NTC: torch.Tensor):
+        """Return (quantized_NTC, codes_NT int64, commitment scalar); in train() the codes move."""
+        return self.vq(vectors_NTC)
+
+    def nearest(self, vectors_NTC: torch.Tensor) -> torch.Tensor:
+        """Return codes_NT, int64 in [0, V): the code of largest cosine. Moves nothing."""
+        return (F.normalize(vectors_NTC.float(), dim=-1) @ self.codebook_VC.T).argmax(-1)
+
+
+class VQVAE(nn.Module):
+    """Images (N, 3, 32, 32) in [0, 1] <-> codes (N, T) int64 in [0, V), T = 64 in raster order."""
+
+    grid = 8
+    """side of the code grid; T = grid * grid"""
+
+    def __init__(self, config: VQVAEConfig, revive_below: float = 0.0):
+        """Build encoder, quantizer and decoder; `revive_below` is for training the codebook."""
+        super().__init__()
+        self.config = config
+        wide, wider = config.width, 2 * config.width
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(12, wide, 3, padding=1),
+            *[Residual(wide) for _ in range(config.blocks)],
+            nn.Conv2d(wide, wider, 4, stride=2, padding=1),
+            *[Residual(wider) for _ in range(config.blocks)],
+            nn.GroupNorm(8, wider),
+            nn.SiLU(),
+            nn.Conv2d(wider, config.code_dim, 1),
+        )
+        self.quantizer = CosineQuantizer(config.codebook_size, config.code_dim, revive_below)
+        self.decoder = nn.Sequential(
+            nn.Conv2d(config.code_dim, wider, 3, padding=1),
+            *[Residual(wider) for _ in range(config.blocks)],
+            nn.Conv2d(wider, 4 * wide, 3, padding=1),
+            nn.PixelShuffle(2),
+            *[Residual(wide) for _ in range(config.blocks)],
+            nn.GroupNorm(8, wide),
+            nn.SiLU(),
+            nn.Conv2d(wide, 12, 3, padding=1),
+            nn.PixelShuffle(2),
+        )
+
+    def vectors(self, images_N3HW: torch.Tensor) -> torch.Tensor:
+        """Encode to vectors_NTC before quantization."""
+        return self.encoder(2 * images_N3HW - 1).flatten(2).transpose(1, 2)
+
+    def render(self, vectors_NTC: torch.Tensor) -> torch.Tensor:
+        """Decode quantized vectors to images_N3HW, not clamped."""
+        maps = vectors_NTC.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return (self.decoder(maps.contiguous(memory_format=torch.channels_last)) + 1) / 2
+
+    def forward(self, images_N3HW: torch.Tensor):
+        """Return (reconstruction_N3HW, codes_NT, commitment scalar), for training."""
+        quantized_NTC, codes_NT, commitment = self.quantizer(self.vectors(images_N3HW))
+        return self.render(quantized_NTC), codes_NT, commitment
+
+    @torch.no_grad()
+    def encode(self, images_N3HW: torch.Tensor) -> torch.Tensor:
+        """Return codes_NT of images in [0, 1]."""
+        return self.quantizer.nearest(self.vectors(images_N3HW))
+
+    @torch.no_grad()
+    def decode(self, codes_NT: torch.Tensor) -> torch.Tensor:
+        """Return images_N3HW in [0, 1]. Raises ValueError for a code outside [0, V)."""
+        if codes_NT.min() < 0 or codes_NT.max() >= self.config.codebook_size:
+            raise ValueError(
+                f"expected codes in [0, {self.config.codebook_size}), "
+                f"got {codes_NT.min()}..{codes_NT.max()}"
+            )
+        return self.render(self.quantizer.codebook_VC[codes_NT]).clamp(0, 1)

@@ -1,0 +1,135 @@
+"""The offline ruler: what is saved is what is loaded, counted and trained."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import script
+from tiny_extractor import write_extractor
+
+from metrics.extractor import (
+    SmallClassifier,
+    class_probabilities,
+    extractor_ruler,
+    label_accuracy,
+    load_extractor,
+)
+from metrics.fidelity import fidelity
+from models.artifacts import header, load_checkpoint, save_checkpoint
+from models.dataset import load_split, save_split
+from models.errors import InputError
+from models.shapes import make_shapes
+
+stage = script("tools/train_extractor.py")
+
+
+def test_an_extractor_survives_saving(tmp_path):
+    extractor = write_extractor(tmp_path / "small.pth")
+    loaded = load_extractor(tmp_path / "small.pth")
+    assert not loaded.training
+    assert {value.dtype for value in loaded.parameters()} == {torch.float32}
+    images_N3HW = torch.rand(8, 3, 32, 32)
+    features_NF, logits_NC = loaded(images_N3HW)
+    assert features_NF.shape == (8, 16) and logits_NC.shape == (8, 10)
+    rounded = extractor.half().float()
+    for a, b in zip((features_NF, logits_NC), rounded(images_N3HW), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    save_checkpoint(tmp_path / "other.pth", header("tokenizer", "test", {}))
+    with pytest.raises(InputError, match="expected extractor, found tokenizer"):
+        load_extractor(tmp_path / "other.pth")
+
+
+def test_torch_fidelity_gets_the_layers_in_its_order(tmp_path):
+    extractor = write_extractor(tmp_path / "small.pth").half().float()
+    images_N3HW = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
+    features_NF, logits_NC = extractor(images_N3HW / 255)
+    weights = str(tmp_path / "small.pth")
+    for layers, expected in (
+        (["features", "logits"], (features_NF, logits_NC)),
+        (["logits", "features"], (logits_NC, features_NF)),
+        (["logits"], (logits_NC,)),
+    ):
+        wrapped = SmallClassifier("any", layers, feature_extractor_weights_path=weights)
+        for a, b in zip(wrapped(images_N3HW), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_ruler_is_named_after_its_dataset(tmp_path):
+    images, _ = make_shapes(40, seed=0)
+    for dataset, tag in (("cifar10", "c10"), ("shapes", "shapes"), ("pets", "pets")):
+        write_extractor(tmp_path / "small.pth", dataset=dataset)
+        ruler = extractor_ruler(tmp_path / "small.pth")
+        found = fidelity(images[:20], images[20:], ruler, tmp_path / "cache", verbose=False)
+        assert set(found) == {f"{name}_{tag}" for name in ("FD", "KD", "precision", "recall", "IS")}
+
+
+class Brightest(torch.nn.Linear):
+    """Takes an image for the channel that is brightest."""
+
+    def forward(self, images_N3HW):
+        means_N3 = images_N3HW.mean((2, 3))
+        return means_N3, 100 * means_N3
+
+
+def test_label_accuracy_counts_what_was_asked_for():
+    red, green, blue = np.zeros((3, 1, 8, 8, 3), np.uint8)
+    red[..., 0] = green[..., 1] = blue[..., 2] = 255
+    colours = np.concatenate([red, green, blue, red])
+    extractor = Brightest(1, 1)
+    assert label_accuracy(colours, np.array([0, 1, 2, 1]), extractor) == 0.75
+    probabilities_NC = class_probabilities(colours, extractor, batch=3)
+    np.testing.assert_allclose(probabilities_NC, np.eye(3)[[0, 1, 2, 0]], atol=1e-6)
+    with pytest.raises(InputError, match="expected 4 labels"):
+        label_accuracy(colours, np.array([0, 1]), extractor)
+    with pytest.raises(InputError, match="expected images uint8"):
+        class_probabilities(colours / 255, extractor)
+
+
+def test_crops_are_windows_and_half_are_mirrored():
+    side = 8 + 2 * stage.PAD
+    here = torch.arange(side)
+    padded_NHWC = torch.stack([here[:, None].expand(side, side), here.expand(side, side)], -1)[None]
+    pick_B = torch.zeros(1000, dtype=torch.int64)
+    crops_BCHW = stage.crop_and_flip(padded_NHWC, pick_B, torch.Generator().manual_seed(0))
+    assert crops_BCHW.shape == (1000, 2, 8, 8)
+    row_BHW, column_BHW = crops_BCHW.unbind(1)
+    assert (row_BHW.diff(dim=1) == 1).all() and (row_BHW.diff(dim=2) == 0).all()
+    step_BHW = column_BHW.diff(dim=2)
+    mirrored_B = step_BHW[:, 0, 0] == -1
+    assert (step_BHW == torch.where(mirrored_B, -1, 1)[:, None, None]).all()
+    assert (column_BHW.diff(dim=1) == 0).all() and 400 < mirrored_B.sum() < 600
+    for cells_BHW in (row_BHW, column_BHW):
+        assert cells_BHW.amin((1, 2)).unique().tolist() == list(range(2 * stage.PAD + 1))
+
+
+def colours(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return noisy images of ten colours, uint8 (count, 32, 32, 3), and which one each has."""
+    palette_C3 = 50 + 75 * np.indices((3, 3, 3)).reshape(3, 27).T[:10]
+    labels_N = np.arange(count) % 10
+    noise = np.random.default_rng(seed).normal(0, 10, (count, 32, 32, 3))
+    images_NHWC = (palette_C3[labels_N][:, None, None] + noise).clip(0, 255).astype(np.uint8)
+    return images_NHWC, labels_N
+
+
+def test_training_learns_and_says_what_it_wrote(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stage, "ROOT", tmp_path)
+    names = tuple("abcdefghij")
+    for split, count in (("train", 400), ("test", 100)):
+        of_split = colours(count, seed=count)
+        save_split(tmp_path, split, *of_split, names, "colours", "test", {}, {})
+    stage.main(stage.ExtractorConfig(data=tmp_path, epochs=4, batch=32, width=8))
+    written = tmp_path / "checkpoints" / "extractor_colours.pth"  # never over another dataset's
+    head = load_checkpoint(written, "extractor", "")["header"]
+    test = load_split(tmp_path, "test")
+    assert head["test_accuracy"] > 0.9
+    assert head["dataset"] == "colours" and head["classes"] == list(names)
+    assert head["inputs"]["test_images"] == test.sha256 and head["config"]["width"] == 8
+    accuracy = label_accuracy(test.images_NHWC, test.labels_N, load_extractor(written))
+    assert accuracy == head["test_accuracy"]
+    assert f"test accuracy {accuracy:.4f}" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_values_that_fit_no_run_are_refused(tmp_path):
+    with pytest.raises(InputError, match="expected --epochs >= 1, got 0"):
+        stage.ExtractorConfig(epochs=0)
+    with pytest.raises(InputError, match="load_CIFAR10"):
+        stage.main(stage.ExtractorConfig(data=tmp_path))

@@ -1,0 +1,136 @@
+"""Orders, groups and ranks: published fixtures first, then what must hold for all of them."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.errors import InputError
+from models.orders import SCANS, cosine_groups, mixed_order, random_fraction_at, scan
+
+FOUR_BY_FOUR = {
+    "raster": "0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15",
+    "alternate": "0 1 2 3 7 6 5 4 8 9 10 11 15 14 13 12",
+    "z_curve": "0 1 4 5 2 3 6 7 8 9 12 13 10 11 14 15",
+    "subsample": "0 2 8 10 1 3 9 11 4 6 12 14 5 7 13 15",
+    "spiral_out": "9 5 6 10 14 13 12 8 4 0 1 2 3 7 11 15",
+    "spiral_in": "15 11 7 3 2 1 0 4 8 12 13 14 10 6 5 9",
+}
+EIGHT_BY_EIGHT = {
+    "alternate": """0 1 2 3 4 5 6 7 15 14 13 12 11 10 9 8 16 17 18 19 20 21 22 23 31 30 29 28 27
+        26 25 24 32 33 34 35 36 37 38 39 47 46 45 44 43 42 41 40 48 49 50 51 52 53 54 55 63 62 61
+        60 59 58 57 56""",
+    "z_curve": """0 1 8 9 2 3 10 11 16 17 24 25 18 19 26 27 4 5 12 13 6 7 14 15 20 21 28 29 22 23
+        30 31 32 33 40 41 34 35 42 43 48 49 56 57 50 51 58 59 36 37 44 45 38 39 46 47 52 53 60 61
+        54 55 62 63""",
+    "subsample": """0 4 32 36 2 6 34 38 16 20 48 52 18 22 50 54 1 5 33 37 3 7 35 39 17 21 49 53 19
+        23 51 55 8 12 40 44 10 14 42 46 24 28 56 60 26 30 58 62 9 13 41 45 11 15 43 47 25 29 57 61
+        27 31 59 63""",
+    "spiral_out": """35 27 28 36 44 43 42 34 26 18 19 20 21 29 37 45 53 52 51 50 49 41 33 25 17 9 10
+        11 12 13 14 22 30 38 46 54 62 61 60 59 58 57 56 48 40 32 24 16 8 0 1 2 3 4 5 6 7 15 23 31
+        39 47 55 63""",
+}
+
+
+def numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split()]
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_scans_equal_the_published_tables(name):
+    assert scan(name, 4).tolist() == numbers(FOUR_BY_FOUR[name])
+    if name in EIGHT_BY_EIGHT:
+        assert scan(name, 8).tolist() == numbers(EIGHT_BY_EIGHT[name])
+
+
+@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize("grid", [2, 4, 8, 16])
+def test_scans_are_permutations(name, grid):
+    assert scan(name, grid).sort().values.tolist() == list(range(grid * grid))
+
+
+def test_spiral_in_is_spiral_out_backwards():
+    assert scan("spiral_in", 8).tolist() == scan("spiral_out", 8).tolist()[::-1]
+
+
+def test_subsample_is_the_z_curve_with_reversed_bit_pairs():
+    """Reversing the pairs of bits of the step turns one curve into the other."""
+    pairs = [[(step >> 2 * level) & 3 for level in range(3)] for step in range(64)]
+    other = [16 * a + 4 * b + c for a, b, c in pairs]
+    assert scan("subsample", 8).tolist() == scan("z_curve", 8)[other].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"), [("z_curve", 6), ("subsample", 12), ("spiral_in", 5), ("nowhere", 4)]
+)
+def test_scans_refuse_grids_they_are_not_defined_on(name, grid):
+    with pytest.raises(InputError):
+        scan(name, grid)
+
+
+@given(st.integers(1, 40), st.integers(0, 2**31), st.sampled_from(SCANS))
+def test_gathering_by_order_and_by_rank_undo_each_other(batch, seed, name):
+    generator = torch.Generator().manual_seed(seed)
+    codes_BT = torch.randint(99, (batch, 16), generator=generator)
+    order_BS = mixed_order(scan(name, 4), batch, 0.5, generator)
+    rank_BT = order_BS.argsort(1)
+    assert torch.equal(codes_BT.gather(1, order_BS).gather(1, rank_BT), codes_BT)
+    assert torch.equal(rank_BT.argsort(1), order_BS)
+
+
+def test_mixed_order_mixes_as_asked():
+    generator = torch.Generator().manual_seed(0)
+    base_T = scan("spiral_in", 8)
+
+    def kept(fraction: float) -> int:
+        return int((mixed_order(base_T, 1000, fraction, generator) == base_T).all(1).sum())
+
+    assert kept(0.0) == 1000
+    assert kept(1.0) == 0
+    assert 420 < kept(0.5) < 580  # binomial(1000, 1/2): five standard deviations
+
+
+def test_random_orders_are_uniform():
+    generator = torch.Generator().manual_seed(0)
+    order_BS = mixed_order(scan("raster", 4), 16_000, 1.0, generator)
+    first = torch.bincount(order_BS[:, 0], minlength=16)
+    assert ((first - 1000).abs() < 5 * 1000**0.5).all()
+
+
+def test_annealing_goes_from_random_to_fixed():
+    found = [random_fraction_at(p, 0.5, 0.75) for p in (0, 0.5, 0.625, 0.75, 1)]
+    assert found == [1, 1, 0.5, 0, 0]
+
+
+RANDAR_64 = {
+    32: [1] * 13 + [2, 2, 2, 3, 2, 2, 3, 3, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3],
+    22: numbers("1 1 1 1 1 1 2 3 2 3 3 4 3 4 4 4 4 4 5 4 5 4"),
+    16: numbers("1 1 1 2 3 3 4 4 5 5 5 6 6 6 6 6"),
+    8: numbers("1 4 6 8 10 11 12 12"),
+}
+
+
+@pytest.mark.parametrize("steps", RANDAR_64)
+def test_groups_equal_randars_tables(steps):
+    found = cosine_groups(64, steps)
+    assert found[:22] == RANDAR_64[steps][:22]
+    assert len(found) == steps and sum(found) == 64
+
+
+def test_randars_default_schedule():
+    sizes = cosine_groups(256, 88)
+    assert sizes[:24] == [1] * 24 and sizes[24:33] == [2, 2, 2, 2, 2, 2, 3, 2, 3]
+    assert sizes[-2:] == [5, 4] and max(sizes) == 5
+
+
+@given(st.integers(1, 300), st.data())
+def test_groups_fill_the_grid_in_exactly_the_steps_asked(tokens, data):
+    steps = data.draw(st.integers(1, tokens))
+    sizes = cosine_groups(tokens, steps)
+    assert len(sizes) == steps and sum(sizes) == tokens and min(sizes) >= 1
+
+
+@pytest.mark.parametrize("steps", [0, -1, 65])
+def test_groups_refuse_impossible_steps(steps):
+    with pytest.raises(ValueError, match="steps"):
+        cosine_groups(64, steps)

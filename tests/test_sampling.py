@@ -1,0 +1,159 @@
+"""Guidance, picking and the decode loop, against an oracle that knows the image."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.contract import Method
+from models.errors import InputError
+from models.orders import cosine_groups
+from models.sampling import generate, guidance_at, guide, pick, sample_chance
+from models.trunk import ModelConfig
+
+VOCABULARY, GRID = 50, 4
+TOKENS = GRID * GRID
+
+
+class Oracle(Method):
+    """Knows the image of every label; notes what it was told and asked."""
+
+    any_order = parallel = True
+
+    def __init__(self, image_BT: torch.Tensor):
+        super().__init__(ModelConfig(codes=VOCABULARY, grid=GRID))
+        self.image_BT, self.told, self.asked = image_BT, [], []
+
+    def cache(self, label_B):
+        self.rows = len(label_B)
+        return None
+
+    def decode(self, cache, codes_Bm, cells_Bm, next_cells_Bn):
+        image_BT = self.image_BT.repeat(self.rows // len(self.image_BT), 1)
+        assert torch.equal(codes_Bm, image_BT.gather(1, cells_Bm))
+        self.told.append(cells_Bm)
+        self.asked.append(next_cells_Bn)
+        right_Bn1 = image_BT.gather(1, next_cells_Bn).unsqueeze(2)
+        return torch.full((*next_cells_Bn.shape, VOCABULARY), -30.0).scatter(2, right_Bn1, 30.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, TOKENS - 1), st.data())
+def test_an_oracle_decodes_to_its_image_for_any_order_and_grouping(seed, known, data):
+    steps = data.draw(st.integers(1, TOKENS - known))
+    cuts = data.draw(st.permutations(range(1, TOKENS - known)))[: steps - 1]
+    edges = [0, *sorted(cuts), TOKENS - known]
+    sizes = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+    scale = data.draw(st.sampled_from([1.0, 2.5]))
+    generator = torch.Generator().manual_seed(seed)
+    image_BT = torch.randint(VOCABULARY, (3, TOKENS), generator=generator)
+    uniform_BS, order_BS = sample_chance(seed, range(3), TOKENS)
+    oracle = Oracle(image_BT)
+    found_BT = generate(
+        oracle,
+        torch.arange(3),
+        order_BS,
+        uniform_BS,
+        sizes,
+        [scale] * len(sizes),
+        known_Bm=image_BT.gather(1, order_BS[:, :known]),
+    )
+    assert torch.equal(found_BT, image_BT)
+    asked_BS = torch.cat(oracle.asked, dim=1)[:3]
+    assert torch.equal(asked_BS, order_BS[:, known:])  # every unknown cell once, in the order
+    told_BS = torch.cat(oracle.told, dim=1)[:3]
+    assert torch.equal(told_BS, order_BS[:, : TOKENS - sizes[-1]])
+
+
+@pytest.mark.parametrize("sizes", [[16, 1], [15], [8, 0, 8], [17, -1]])
+def test_plans_that_do_not_fill_the_grid_are_refused(sizes):
+    uniform_BS, order_BS = sample_chance(0, range(1), TOKENS)
+    oracle = Oracle(torch.zeros(1, TOKENS).long())
+    with pytest.raises(InputError, match="sum 16"):
+        generate(oracle, torch.zeros(1).long(), order_BS, uniform_BS, sizes, [1.0] * len(sizes))
+
+
+def test_guidance_of_one_and_zero():
+    cond, uncond = torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0])
+    assert torch.equal(guide(cond, uncond, 1.0), cond)
+    assert torch.equal(guide(cond, uncond, 0.0), uncond)
+    assert torch.equal(guide(cond, uncond, 2.0), torch.tensor([-1.0, 5.0]))
+
+
+RAR_GUIDANCE = {  # scale, power -> at t = 0, 8, 16, 32, 48, 56, 63 of 64
+    (16, 2.75): (1, 1.0004, 1.0181, 1.8031, 7.4044, 12.7674, 15.9336),
+    (15.5, 2.5): (1, 1.0011, 1.0349, 2.0896, 7.9572, 12.8039, 15.4467),
+    (6.9, 1.5): (1, 1.0284, 1.2246, 2.6402, 5.2853, 6.4332, 6.8921),
+    (8, 1.2): (1, 1.1168, 1.6019, 3.7932, 6.6283, 7.6282, 7.9939),
+}
+
+
+@pytest.mark.parametrize("setting", RAR_GUIDANCE)
+def test_power_cosine_equals_rars_values(setting):
+    steps = (0, 8, 16, 32, 48, 56, 63)
+    found = [guidance_at("power_cosine", *setting, t, 64) for t in steps]
+    assert found == pytest.approx(RAR_GUIDANCE[setting], abs=1e-4)
+
+
+def test_the_other_schedules():
+    assert [guidance_at("linear", 4, 0, q, 64) for q in (0, 16, 32)] == [1, 1.75, 2.5]
+    assert [guidance_at("constant", 4, 0, q, 64) for q in (0, 63)] == [4, 4]
+    assert guidance_at("power_cosine", 4, 0, 0, 64) == 4  # 0^0 = 1
+
+
+def uniforms(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_picked_frequencies_are_the_probabilities():
+    logits = torch.tensor([0.0, 1.0, 2.0, -math.inf, 0.5])
+    codes = pick(logits.expand(40_000, 1, 5), uniforms(40_000))
+    frequency = torch.bincount(codes.flatten(), minlength=5) / 40_000
+    assert (frequency - logits.softmax(0)).abs().max() < 0.015
+    assert frequency[3] == 0
+
+
+def test_temperature_sharpens_and_zero_takes_the_largest():
+    logits = torch.tensor([0.0, 1.0, 2.0])
+    half = pick(logits.expand(40_000, 1, 3), uniforms(40_000), temperature=0.5)
+    frequency = torch.bincount(half.flatten(), minlength=3) / 40_000
+    assert (frequency - (logits * 2).softmax(0)).abs().max() < 0.015
+    assert pick(logits.expand(9, 1, 3), uniforms(9), temperature=0).unique().tolist() == [2]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 9))
+def test_top_k_keeps_the_k_largest(seed, k):
+    generator = torch.Generator().manual_seed(seed)
+    logits_BnV = torch.randn(30, 2, 9, generator=generator)
+    before = logits_BnV.clone()
+    uniform_Bn = torch.rand(30, 2, generator=generator)
+    codes_Bn = pick(logits_BnV, uniform_Bn, top_k=k)
+    place = (logits_BnV > logits_BnV.gather(2, codes_Bn.unsqueeze(2))).sum(2)
+    assert (place < k).all()
+    assert torch.equal(logits_BnV, before)
+
+
+def test_top_p_keeps_the_fewest_that_reach_p():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    for p, kept in ((0.4, {0}), (0.5, {0}), (0.6, {0, 1}), (0.9, {0, 1, 2}), (1.0, {0, 1, 2, 3})):
+        codes = pick(logits.expand(4000, 1, 4), uniforms(4000), top_p=p)
+        assert set(codes.unique().tolist()) == kept, p
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+def test_extreme_chance_picks_a_code_that_has_mass(uniform):
+    logits = torch.tensor([-math.inf, 0.0, 1.0, -math.inf]).expand(1, 1, 4)
+    code = pick(logits, torch.full((1, 1), uniform, dtype=torch.float64))
+    assert code.item() in (1, 2)
+
+
+def test_streams_depend_on_seed_and_sample_only():
+    uniform_BS, order_BS = sample_chance(0, range(10), TOKENS)
+    later_uniform, later_order = sample_chance(0, range(7, 10), TOKENS)
+    assert torch.equal(uniform_BS[7:], later_uniform) and torch.equal(order_BS[7:], later_order)
+    assert len({tuple(row) for row in order_BS.tolist()}) == 10
+    assert not torch.equal(sample_chance(1, range(10), TOKENS)[0], uniform_BS)
+    assert cosine_groups(TOKENS, 4) and (order_BS.sort(1).values == torch.arange(TOKENS)).all()

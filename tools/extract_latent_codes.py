@@ -1,0 +1,88 @@
+#!/usr/bin/env -S uv run
+"""Stage 3: encode every image and its mirror image. Images + tokenizer -> data/codes/*.npy."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from tqdm import tqdm
+
+from metrics.reconstruction import codebook_use, encode_images
+from models.artifacts import ROOT, header
+from models.codes import VIEWS, save_codes
+from models.dataset import SPLITS, load_split
+from models.errors import InputError, expect_at_least, one_line_errors
+from models.tokenizer import load_tokenizer
+from models.training import pick_device
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """Encode images to codes (stage 3)."""
+
+    tokenizer: Path = ROOT / "tokenizer_vq/vqvae_cifar10.pth"
+    """from stage 2"""
+    data: Path = ROOT / "data/cifar10"
+    """from stage 1; must be the images that the tokenizer was trained on"""
+    out: Path = ROOT / "data/codes"
+    """folder for {train,test}_{codes,labels}.npy"""
+    batch: int = 512
+    """images encoded at once"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+
+    def check(self) -> None:
+        """Raise InputError for a batch of nothing."""
+        expect_at_least(self, batch=1)
+
+
+def main(cfg: ExtractConfig) -> None:
+    """Encode both splits; write nothing before everything is encoded."""
+    cfg.check()
+    began = time.time()
+    model, about = load_tokenizer(cfg.tokenizer)
+    splits = {split: load_split(cfg.data, split) for split in SPLITS}
+    for split, found in splits.items():
+        if about["inputs"].get(f"{split}_images") != found.sha256:
+            raise InputError(
+                f"{cfg.tokenizer} was trained on other images ({about['dataset']}) than the "
+                f"{split} images in {cfg.data} ({found.dataset}); give the --data it was trained "
+                f"on, or run: uv run tokenizer_vq/train_vqvae.py --data {cfg.data} --out NEW.pth"
+            )
+    model.to(pick_device(cfg.device)).to(memory_format=torch.channels_last)
+    encoded = {}
+    for split, found in splits.items():
+        chunks = np.array_split(found.images_NHWC, max(1, len(found.images_NHWC) // cfg.batch))
+        encoded[split] = np.concatenate(
+            [_views(model, chunk, cfg.batch) for chunk in tqdm(chunks, desc=split, unit="batch")]
+        )
+    for split, found in splits.items():
+        inputs = {"images": found.sha256, "tokenizer": about["sha256"]}
+        head = header("codes", "tools/extract_latent_codes.py", cfg, inputs) | {
+            "codebook_size": model.config.codebook_size,
+            "grid": model.grid,
+            "classes": list(found.classes),
+            "dataset": found.dataset,
+        }
+        save_codes(cfg.out, split, encoded[split], found.labels_N, head)
+        use = codebook_use(torch.from_numpy(encoded[split]), model.config.codebook_size)
+        print(
+            f"wrote {cfg.out}/{split}_codes.npy {encoded[split].shape}: "
+            f"usage {use['codebook_usage']:.1%}, perplexity {use['perplexity']:.0f}"
+        )
+    print(f"{time.time() - began:.0f} s")
+
+
+def _views(model, images_NHWC: np.ndarray, batch: int) -> np.ndarray:
+    """Return codes int64 (N, A, T) of each image and of its mirror image."""
+    views = (images_NHWC, images_NHWC[:, :, ::-1].copy())
+    assert len(views) == VIEWS
+    return np.stack([encode_images(model, view, batch).numpy() for view in views], axis=1)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(ExtractConfig))

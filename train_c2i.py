@@ -1,0 +1,225 @@
+#!/usr/bin/env -S uv run
+"""Stage 4: train a generator on codes. Codes -> checkpoints/runs/<run>/last.pth.
+
+The same command resumes a run that was cut, bit for bit: all chance in a step is a function of the
+seed and the step, and the log, the EMA and the optimizer are in last.pth.
+"""
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from metrics.progress import show_progress, split_bits, tokenizer_of
+from models.artifacts import ROOT, header, load_checkpoint, write_text
+from models.codes import Codes, load_codes, split_heldout
+from models.dataset import SPLITS
+from models.errors import InputError, expect_at_least, expect_fraction, one_line_errors
+from models.methods import KIND, METHODS, build, check_order, parameters, save_generator
+from models.orders import SCANS, mixed_order, random_fraction_at, scan
+from models.training import (
+    batch_rows,
+    check_finite,
+    lr_at,
+    parameter_groups,
+    pick_device,
+    same_run,
+    seed_step,
+    start_fabric,
+)
+from models.trunk import SIZES, ModelConfig
+
+OrderName = Literal[
+    "raster", "random", "anneal", "alternate", "z_curve", "subsample", "spiral_in", "spiral_out"
+]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train one method on codes (stage 4)."""
+
+    method: Literal[tuple(METHODS)] = "randar"
+    order: OrderName = "raster"
+    """raster, another scan, random (a new order for every image and step), or anneal: random
+    falling to raster between 50% and 75% of the training, as RAR"""
+    model: Literal[tuple(SIZES)] = "small"
+    """nano 1.3M, small 5.6M, base 15M, large 42M parameters (at V = 1024)"""
+    codes: Path = ROOT / "data/codes"
+    """folder from tools/extract_latent_codes.py"""
+    out: Path | None = None
+    """run folder; default checkpoints/runs/<method>_<order>_<model>_<dataset>"""
+    steps: int = 20_000
+    """optimizer steps"""
+    batch: int = 256
+    """images a step, over all devices"""
+    lr: float = 1e-3
+    """peak learning rate; linear warm-up, cosine to 5%"""
+    warmup: float = 0.05
+    """share of the steps"""
+    weight_decay: float = 0.05
+    """on tensors of two or more dimensions"""
+    dropout: float = 0.1
+    """of tokens, residuals and feed-forward outputs"""
+    drop_label: float = 0.1
+    """share of labels replaced by the null label, for guidance"""
+    ema: float = 0.999
+    """decay of the averaged weights, which are the ones that are evaluated and used"""
+    heldout: int = 2_000
+    """train images kept out of training to watch overfitting"""
+    seed: int = 0
+    eval_every: int = 1_000
+    """steps between held-out and test likelihoods, sample grids and saves"""
+    tokenizer: Path = ROOT / "tokenizer_vq/vqvae_cifar10.pth"
+    """decodes the sample grids; without it there are none"""
+    devices: int = 1
+    device: str = "auto"
+    """auto, cpu or cuda"""
+
+    def check(self) -> None:
+        """Raise InputError for numbers that no run can have."""
+        expect_at_least(self, steps=1, batch=1, eval_every=1, devices=1, heldout=1)
+        expect_fraction(self, "lr", "warmup", "drop_label", "dropout", "ema")
+        check_order(self.method, self.order)
+
+    @property
+    def scan(self) -> str:
+        """The scan of the rows that are not random."""
+        return self.order if self.order in SCANS else "raster"
+
+    def random_fraction(self, step: int) -> float:
+        """Return the share of rows in random order at a step."""
+        if self.order == "anneal":
+            return random_fraction_at(step / self.steps, 0.5, 0.75)
+        return float(self.order == "random")
+
+
+FREE = ("codes", "out", "tokenizer", "devices", "device")
+"""fields of the config that may change between the two halves of a run"""
+LOG_EVERY = 50
+
+
+def draw_batch(codes: Codes, cfg: TrainConfig, step: int, shard: slice, generator):
+    """Return a device's share of a step's (codes_BT, label_B): random views, labels dropped."""
+    device, null = generator.device, len(codes.header["classes"])
+    rows_B = batch_rows(len(codes.label_N), cfg.batch, step, cfg.seed)[shard].to(device)
+    view_B = torch.randint(
+        codes.codes_NAT.shape[1], rows_B.shape, generator=generator, device=device
+    )
+    drop_B = torch.rand(rows_B.shape, generator=generator, device=device) < cfg.drop_label
+    return codes.codes_NAT[rows_B, view_B], torch.where(drop_B, null, codes.label_N[rows_B])
+
+
+def model_config(cfg: TrainConfig, codes: Codes) -> ModelConfig:
+    """Return the model's config: its size from --model, its vocabulary from the codes."""
+    return ModelConfig(
+        codes=codes.header["codebook_size"],
+        classes=len(codes.header["classes"]),
+        grid=codes.header["grid"],
+        token_dropout=cfg.dropout,
+        residual_dropout=cfg.dropout,
+        ffn_dropout=cfg.dropout,
+        scan=cfg.scan,
+        **SIZES[cfg.model],
+    )
+
+
+def describe(cfg: TrainConfig, codes: Codes) -> dict:
+    """Return the header of everything this run writes."""
+    inputs = {"tokenizer": codes.header["inputs"]["tokenizer"], "codes": codes.header["sha256"]}
+    about = {key: codes.header[key] for key in ("dataset", "classes")}
+    return header(KIND, "train_c2i.py", cfg, inputs) | {"method": cfg.method} | about
+
+
+def resume(path: Path, head: dict, model, ema, optimizer) -> tuple[int, list[dict]]:
+    """Load last.pth into model, EMA and optimizer; return (step, log rows), (0, []) without it."""
+    if not path.exists():
+        return 0, []
+    found = load_checkpoint(path, KIND, rerun=f"rm {path}, then this command")
+    saved = found["header"]
+    same_run(saved["config"] | saved["inputs"], head["config"] | head["inputs"], FREE, path)
+    if "optimizer" not in found:
+        raise InputError(f"{path} was exported and cannot be trained on; choose another --out")
+    model.load_state_dict(found["weights"])
+    ema.module.load_state_dict(found["model"])
+    ema.n_averaged.fill_(found["step"])
+    optimizer.load_state_dict(found["optimizer"])
+    return found["step"], found["rows"]
+
+
+def train_step(cfg: TrainConfig, fabric, net, model, optimizer, train: Codes, step: int):
+    """Take one optimizer step; return the loss in nats per code, a scalar tensor."""
+    generator = seed_step(cfg.seed, step, fabric.device, fabric.global_rank)
+    for group in optimizer.param_groups:
+        group["lr"] = lr_at(step, cfg.lr, int(cfg.warmup * cfg.steps), cfg.steps, floor=0.05)
+    shard = slice(fabric.global_rank, None, fabric.world_size)
+    codes_BT, label_B = draw_batch(train, cfg, step, shard, generator)
+    base_T = scan(cfg.scan, model.config.grid)
+    order_BS = mixed_order(base_T, len(codes_BT), cfg.random_fraction(step), generator)
+    loss, parts = model.loss(net(codes_BT, label_B, order_BS), codes_BT, order_BS)
+    fabric.backward(loss)
+    fabric.clip_gradients(net, optimizer, max_norm=1.0, error_if_nonfinite=False)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return parts["nats"]
+
+
+def main(cfg: TrainConfig) -> Path:
+    """Train, or go on training; return the run folder."""
+    cfg.check()
+    fabric = start_fabric(pick_device(cfg.device), cfg.devices)
+    train, test = (load_codes(cfg.codes, split).to(fabric.device) for split in SPLITS)
+    head = describe(cfg, train)
+    name = f"{cfg.method}_{cfg.order}_{cfg.model}_{head['dataset']}"
+    out = cfg.out or ROOT / "checkpoints/runs" / name
+    torch.manual_seed(cfg.seed)
+    model = build(cfg.method, model_config(cfg, train))
+    groups = parameter_groups(model, cfg.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.95))
+    net, optimizer = fabric.setup(model, optimizer)
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema))
+    step, rows = resume(out / "last.pth", head, model, ema, optimizer)
+    train, heldout = split_heldout(train, cfg.heldout, cfg.seed)
+    tokenizer = tokenizer_of(cfg.tokenizer, test)
+    eval_order = "random" if cfg.order == "random" else cfg.scan
+    if fabric.is_global_zero:
+        write_text(out / "config.json", json.dumps(head, indent=1) + "\n")
+        print(f"{out}: {parameters(model):,} parameters, step {step} of {cfg.steps}", flush=True)
+
+    bar = tqdm(initial=step, total=cfg.steps, unit="step", disable=not fabric.is_global_zero)
+    nats, since, began = 0.0, 0, time.time()
+    while step < cfg.steps:
+        nats += train_step(cfg, fabric, net, model, optimizer, train, step)
+        ema.update_parameters(model)
+        since, step = since + 1, step + 1
+        bar.update()
+        at_save = step % cfg.eval_every == 0 or step == cfg.steps
+        if not (at_save or step % LOG_EVERY == 0):
+            continue
+        bits, speed = float(nats) / since / math.log(2), since * cfg.batch / (time.time() - began)
+        check_finite(bits, step, out / "last.pth")
+        rows.append({"step": step, "train_bits": bits, "lr": optimizer.param_groups[0]["lr"]})
+        rows[-1]["images_per_second"] = speed
+        bar.set_postfix(bits_per_code=f"{bits:.3f}", images_per_s=f"{speed:.0f}")
+        if at_save and fabric.is_global_zero:
+            splits = {"heldout_bits": heldout, "test_bits": test}
+            rows[-1] |= split_bits(ema.module, splits, eval_order)
+            check_finite(rows[-1]["test_bits"], step, out / "last.pth")
+            state = {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
+            save_generator(out / "last.pth", head, ema.module, **state, step=step, rows=rows)
+            show_progress(out, rows, ema.module, tokenizer, head["classes"], eval_order)
+        fabric.barrier()
+        nats, since, began = 0.0, 0, time.time()
+    bar.close()
+    return out
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(TrainConfig))
