@@ -81,7 +81,7 @@ class EvalConfig:
 
     def check(self) -> None:
         """Raise InputError for numbers that no evaluation can have."""
-        expect_at_least(self, num_samples=2, batch=1, steps=1, reference=2)
+        expect_at_least(self, num_samples=10, batch=1, steps=1, reference=2)
         expect_at_least(self, cfg=0, temperature=0, top_k=0)
         if not 0 < self.top_p <= 1:
             raise InputError(f"expected --top-p in (0, 1], got {self.top_p}")
@@ -219,7 +219,7 @@ def main(cfg: EvalConfig) -> dict:
     generator = load_generator(cfg.checkpoint)
     head, model = generator.header, generator.model.to(device)
     plan = cfg.plan(head["config"]["order"])
-    check_order(head["method"], plan.order)
+    check_order(head["method"], plan.order, model.config.scan)
     check_plan(model, model.config.tokens, 0, plan.groups(model.config.tokens)[0])
     path = find_tokenizer(head["inputs"]["tokenizer"], cfg.tokenizer)
     tokenizer = load_tokenizer(path)[0].to(device)

@@ -28,8 +28,15 @@ def build(method: str, config: ModelConfig) -> Method:
     return METHODS[method](config)
 
 
-def check_order(method: str, order: str) -> None:
-    """Raise InputError for a method and an --order that make no sense together, saying why."""
+def check_order(method: str, order: str, trained: str | None = None) -> None:
+    """Raise InputError for a method and an --order that make no sense together, saying why.
+
+    `trained` is the scan that a checkpoint was trained in, None before training.
+    """
+    if not METHODS[method].any_order and trained not in (None, order):
+        raise InputError(
+            f"this {method} was trained in {trained} order and cannot be asked for {order}"
+        )
     if not METHODS[method].any_order and order in ("random", "anneal"):
         raise InputError(
             f"--order {order} needs a method that is told which cell comes next; {method} is not: "

@@ -1,0 +1,203 @@
+"""Stage 5, and the chain of all stages: what is written, what is refused, what is reproducible."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import script
+
+from metrics.extractor import Extractor, save_extractor
+from metrics.likelihood import bits_per_code, orders_for
+from models.artifacts import header
+from models.codes import load_codes, save_codes
+from models.dataset import load_split
+from models.errors import InputError
+from models.methods import METHODS, build, load_generator
+from models.trunk import ModelConfig
+
+stage, train = script("eval_c2i.py"), script("train_c2i.py")
+
+
+@pytest.fixture(scope="session")
+def runs(world, tmp_path_factory) -> dict:
+    """A run folder for every method, barely trained."""
+    root = tmp_path_factory.mktemp("runs")
+    nowhere, found = root / "none.pth", {}
+    for method in METHODS:
+        order = "random" if METHODS[method].any_order else "raster"
+        found[method] = train.main(
+            train.TrainConfig(
+                method=method, order=order, model="nano", codes=world.codes, tokenizer=nowhere,
+                out=root / method, steps=2, batch=8, eval_every=2, heldout=20, device="cpu",
+            )
+        )  # fmt: skip
+    return found
+
+
+@pytest.fixture(scope="session")
+def extractor(world, tmp_path_factory):
+    """An untrained classifier: distances need no training to be distances."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("extractor") / "extractor.pth"
+    split = load_split(world.data, "train")
+    head = header("extractor", "tests", {}, {"images": split.sha256})
+    save_extractor(path, Extractor(8, 10), head | {"dataset": "shapes"})
+    return path
+
+
+@pytest.fixture
+def config(world, extractor, tmp_path):
+    """A cheap evaluation of a run; `changes` override it."""
+
+    def make(run, **changes):
+        cheap = stage.EvalConfig(
+            checkpoint=run / "last.pth", tokenizer=world.tokenizer, codes=world.codes,
+            data=world.data, extractor=extractor, inception_weights="none", num_samples=20,
+            batch=20, out=tmp_path / "out", device="cpu",
+        )  # fmt: skip
+        return replace(cheap, **changes)
+
+    return make
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluation_writes_samples_and_numbers(runs, config, tmp_path, method):
+    steps = 8 if METHODS[method].parallel else None
+    found = stage.main(config(runs[method], steps=steps))
+    assert json.loads((tmp_path / "out/metrics.json").read_text()) == found
+    packed = np.load(tmp_path / "out/samples.npz")
+    assert packed["arr_0"].shape == (20, 32, 32, 3) and packed["arr_0"].dtype == np.uint8
+    assert packed["arr_1"].tolist() == [*range(10)] * 2
+    assert (tmp_path / "out/samples.png").read_bytes().startswith(b"\x89PNG")
+    assert found["samples"].keys() == found["control"].keys()
+    assert {"FD_shapes", "KD_shapes", "IS_shapes", "label_accuracy"} < found["samples"].keys()
+    assert not any(name.startswith("FID") for name in found["samples"])
+    assert found["images_per_second"] > 0 and found["parameters"] > 1e6
+    orders = {"raster", "random"} if METHODS[method].any_order else {"raster"}
+    assert found["bits_per_image"].keys() == orders
+    for bits in found["bits_per_image"].values():
+        assert 250 < bits["mean"] < 400 and bits["se"] > 0  # 64 * log2(32) = 320
+
+
+def test_the_same_command_gives_the_same_images_in_any_batch(runs, config, tmp_path):
+    images = []
+    for batch, seed in ((20, 0), (7, 0), (20, 1)):
+        stage.main(config(runs["randar"], steps=8, batch=batch, seed=seed))
+        images.append(np.load(tmp_path / "out/samples.npz")["arr_0"])
+    assert np.array_equal(images[0], images[1])
+    assert not np.array_equal(images[0], images[2])
+
+
+def test_labels_can_be_chosen(runs, config, tmp_path):
+    stage.main(config(runs["randar"], steps=4, labels=(3, 7), num_samples=12))
+    assert np.load(tmp_path / "out/samples.npz")["arr_1"].tolist() == [3, 7] * 6
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("randar", {"steps": 0}, "--steps >= 1, got 0"),
+        ("randar", {"steps": 65}, "steps in 1..64, got 65"),
+        ("gpt", {"steps": 8}, "GPT decodes one code a step"),
+        ("gpt", {"order": "random"}, "trained in raster order"),
+        ("gpt", {"order": "spiral_in"}, "trained in raster order"),
+        ("randar", {"labels": (10,)}, "--labels in 0..9, got .10"),
+        ("randar", {"labels": (-1,)}, "--labels in 0..9"),
+        ("randar", {"top_p": 0.0}, "--top-p in"),
+        ("randar", {"temperature": -1.0}, "--temperature >= 0"),
+        ("randar", {"num_samples": 9}, "--num-samples >= 10"),
+        ("randar", {"data": "nowhere"}, "load_CIFAR10"),
+        ("randar", {"extractor": "nowhere.pth"}, "train_extractor"),
+        ("randar", {"checkpoint": "nowhere.pth"}, "train_c2i"),
+        ("randar", {"tokenizer": "nowhere.pth"}, "found nothing"),
+        ("randar", {"inception_weights": "nowhere.pth"}, "no Inception weights at nowhere"),
+    ],
+)
+def test_impossible_evaluations_are_refused_before_sampling(
+    runs, config, tmp_path, monkeypatch, method, changes, message
+):
+    monkeypatch.setattr(stage, "sample_images", lambda *args: pytest.fail("it sampled"))
+    paths = ("data", "extractor", "checkpoint", "tokenizer", "inception_weights")
+    changes = {k: tmp_path / v if k in paths else v for k, v in changes.items()}
+    if "inception_weights" in changes:
+        message = "no Inception weights at"
+    with pytest.raises(InputError, match=message):
+        stage.main(config(runs[method], **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_artifacts_of_another_kind_or_chain_are_refused(world, runs, config, tmp_path, extractor):
+    for wrong in (world.tokenizer, extractor):
+        with pytest.raises(InputError, match="expected generator, found"):
+            stage.main(config(runs["randar"], checkpoint=wrong))
+    with pytest.raises(InputError, match="expected tokenizer, found generator|is not or"):
+        stage.main(config(runs["randar"], tokenizer=runs["randar"] / "last.pth"))
+    codes = load_codes(world.codes, "test")
+    inputs = codes.header["inputs"] | {"tokenizer": "0" * 64}
+    other = tmp_path / "codes"
+    save_codes(
+        other, "test", codes.codes_NAT.numpy(), codes.label_N.numpy(),
+        codes.header | {"inputs": inputs},
+    )  # fmt: skip
+    with pytest.raises(InputError, match="codes of another tokenizer"):
+        stage.main(config(runs["randar"], codes=other))
+
+
+def test_without_real_images_or_codes_it_still_samples(runs, config, tmp_path, capsys):
+    cfg = config(runs["randar"], data=None, codes=tmp_path / "none", steps=4)
+    cfg = replace(cfg, extractor=None)
+    head = load_generator(cfg.checkpoint).header
+    if (stage.ROOT / "data" / head["dataset"]).exists():
+        pytest.skip("this checkout has the real images")
+    found = stage.main(cfg)
+    said = capsys.readouterr().out
+    assert "no real images" in said and "no codes" in said
+    assert "samples" not in found and "bits_per_image" not in found
+    assert (tmp_path / "out/samples.npz").exists()
+
+
+def test_a_uniform_model_needs_the_logarithm_of_the_codebook():
+    """An untrained head is zero: 64 * log2(V) bits an image, exactly."""
+    for method in METHODS:
+        torch.manual_seed(0)
+        model = build(method, ModelConfig(codes=32, layers=1, width=16, heads=2)).eval()
+        codes_NT = torch.randint(32, (4, 64))
+        bits_NS = bits_per_code(model, codes_NT, torch.arange(4), orders_for("raster", 4, 8))
+        assert bits_NS.shape == (4, 64)
+        assert bits_NS.sum(1).tolist() == pytest.approx([64 * math.log2(32)] * 4, rel=1e-6)
+
+
+def test_labels_outside_the_classes_are_refused_on_reading(world, tmp_path):
+    codes = load_codes(world.codes, "test")
+    label_N = codes.label_N.numpy().copy()
+    label_N[3] = 10
+    save_codes(tmp_path, "test", codes.codes_NAT.numpy(), label_N, codes.header)
+    with pytest.raises(InputError, match="labels in 0..9"):
+        load_codes(tmp_path, "test")
+
+
+def test_codes_are_those_of_the_images_and_their_mirror_images(world):
+    from metrics.reconstruction import encode_images
+    from models.tokenizer import load_tokenizer
+
+    model, _ = load_tokenizer(world.tokenizer)
+    split, codes = load_split(world.data, "test"), load_codes(world.codes, "test")
+    mirrored_NHWC = split.images_NHWC[:, :, ::-1].copy()
+    assert codes.codes_NAT.shape == (40, 2, 64)
+    assert torch.equal(codes.codes_NAT[:, 0], encode_images(model, split.images_NHWC))
+    assert torch.equal(codes.codes_NAT[:, 1], encode_images(model, mirrored_NHWC))
+    assert torch.equal(codes.label_N, torch.from_numpy(split.labels_N))
+
+
+def test_a_tokenizer_of_other_images_is_refused(world, tmp_path):
+    load, extract = script("data/load_CIFAR10.py"), script("tools/extract_latent_codes.py")
+    other = tmp_path / "other"
+    load.main(load.LoadConfig(dataset="shapes", out=other, count_train=20, count_test=10, seed=9))
+    with pytest.raises(InputError, match="trained on other images"):
+        extract.main(
+            extract.ExtractConfig(tokenizer=world.tokenizer, data=other, out=tmp_path / "codes")
+        )
+    assert not (tmp_path / "codes").exists()
