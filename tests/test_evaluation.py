@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,3 +202,24 @@ def test_a_tokenizer_of_other_images_is_refused(world, tmp_path):
             extract.ExtractConfig(tokenizer=world.tokenizer, data=other, out=tmp_path / "codes")
         )
     assert not (tmp_path / "codes").exists()
+
+
+def test_an_exported_checkpoint_is_small_and_samples_as_the_run(runs, config, tmp_path):
+    export = script("tools/export_checkpoint.py")
+    small = export.main(export.ExportConfig(runs["randar"] / "last.pth", tmp_path / "small.pth"))
+    assert small.stat().st_size * 6 < (runs["randar"] / "last.pth").stat().st_size
+    whole, half = load_generator(runs["randar"] / "last.pth"), load_generator(small)
+    assert half.header["inputs"] == whole.header["inputs"]
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(half.model.state_dict()[name], value, rtol=1e-3, atol=1e-6)
+    assert stage.main(config(runs["randar"], checkpoint=small, steps=4))["parameters"] > 1e6
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match="exported"):
+        out.mkdir()
+        (out / "last.pth").write_bytes(small.read_bytes())
+        train.main(
+            train.TrainConfig(
+                method="randar", order="random", model="nano", codes=Path(half.header["config"]["codes"]),
+                out=out, steps=2, batch=8, eval_every=2, heldout=20, device="cpu",
+            )
+        )  # fmt: skip
