@@ -213,13 +213,13 @@ def test_an_exported_checkpoint_is_small_and_samples_as_the_run(runs, config, tm
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(half.model.state_dict()[name], value, rtol=1e-3, atol=1e-6)
     assert stage.main(config(runs["randar"], checkpoint=small, steps=4))["parameters"] > 1e6
-    out = tmp_path / "run"
+    out, codes = tmp_path / "run", Path(half.header["config"]["codes"])
+    out.mkdir()
+    (out / "last.pth").write_bytes(small.read_bytes())
     with pytest.raises(InputError, match="exported"):
-        out.mkdir()
-        (out / "last.pth").write_bytes(small.read_bytes())
         train.main(
             train.TrainConfig(
-                method="randar", order="random", model="nano", codes=Path(half.header["config"]["codes"]),
-                out=out, steps=2, batch=8, eval_every=2, heldout=20, device="cpu",
+                method="randar", order="random", model="nano", codes=codes, out=out,
+                steps=2, batch=8, eval_every=2, heldout=20, device="cpu",
             )
         )  # fmt: skip
