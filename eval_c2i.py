@@ -15,23 +15,20 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
-from tqdm import tqdm
 
-from metrics.extractor import Extractor, extractor_ruler, label_accuracy, load_extractor
-from metrics.fidelity import Ruler, download_inception, fidelity, inception_ruler
-from metrics.likelihood import bits_per_code, orders_for
-from metrics.reconstruction import decode_codes
+from metrics.evaluation import likelihoods, quality, sample_images
+from metrics.extractor import Extractor, extractor_ruler, load_extractor
+from metrics.fidelity import Ruler, download_inception, inception_ruler
 from models.artifacts import ROOT, git_commit, plain, replace_file, write_text
 from models.codes import Codes, load_codes
-from models.dataset import Split, evenly, load_split
+from models.dataset import SPLITS, Split, load_split
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import Generator, check_order, load_generator, parameters
+from models.methods import check_order, load_generator, parameters
 from models.orders import SCANS
 from models.pictures import class_grid, save_figure
-from models.sampling import Plan, Schedule, check_plan, sample_codes
+from models.sampling import Plan, Schedule, check_plan
 from models.tokenizer import find_tokenizer, load_tokenizer
 from models.training import pick_device
-from models.vqvae import VQVAE
 
 
 @dataclass(frozen=True)
@@ -101,35 +98,6 @@ class EvalConfig:
         )
 
 
-@torch.no_grad()
-def sample_images(
-    generator: Generator, tokenizer: VQVAE, label_N: torch.Tensor, plan: Plan, seed: int, batch: int
-) -> np.ndarray:
-    """Return uint8 (N, H, W, 3), sample i from stream (seed, i), with a progress bar."""
-    images = []
-    with tqdm(total=len(label_N), desc="sampling", unit="image") as bar:
-        for first in range(0, len(label_N), batch):
-            part = label_N[first : first + batch]
-            codes_BT = sample_codes(generator.model, part, plan, seed, first)
-            images.append(decode_codes(tokenizer, codes_BT))
-            bar.update(len(part))
-    return np.concatenate(images)
-
-
-def likelihoods(generator: Generator, test: Codes, plan: Plan) -> dict[str, dict[str, float]]:
-    """Return held-out bits per image by order: mean and standard error over the test images."""
-    model, found = generator.model, {}
-    orders = {plan.order, "raster", "random"} if model.any_order else {model.config.scan}
-    for order in sorted(orders):
-        order_NS = orders_for(order, len(test.label_N), model.config.grid)
-        bits_N = bits_per_code(model, test.codes_NAT[:, 0], test.label_N, order_NS).sum(1)
-        found[order] = {
-            "mean": bits_N.mean().item(),
-            "se": (bits_N.std() / len(bits_N) ** 0.5).item(),
-        }
-    return found
-
-
 def find_rulers(cfg: EvalConfig, dataset: str) -> tuple[list[Ruler], Extractor | None]:
     """Return the rulers at hand, and the offline extractor to judge labels by."""
     found, judge = [], None
@@ -149,40 +117,13 @@ def find_rulers(cfg: EvalConfig, dataset: str) -> tuple[list[Ruler], Extractor |
     return found, judge
 
 
-def quality(
-    cfg: EvalConfig,
-    images_NHWC: np.ndarray,
-    label_N: np.ndarray,
-    real: dict[str, Split],
-    rulers: list[Ruler],
-    judge: Extractor | None,
-) -> dict[str, dict[str, float]]:
-    """Measure the samples, and real test images in their place, with every ruler at hand."""
-    train, test = real["train"].images_NHWC, real["test"]
-    if cfg.reference is not None and cfg.reference < len(train):
-        train = train[evenly(len(train), cfg.reference)]
-    control = evenly(len(test.labels_N), len(images_NHWC))
-    found = {"samples": {}, "control": {}}
-    for ruler in rulers:
-        for name, images in (("samples", images_NHWC), ("control", test.images_NHWC[control])):
-            device = str(pick_device(cfg.device))
-            found[name] |= fidelity(images, train, ruler, ROOT / "results/features", device)
-    if judge is not None:
-        found["samples"]["label_accuracy"] = label_accuracy(images_NHWC, label_N, judge)
-        found["control"]["label_accuracy"] = label_accuracy(
-            test.images_NHWC[control], test.labels_N[control], judge
-        )
-    sizes = {"reference_images": len(train), "control_images": len(control)}
-    return found | sizes
-
-
 def real_images(cfg: EvalConfig, header: dict) -> dict[str, Split] | None:
     """Return both splits of the images that the tokenizer learned from, or None with a line."""
     folder = cfg.data or ROOT / "data" / header["dataset"]
     if cfg.data is None and not folder.exists():
         print(f"no real images at {folder}: no FD, no FID; run: uv run data/load_CIFAR10.py")
         return None
-    return {split: load_split(folder, split) for split in ("train", "test")}
+    return {split: load_split(folder, split) for split in SPLITS}
 
 
 def held_out_codes(cfg: EvalConfig, header: dict) -> Codes | None:
@@ -235,7 +176,7 @@ def main(cfg: EvalConfig) -> dict:
         torch.arange(cfg.num_samples) % (len(cfg.labels) or len(classes))
     ]
     began = time.time()
-    images_NHWC = sample_images(generator, tokenizer, label_N, plan, cfg.seed, cfg.batch)
+    images_NHWC = sample_images(model, tokenizer, label_N, plan, cfg.seed, cfg.batch)
     speed = cfg.num_samples / (time.time() - began)
     write_samples(out, images_NHWC, label_N.numpy(), classes)
 
@@ -255,9 +196,9 @@ def main(cfg: EvalConfig) -> dict:
         "inputs": {"checkpoint": head["sha256"], **head["inputs"]},
     }
     if test is not None:
-        found["bits_per_image"] = likelihoods(generator, test, plan)
+        found["bits_per_image"] = likelihoods(model, test, plan.order)
     if real is not None:
-        found |= quality(cfg, images_NHWC, label_N.numpy(), real, rulers, judge)
+        found |= quality(images_NHWC, label_N.numpy(), real, cfg.reference, rulers, judge, device)
     write_text(out / "metrics.json", json.dumps(found, indent=1) + "\n")
     report(found, out)
     return found

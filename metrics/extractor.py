@@ -168,6 +168,7 @@ def class_probabilities(
         raise InputError(
             f"expected images uint8 (N, H, W, 3), got {images_NHWC.dtype} {images_NHWC.shape}"
         )
+    assert not extractor.training, "batch norm would look at the whole batch"
     device = next(extractor.parameters()).device
     rows = []
     for start in range(0, len(images_NHWC), batch):

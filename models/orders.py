@@ -7,6 +7,7 @@ The scans are those of taming-transformers' permuter (Esser et al., arXiv 2012.0
 (Yu et al., arXiv 2411.00776) compares. Group sizes are RandAR's (Pang et al., arXiv 2412.01827).
 """
 
+import itertools
 import math
 from typing import Literal, get_args
 
@@ -108,4 +109,4 @@ def cosine_groups(tokens: int, steps: int) -> list[int]:
     for t in range(1, steps):
         target = math.floor((1 - math.cos((math.pi / 2) * (t + 1) / steps)) * tokens + 1)
         done.append(min(tokens, max(done[-1] + 1, target)))
-    return [after - before for before, after in zip(done, done[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(done)]

@@ -74,7 +74,7 @@ def test_label_accuracy_counts_what_was_asked_for():
     red, green, blue = np.zeros((3, 1, 8, 8, 3), np.uint8)
     red[..., 0] = green[..., 1] = blue[..., 2] = 255
     colours = np.concatenate([red, green, blue, red])
-    extractor = Brightest(1, 1)
+    extractor = Brightest(1, 1).eval()
     assert label_accuracy(colours, np.array([0, 1, 2, 1]), extractor) == 0.75
     probabilities_NC = class_probabilities(colours, extractor, batch=3)
     np.testing.assert_allclose(probabilities_NC, np.eye(3)[[0, 1, 2, 0]], atol=1e-6)

@@ -1,5 +1,6 @@
 """Guidance, picking and the decode loop, against an oracle that knows the image."""
 
+import itertools
 import math
 
 import pytest
@@ -45,7 +46,7 @@ def test_an_oracle_decodes_to_its_image_for_any_order_and_grouping(seed, known, 
     steps = data.draw(st.integers(1, TOKENS - known))
     cuts = data.draw(st.permutations(range(1, TOKENS - known)))[: steps - 1]
     edges = [0, *sorted(cuts), TOKENS - known]
-    sizes = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+    sizes = [b - a for a, b in itertools.pairwise(edges)]
     scale = data.draw(st.sampled_from([1.0, 2.5]))
     generator = torch.Generator().manual_seed(seed)
     image_BT = torch.randint(VOCABULARY, (3, TOKENS), generator=generator)

@@ -1,5 +1,6 @@
 """Stage 4: resuming, refusals, and the arithmetic that all training shares."""
 
+import itertools
 import json
 import math
 import os
@@ -186,7 +187,7 @@ def test_learning_rate_rises_then_falls_to_its_floor():
     assert found[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert found[60] == pytest.approx(0.05 + 0.95 / 2)
     assert found[-1] == pytest.approx(0.05, abs=1e-3)
-    assert all(a > b for a, b in zip(found[10:], found[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(found[10:]))
 
 
 @pytest.mark.parametrize("method", METHODS)
