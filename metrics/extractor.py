@@ -74,10 +74,9 @@ class Extractor(nn.Module):
 
     def forward(self, images_N3HW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map float images in [0, 1], H and W multiples of 8, to (features_NF, logits_NC)."""
-        centred_N3HW = (images_N3HW - 0.5) * 4  # CIFAR-10's standard deviation is 1/4
-        features_NF = self.trunk(centred_N3HW.contiguous(memory_format=torch.channels_last)).mean(
-            (2, 3)
-        )
+        scaled_N3HW = (images_N3HW - 0.5) * 4  # CIFAR-10's standard deviation is about 1/4
+        scaled_N3HW = scaled_N3HW.contiguous(memory_format=torch.channels_last)
+        features_NF = self.trunk(scaled_N3HW).mean((2, 3))
         return features_NF, self.head(features_NF)
 
 

@@ -90,10 +90,27 @@ class Attention(nn.Module):
         q_BHSK, k_BHSK, v_BHSK = qk_2BHSK[0], qk_2BHSK[1], qkv_3BHSK[2]
         if cache is not None:
             k_BHSK, v_BHSK = cache.write(start, torch.stack((k_BHSK, v_BHSK)))
-        mixed_BHSK = F.scaled_dot_product_attention(
-            q_BHSK, k_BHSK, v_BHSK, **_causal(x_BSD.shape[1], start, x_BSD.device)
-        )
+        mixed_BHSK = attend(q_BHSK, k_BHSK, v_BHSK, start)
         return self.dropout(self.wo(mixed_BHSK.transpose(1, 2).flatten(2)))
+
+
+def attend(
+    q_BHSK: torch.Tensor, k_BHLK: torch.Tensor, v_BHLK: torch.Tensor, start: int
+) -> torch.Tensor:
+    """Return causal attention of S new tokens over L = start + S slots.
+
+    On a CPU in at least fp32: PyTorch's bf16 backward there took 828 ms where fp32 took 25
+    (64 x 4 heads, 128 tokens, head width 32, one thread, torch 2.15).
+    """
+    masked = _causal(q_BHSK.shape[2], start, q_BHSK.device)
+    if q_BHSK.device.type != "cpu":
+        return F.scaled_dot_product_attention(q_BHSK, k_BHLK, v_BHLK, **masked)
+    wide = torch.promote_types(q_BHSK.dtype, torch.float32)
+    with torch.autocast("cpu", enabled=False):
+        mixed_BHSK = F.scaled_dot_product_attention(
+            q_BHSK.to(wide), k_BHLK.to(wide), v_BHLK.to(wide), **masked
+        )
+    return mixed_BHSK.to(q_BHSK.dtype)
 
 
 def _causal(tokens: int, start: int, device: torch.device) -> dict:

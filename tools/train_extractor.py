@@ -38,7 +38,7 @@ class ExtractorConfig:
     """folder written by data/load_CIFAR10.py"""
     out: Path | None = None
     """file to write; checkpoints/extractor_<dataset>.pth if not given"""
-    epochs: int = 14
+    epochs: int = 8
     """passes over the training images"""
     batch: int = 256
     """images in a step"""

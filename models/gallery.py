@@ -1,0 +1,122 @@
+"""One HTML page that holds everything it shows: pictures and animations are inside the file.
+
+Functions from values to HTML or image bytes; `page` puts the pieces together. The page needs no
+script, no network and no file beside it.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from models.pictures import tile
+
+GREY = 205
+"""what a cell shows before it is generated"""
+
+STYLE = """
+body { margin: 0 auto; max-width: 66rem; padding: 1rem 1.25rem 4rem; color: #1c1e21;
+       font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 1.5rem 0 0.5rem; }
+h2 { font-size: 1.25rem; margin: 2.5rem 0 0.5rem; }
+p { max-width: 44rem; }
+figure { margin: 0; min-width: 0; }
+figcaption { color: #5a6068; font-size: 0.9rem; margin-top: 0.35rem; }
+img { display: block; width: 100%; height: auto; }
+img.pixels { image-rendering: pixelated; }
+.pair { display: grid; gap: 1.5rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.3rem 0.9rem 0.3rem 0; border-bottom: 1px solid #e3e6ea; text-align: right; }
+th:first-child, td:first-child { text-align: left; }
+th { font-weight: 600; }
+td { white-space: nowrap; }
+pre { background: #f5f6f8; border-radius: 6px; margin: 0.3rem 0 1rem; padding: 0.6rem 0.8rem;
+      font-size: 0.8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+"""
+
+
+def reveal_frames(images_NHWC: np.ndarray, order_NS: np.ndarray, grid: int) -> list[np.ndarray]:
+    """Return S + 1 pictures of all images side by side: at s, the first s cells of each order.
+
+    The cells that are still to come are grey.
+    """
+    side = images_NHWC.shape[1] // grid
+    rank_NT = order_NS.argsort(axis=1)
+    rank_Nhw = rank_NT.reshape(-1, grid, grid).repeat(side, axis=1).repeat(side, axis=2)
+    frames = []
+    for step in range(order_NS.shape[1] + 1):
+        shown_NHWC = np.where((rank_Nhw < step)[..., None], images_NHWC, np.uint8(GREY))
+        frames.append(tile(shown_NHWC, columns=len(images_NHWC)))
+    return frames
+
+
+def gif(frames: Sequence[np.ndarray], milliseconds: int = 80, pause: int = 2400) -> bytes:
+    """Return an endless GIF of uint8 (H, W, 3) frames; the last one stays for `pause`.
+
+    One palette, made from the first and the last frame, so that no colour flickers.
+    """
+    both = Image.fromarray(np.concatenate((frames[0], frames[-1])))
+    palette = both.quantize(256)
+    first, *others = (
+        Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+        for frame in frames
+    )
+    file = io.BytesIO()
+    durations = [milliseconds] * len(others) + [pause]
+    first.save(file, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    return file.getvalue()
+
+
+def picture(content: bytes, kind: str, caption: str, pixels: bool = False) -> str:
+    """Return a figure that holds a `kind` ("png", "gif") picture itself, not a link to it.
+
+    `pixels` shows the picture's own pixels when it is enlarged.
+    """
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    look = ' class="pixels"' if pixels else ""
+    text = html.escape(caption)
+    return (
+        f'<figure><img{look} alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>'
+    )
+
+
+def png_file(path: Path, caption: str) -> str:
+    """Return a figure with the PNG at `path` in it."""
+    return picture(Path(path).read_bytes(), "png", caption)
+
+
+def pair(figures: Sequence[str]) -> str:
+    """Lay figures side by side, or one above the other where the screen is narrow."""
+    return f'<div class="pair">{"".join(figures)}</div>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table; every row has as many cells as the head."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f'<div class="wide"><table>{line("th", head)}{body}</table></div>'
+
+
+def command(line: str) -> str:
+    """Return a command to copy."""
+    return f"<pre>{html.escape(line)}</pre>"
+
+
+def page(title: str, introduction: str, sections: dict[str, str]) -> str:
+    """Return the whole page: plain text title and introduction, then HTML under each heading."""
+    body = "".join(f"<h2>{html.escape(name)}</h2>{part}" for name, part in sections.items())
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>"
+        f"<body><h1>{html.escape(title)}</h1><p>{html.escape(introduction)}</p>{body}"
+        "</body></html>\n"
+    )
