@@ -28,7 +28,8 @@ figure { margin: 0; min-width: 0; }
 figcaption { color: #5a6068; font-size: 0.9rem; margin-top: 0.35rem; }
 img { display: block; width: 100%; height: auto; }
 img.pixels { image-rendering: pixelated; }
-.pair { display: grid; gap: 1.5rem 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
+.pair { display: grid; gap: 1.5rem 2rem;
+        grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.9rem 0.3rem 0; border-bottom: 1px solid #e3e6ea; text-align: right; }

@@ -1,0 +1,212 @@
+#!/usr/bin/env -S uv run
+"""All five stages in one go, at a size for a laptop: minutes, no download, one page of results.
+
+Runs the stages as commands, in raster and in random order, and writes
+results/quickstart/index.html. Nothing outside that folder is touched. A cut run is resumed.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from metrics.likelihood import orders_for
+from metrics.reconstruction import decode_codes
+from models.artifacts import ROOT, write_text
+from models.errors import InputError, expect_at_least, one_line_errors
+from models.gallery import command, gif, page, pair, picture, png_file, reveal_frames, table
+from models.methods import METHODS, load_generator
+from models.sampling import Plan, sample_codes
+from models.tokenizer import load_tokenizer
+
+ORDERS = ("raster", "random")
+GUIDANCE = 3.0
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """Run all five stages in one go."""
+
+    dataset: Literal["shapes", "cifar10"] = "shapes"
+    """shapes are drawn; cifar10 needs --source, or downloads"""
+    source: Path | None = None
+    """CIFAR-10 as an archive or folder, see data/load_CIFAR10.py"""
+    method: Literal[tuple(METHODS)] = "randar"
+    out: Path = ROOT / "results/quickstart"
+    """everything goes here; delete it to start over"""
+    effort: float = 1.0
+    """scales the steps of all trainings"""
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise InputError for options that fit no run."""
+        expect_at_least(self, effort=0, seed=0)
+        if self.source is not None and self.dataset != "cifar10":
+            raise InputError("--source needs --dataset cifar10: shapes are drawn, not read")
+
+    def steps(self, full: int) -> int:
+        """Return a training's length."""
+        return max(2, round(self.effort * full))
+
+    @property
+    def orders(self) -> tuple[str, ...]:
+        """The orders to show: both, or the one that the method has."""
+        return ORDERS if METHODS[self.method].any_order else ORDERS[:1]
+
+
+def stages(cfg: QuickstartConfig) -> list[tuple[str, list[str]]]:
+    """Return (name, command) of everything that is run, in order."""
+    out, seed = cfg.out, f"--seed={cfg.seed}"
+    data, tokenizer, codes = out / "data", out / "tokenizer.pth", out / "codes"
+    extractor = out / "extractor.pth"
+    load = ["data/load_CIFAR10.py", f"--dataset={cfg.dataset}", f"--out={data}"]
+    if cfg.source is not None:
+        load.append(f"--source={cfg.source}")
+    found = [
+        ("1 data", load),
+        (
+            "2 tokenizer",
+            ["tokenizer_vq/train_vqvae.py", f"--data={data}", f"--out={tokenizer}", seed]
+            + [f"--steps={cfg.steps(400)}", "--batch=64", "--lr=3e-3", "--warmup=40"]
+            + ["--model.codebook-size=128", "--model.width=32", "--model.blocks=1"],
+        ),
+        (
+            "3 codes",
+            ["tools/extract_latent_codes.py", f"--data={data}", f"--tokenizer={tokenizer}"]
+            + [f"--out={codes}"],
+        ),
+        (
+            "the offline classifier",
+            ["tools/train_extractor.py", f"--data={data}", f"--out={extractor}", seed]
+            + ["--epochs=1", "--width=32", "--batch=128"],
+        ),
+    ]
+    for order in cfg.orders:
+        run, steps = out / f"{cfg.method}_{order}", cfg.steps(600)
+        found.append(
+            (
+                f"4 train, {order} order",
+                ["train_c2i.py", f"--method={cfg.method}", f"--order={order}", f"--out={run}", seed]
+                + [f"--codes={codes}", f"--tokenizer={tokenizer}", "--model=nano", "--batch=32"]
+                + [f"--steps={steps}", f"--eval-every={steps}", "--lr=3e-3", "--ema=0.98"]
+                + ["--dropout=0", "--heldout=500"],
+            )
+        )
+        found.append(
+            (
+                f"5 evaluate, {order} order",
+                ["eval_c2i.py", f"--checkpoint={run / 'last.pth'}", f"--tokenizer={tokenizer}"]
+                + [f"--codes={codes}", f"--data={data}", f"--extractor={extractor}", seed]
+                + ["--inception-weights=none", "--num-samples=500", f"--cfg={GUIDANCE}"]
+                + [f"--out={out / ('samples_' + order)}"],
+            )
+        )
+    return found
+
+
+def run_stage(name: str, line: list[str]) -> float:
+    """Run a stage as the command that it is; return its seconds.
+
+    Raises InputError, with the stage's own last line, if it fails.
+    """
+    shown = shlex.join(["uv", "run", *line])
+    print(f"\n== {name}\n{shown}", flush=True)
+    began = time.time()
+    child = subprocess.Popen(
+        [sys.executable, str(ROOT / line[0]), *line[1:]],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        text=True,
+        errors="replace",
+    )
+    said = ""
+    while part := child.stderr.read(1):  # progress bars go to stderr without line ends
+        sys.stderr.write(part)
+        said = (said + part)[-2000:]
+    if child.wait() != 0:
+        last = (said.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
+        raise InputError(f"stage {name!r} failed: {last}; its command was: {shown}")
+    return time.time() - began
+
+
+def generation(out: Path, run: Path, order: str, count: int = 6) -> bytes:
+    """Return a GIF of `count` images being generated, one class each."""
+    model = load_generator(run / "last.pth").model
+    tokenizer, _ = load_tokenizer(out / "tokenizer.pth")
+    plan = Plan(order=order, cfg=GUIDANCE)
+    images_NHWC = decode_codes(tokenizer, sample_codes(model, torch.arange(count), plan, seed=1))
+    order_NS = orders_for(order, count, model.config.grid, seed=1)
+    return gif(reveal_frames(images_NHWC, order_NS.numpy(), model.config.grid))
+
+
+def numbers(found: dict[str, dict]) -> str:
+    """Return the table of both metrics.json, with the same measures of real images beside them."""
+    head = ["", *(f"{order} order" for order in found), "real test images"]
+    measured, first = list(found.values()), next(iter(found.values()))
+    rows = [
+        [f"bits per test image, read in {order} order"]
+        + [f"{m['bits_per_image'][order]['mean']:.1f}" for m in measured]
+        + [""]
+        for order in first["bits_per_image"]
+    ]
+    rows += [
+        [name, *(f"{m['samples'][name]:.3f}" for m in measured), f"{real:.3f}"]
+        for name, real in first["control"].items()
+    ]
+    rows += [["images per second", *(f"{m['images_per_second']:.1f}" for m in measured), ""]]
+    return table(head, rows)
+
+
+def write_page(cfg: QuickstartConfig, done: list[tuple[str, list[str], float]]) -> Path:
+    """Write index.html from what the stages left; `done` is (name, command, seconds)."""
+    out, runs = cfg.out, {order: cfg.out / f"{cfg.method}_{order}" for order in cfg.orders}
+    samples = {order: out / f"samples_{order}" for order in cfg.orders}
+    found = {o: json.loads((path / "metrics.json").read_text()) for o, path in samples.items()}
+    moving = {o: generation(out, run, o) for o, run in runs.items()}
+    said = [[name, f"{seconds:.0f}"] for name, _, seconds in done]
+    commands = "\n".join(shlex.join(["uv", "run", *line]) for _, line, _ in done)
+    sections = {
+        "Samples, one class a row": pair(
+            [png_file(path / "samples.png", f"{o} order") for o, path in samples.items()]
+        ),
+        "Six images being generated": pair(
+            [picture(content, "gif", f"{o} order", pixels=True) for o, content in moving.items()]
+        ),
+        "Numbers": numbers(found),
+        "The tokenizer": png_file(out / "tokenizer.reconstructions.png", "Test images and decoded")
+        + png_file(out / "tokenizer.png", "Training"),
+        "The generators": "".join(
+            png_file(run / "curves.png", f"Training, {o} order") for o, run in runs.items()
+        ),
+        "How this page was made": table(["stage", "seconds"], said) + command(commands),
+    }
+    introduction = (
+        "An image becomes an 8x8 grid of codes, and a transformer generates the 64 codes one after "
+        f"another. Here {cfg.method} learned it in {' and in '.join(cfg.orders)} order."
+    )
+    content = page("Quickstart: images in any token order", introduction, sections)
+    write_text(out / "index.html", content)
+    return out / "index.html"
+
+
+def main(cfg: QuickstartConfig) -> Path:
+    """Run everything and write the page; return its path."""
+    cfg.check()
+    done = [(name, line, run_stage(name, line)) for name, line in stages(cfg)]
+    path = write_page(cfg, done)
+    total = sum(seconds for _, _, seconds in done)
+    print(f"\nquickstart finished in {total / 60:.1f} minutes: open {path}")
+    return path
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(QuickstartConfig))
