@@ -23,6 +23,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
     URL_INCEPTION_V3,
     FeatureExtractorInceptionV3,
 )
+from tqdm import tqdm
 
 from models.errors import InputError
 
@@ -124,15 +125,20 @@ def download_inception(url: str = URL_INCEPTION_V3, timeout: float = 10.0) -> Pa
 
 
 class _Images(torch.utils.data.Dataset):
-    """uint8 (N, H, W, 3) as the single CHW tensors that torch-fidelity wants."""
+    """uint8 (N, H, W, 3) as the single CHW tensors that torch-fidelity wants, with a bar."""
 
-    def __init__(self, images_NHWC: np.ndarray):
-        self.images_NHWC = images_NHWC
+    def __init__(self, images_NHWC: np.ndarray, name: str, verbose: bool):
+        self.images_NHWC, self.name, self.verbose = images_NHWC, name, verbose
+        self.bar = None
 
     def __len__(self) -> int:
         return len(self.images_NHWC)
 
     def __getitem__(self, i: int) -> torch.Tensor:
+        if self.bar is None:  # not before: cached features show no bar
+            total, hidden = len(self.images_NHWC), not self.verbose
+            self.bar = tqdm(total=total, desc=self.name, unit="image", leave=False, disable=hidden)
+        self.bar.update()
         return torch.from_numpy(self.images_NHWC[i]).permute(2, 0, 1)
 
 
@@ -166,8 +172,8 @@ def fidelity(
     with warnings.catch_warnings(), contextlib.redirect_stdout(None):
         warnings.simplefilter("ignore")
         found = torch_fidelity.calculate_metrics(
-            input1=_Images(samples_NHWC),
-            input2=_Images(reference_NHWC),
+            input1=_Images(samples_NHWC, "features of samples", verbose),
+            input2=_Images(reference_NHWC, "features of reference", verbose),
             input1_cache_name=_content_name(samples_NHWC, ruler.weights),
             input2_cache_name=_content_name(reference_NHWC, ruler.weights),
             cache_root=str(cache),
@@ -185,6 +191,6 @@ def fidelity(
             cuda=device.startswith("cuda"),
             batch_size=256 if device.startswith("cuda") else 32,
             save_cpu_ram=True,
-            verbose=verbose,
+            verbose=False,  # it prints its own names, "Frechet Inception Distance", for any layer
         )
     return {name: float(found[key]) for key, name in ruler.names.items() if key in found}

@@ -44,11 +44,13 @@ class QuickstartConfig:
     """everything goes here; delete it to start over"""
     effort: float = 1.0
     """scales the steps of all trainings"""
+    images: int = 10_000
+    """shapes to draw for training, and a fifth as many for testing"""
     seed: int = 0
 
     def check(self) -> None:
         """Raise InputError for options that fit no run."""
-        expect_at_least(self, effort=0, seed=0)
+        expect_at_least(self, effort=0, seed=0, images=100)
         if self.source is not None and self.dataset != "cifar10":
             raise InputError("--source needs --dataset cifar10: shapes are drawn, not read")
 
@@ -68,6 +70,8 @@ def stages(cfg: QuickstartConfig) -> list[tuple[str, list[str]]]:
     data, tokenizer, codes = out / "data", out / "tokenizer.pth", out / "codes"
     extractor = out / "extractor.pth"
     load = ["data/load_CIFAR10.py", f"--dataset={cfg.dataset}", f"--out={data}"]
+    if cfg.dataset == "shapes":
+        load += [f"--count-train={cfg.images}", f"--count-test={cfg.images // 5}", seed]
     if cfg.source is not None:
         load.append(f"--source={cfg.source}")
     found = [
@@ -97,7 +101,7 @@ def stages(cfg: QuickstartConfig) -> list[tuple[str, list[str]]]:
                 ["train_c2i.py", f"--method={cfg.method}", f"--order={order}", f"--out={run}", seed]
                 + [f"--codes={codes}", f"--tokenizer={tokenizer}", "--model=nano", "--batch=32"]
                 + [f"--steps={steps}", f"--eval-every={steps}", "--lr=3e-3", "--ema=0.98"]
-                + ["--dropout=0", "--heldout=500"],
+                + ["--dropout=0", f"--heldout={cfg.images // 20}"],
             )
         )
         found.append(
