@@ -1,5 +1,6 @@
 """Artifacts: written whole or not at all, read only if they are what they claim to be."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -102,22 +103,24 @@ def test_broken_and_foreign_checkpoints_are_refused(tmp_path):
         load_checkpoint(path, "other", "remake it")
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def no_file_over_4k():
-    """A real limit of the system: writing more fails, as on a full disk."""
+    """A real limit of the system, here only: writing more fails, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_save_that_does_not_fit_leaves_the_old_file(tmp_path, no_file_over_4k):
+def test_a_save_that_does_not_fit_leaves_the_old_file(tmp_path):
     save_checkpoint(tmp_path / "a.pth", HEAD, x=torch.ones(3))
     save_array(tmp_path / "a.npy", np.arange(3), HEAD)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(OSError, match="a.pth.*untouched"):
+    with pytest.raises(OSError, match="a.pth.*untouched"), no_file_over_4k():
         save_checkpoint(tmp_path / "a.pth", HEAD, x=torch.ones(10_000))
-    with pytest.raises(OSError, match="a.npy.*untouched"):
+    with pytest.raises(OSError, match="a.npy.*untouched"), no_file_over_4k():
         save_array(tmp_path / "a.npy", np.arange(10_000), HEAD)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
