@@ -104,7 +104,7 @@ def test_dead_codes_come_back_to_life():
     def usage(revive_below: float) -> float:
         """Share of codes used after the vectors have moved to one side of the sphere."""
         torch.manual_seed(0)
-        quantizer = CosineQuantizer(16, 8, revive_below).train()
+        quantizer = CosineQuantizer(16, 8, revive_below, decay=0.5).train()
         quantizer.start(torch.randn(1, 400, 8))
         narrow = F.normalize(torch.randn(8), dim=0) + 0.05 * torch.randn(40, 50, 8)
         for batch in narrow:
