@@ -24,9 +24,9 @@ from models.codes import Codes, load_codes
 from models.dataset import SPLITS, Split, load_split
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.methods import check_order, load_generator, parameters
-from models.orders import SCANS
+from models.orders import SCANS, Grouping
 from models.pictures import class_grid, save_figure
-from models.sampling import Plan, Schedule, check_plan
+from models.sampling import Plan, Schedule
 from models.tokenizer import find_tokenizer, load_tokenizer
 from models.training import pick_device
 
@@ -45,6 +45,8 @@ class EvalConfig:
     """order of sampling; default: the one it was trained in (anneal: raster)"""
     steps: int | None = None
     """network calls a sample; fewer than 64 decode codes in parallel; default 64"""
+    grouping: Grouping = "cosine"
+    """how many codes each step decodes: cosine as RandAR, arpg_cosine and arccos as ARPG"""
     cfg: float = 2.0
     """guidance scale; 1 for none"""
     schedule: Schedule = "linear"
@@ -85,10 +87,10 @@ class EvalConfig:
 
     def plan(self, trained_order: str) -> Plan:
         """Return how to sample."""
-        trained_order = "raster" if trained_order == "anneal" else trained_order
         return Plan(
             order=self.order or trained_order,
             steps=self.steps,
+            grouping=self.grouping,
             cfg=self.cfg,
             schedule=self.schedule,
             power=self.power,
@@ -159,9 +161,10 @@ def main(cfg: EvalConfig) -> dict:
     device = pick_device(cfg.device)
     generator = load_generator(cfg.checkpoint)
     head, model = generator.header, generator.model.to(device)
-    plan = cfg.plan(head["config"]["order"])
+    trained = head["config"]["order"]
+    plan = cfg.plan(model.config.scan if trained == "anneal" else trained)
     check_order(head["method"], plan.order, model.config.scan)
-    check_plan(model, model.config.tokens, 0, plan.groups(model.config.tokens)[0])
+    plan.groups(model)  # refuses a number of steps that the method cannot take
     path = find_tokenizer(head["inputs"]["tokenizer"], cfg.tokenizer)
     tokenizer = load_tokenizer(path)[0].to(device)
     classes = head["classes"]

@@ -8,7 +8,7 @@ seed and the step, and the log, the EMA and the optimizer are in last.pth.
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from models.codes import Codes, load_codes, split_heldout
 from models.dataset import SPLITS
 from models.errors import InputError, expect_at_least, expect_fraction, one_line_errors
 from models.methods import KIND, METHODS, build, check_order, parameters, save_generator
-from models.orders import SCANS, mixed_order, random_fraction_at, scan
+from models.orders import SCANS, ScanName, mixed_order, random_fraction_at, scan
 from models.training import (
     batch_rows,
     check_finite,
@@ -36,9 +36,19 @@ from models.training import (
 )
 from models.trunk import SIZES, ModelConfig
 
-OrderName = Literal[
-    "raster", "random", "anneal", "alternate", "z_curve", "subsample", "spiral_in", "spiral_out"
-]
+OrderName = Literal[(*SCANS, "random", "anneal")]
+
+
+@dataclass(frozen=True)
+class Anneal:
+    """How --order anneal goes from random orders to a fixed one, as RAR (arXiv 2411.00776)."""
+
+    start: float = 0.5
+    """share of the training with random orders only"""
+    end: float = 0.75
+    """share of the training after which the order is fixed"""
+    to: ScanName = "raster"
+    """the order it ends in"""
 
 
 @dataclass(frozen=True)
@@ -46,9 +56,10 @@ class TrainConfig:
     """Train one method on codes (stage 4)."""
 
     method: Literal[tuple(METHODS)] = "randar"
-    order: OrderName = "raster"
-    """raster, another scan, random (a new order for every image and step), or anneal: random
-    falling to raster between 50% and 75% of the training, as RAR"""
+    order: OrderName | None = None
+    """raster (the default, but for a method that has an order of its own), another scan, random (a
+    new order for every image and step), or anneal: random falling to a fixed one"""
+    anneal: Anneal = field(default_factory=Anneal)
     model: Literal[tuple(SIZES)] = "small"
     """nano 1.3M, small 5.6M, base 15M, large 42M parameters (at V = 1024)"""
     codes: Path = ROOT / "data/codes"
@@ -86,17 +97,26 @@ class TrainConfig:
         """Raise InputError for numbers that no run can have."""
         expect_at_least(self, steps=1, batch=1, eval_every=1, devices=1, heldout=1)
         expect_fraction(self, "lr", "warmup", "drop_label", "dropout", "ema")
-        check_order(self.method, self.order)
+        expect_fraction(self.anneal, "start", "end")
+        if self.anneal.start > self.anneal.end:
+            raise InputError(
+                f"expected --anneal.start <= --anneal.end, got {self.anneal.start} and "
+                f"{self.anneal.end}"
+            )
+        if self.order is not None:
+            check_order(self.method, self.order)
 
     @property
     def scan(self) -> str:
         """The scan of the rows that are not random."""
-        return self.order if self.order in SCANS else "raster"
+        if self.order == "anneal":
+            return self.anneal.to
+        return "raster" if self.order == "random" else self.order
 
     def random_fraction(self, step: int) -> float:
         """Return the share of rows in random order at a step."""
         if self.order == "anneal":
-            return random_fraction_at(step / self.steps, 0.5, 0.75)
+            return random_fraction_at(step / self.steps, self.anneal.start, self.anneal.end)
         return float(self.order == "random")
 
 
@@ -173,6 +193,7 @@ def train_step(cfg: TrainConfig, fabric, net, model, optimizer, train: Codes, st
 def main(cfg: TrainConfig) -> Path:
     """Train, or go on training; return the run folder."""
     cfg.check()
+    cfg = replace(cfg, order=cfg.order or METHODS[cfg.method].scans[0])
     fabric = start_fabric(pick_device(cfg.device), cfg.devices)
     train, test = (load_codes(cfg.codes, split).to(fabric.device) for split in SPLITS)
     head = describe(cfg, train)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.errors import InputError
+from models.orders import SCANS, Grouping, groups_of
 from models.trunk import ModelConfig
 
 
@@ -20,6 +22,8 @@ class Method(nn.Module):
     """can be asked for any order (else only for `config.scan`)"""
     parallel: bool
     """can be asked for several cells at once"""
+    scans: tuple[str, ...] = SCANS
+    """the fixed orders it can be trained in; the first is the one when no order is asked for"""
 
     def __init__(self, config: ModelConfig):
         """Keep the config; subclasses build their parameters."""
@@ -30,6 +34,19 @@ class Method(nn.Module):
     def null_label(self) -> int:
         """The label that means "no label", for guidance."""
         return self.config.classes
+
+    def groups(self, steps: int | None, grouping: Grouping = "cosine") -> list[int]:
+        """Return how many codes each of `steps` calls of `decode` asks for; None: one call a code.
+
+        Raises InputError for a number of steps that the method cannot take.
+        """
+        tokens = self.config.tokens
+        if not self.parallel and steps not in (None, tokens):
+            raise InputError(
+                f"{type(self).__name__} decodes one code a step: expected --steps {tokens}, "
+                f"got {steps}"
+            )
+        return groups_of(tokens, tokens if steps is None else steps, grouping)
 
     def forward(
         self, codes_BT: torch.Tensor, label_B: torch.Tensor, order_BS: torch.Tensor

@@ -33,15 +33,16 @@ def check_order(method: str, order: str, trained: str | None = None) -> None:
 
     `trained` is the scan that a checkpoint was trained in, None before training.
     """
-    if not METHODS[method].any_order and trained not in (None, order):
+    fixed = not METHODS[method].any_order
+    if fixed and trained not in (None, order):
         raise InputError(
             f"this {method} was trained in {trained} order and cannot be asked for {order}"
         )
-    if not METHODS[method].any_order and order in ("random", "anneal"):
+    if fixed and order not in METHODS[method].scans:
         raise InputError(
             f"--order {order} needs a method that is told which cell comes next; {method} is not: "
             f"take --method {', '.join(n for n, m in METHODS.items() if m.any_order)}, "
-            "or --order raster or another scan"
+            f"or --order {', '.join(METHODS[method].scans)}"
         )
 
 

@@ -4,7 +4,8 @@
     rank = order.argsort()                             order = rank.argsort()
 
 The scans are those of taming-transformers' permuter (Esser et al., arXiv 2012.09841), which RAR
-(Yu et al., arXiv 2411.00776) compares. Group sizes are RandAR's (Pang et al., arXiv 2412.01827).
+(Yu et al., arXiv 2411.00776) compares, and PAR's regions (Wang et al., arXiv 2412.15119). Group
+sizes are RandAR's (Pang et al., arXiv 2412.01827) and ARPG's (Li et al., arXiv 2503.10568).
 """
 
 import itertools
@@ -15,8 +16,11 @@ import torch
 
 from models.errors import InputError
 
-ScanName = Literal["raster", "alternate", "z_curve", "subsample", "spiral_in", "spiral_out"]
+ScanName = Literal[
+    "raster", "alternate", "z_curve", "subsample", "spiral_in", "spiral_out", "regions"
+]
 SCANS: tuple[ScanName, ...] = get_args(ScanName)
+Grouping = Literal["cosine", "arpg_cosine", "arccos"]
 
 
 def _bits(values: torch.Tensor, count: int) -> list[torch.Tensor]:
@@ -36,11 +40,25 @@ def _spiral_out(grid: int) -> list[int]:
     return [*order, row * grid + column]
 
 
+def region_scan(grid: int, regions: int) -> torch.Tensor:
+    """Return PAR's order_T: the same cell of every square region, before the next cell of any.
+
+    `regions` is PAR's n. Raises InputError unless it is the square of a divisor of `grid`.
+    """
+    side = math.isqrt(regions)
+    if regions < 1 or side * side != regions or grid % side:
+        raise InputError(
+            f"expected the number of regions to be the square of a divisor of {grid}, got {regions}"
+        )
+    cells = torch.arange(grid * grid).view(side, grid // side, side, grid // side)
+    return cells.permute(1, 3, 0, 2).reshape(-1)
+
+
 def scan(name: ScanName, grid: int) -> torch.Tensor:
-    """Return the order_T of a scan over a grid x grid square, int64.
+    """Return the order_T of a scan over a grid x grid square, int64; `regions` is PAR's, of four.
 
     Raises InputError for an unknown name, or for a side that the scan is not defined on
-    (z_curve and subsample: powers of two; spirals: even).
+    (z_curve and subsample: powers of two; spirals and regions: even).
     """
     row_T, column_T = (
         torch.arange(grid * grid).div(grid, rounding_mode="floor"),
@@ -64,6 +82,8 @@ def scan(name: ScanName, grid: int) -> torch.Tensor:
         return torch.tensor(_spiral_out(grid))
     if name == "spiral_in":
         return torch.tensor(_spiral_out(grid)).flip(0)
+    if name == "regions":
+        return region_scan(grid, 4)
     raise InputError(f"expected an order of {', '.join(SCANS)}, got {name}")
 
 
@@ -93,16 +113,40 @@ def random_fraction_at(progress: float, start: float, end: float) -> float:
     return 1 - (progress - start) / (end - start)
 
 
-def cosine_groups(tokens: int, steps: int) -> list[int]:
-    """Return how many codes each step decodes, few first: `steps` sizes >= 1, sum `tokens`.
+def groups_of(tokens: int, steps: int, grouping: Grouping) -> list[int]:
+    """Return how many codes each step decodes: `steps` sizes >= 1, sum `tokens`.
 
-    RandAR's published schedule for steps >= 2. The float64 order of operations is part of it: at
-    (t + 1) / steps = 2/3 the cosine hits tokens / 2, and another order gives other sizes. One step
-    decodes everything (RandAR's formula would need two). Raises InputError unless
+    cosine is RandAR's schedule, arpg_cosine and arccos are ARPG's. Raises InputError unless
     1 <= steps <= tokens.
     """
     if not 1 <= steps <= tokens:
         raise InputError(f"expected steps in 1..{tokens}, got {steps}")
+    if grouping == "cosine":
+        return cosine_groups(tokens, steps)
+    return arpg_groups(tokens, steps, grouping)
+
+
+def arpg_groups(tokens: int, steps: int, curve: Grouping) -> list[int]:
+    """Return ARPG's group sizes: `arccos` is flat with a large last step, `arpg_cosine` grows."""
+    sizes, done = [], 0
+    for step in range(1, steps):
+        if curve == "arccos":
+            ratio = (2 / math.pi) * math.acos(step / steps)
+        else:
+            ratio = math.cos((math.pi / 2) * step / steps)
+        left = max(1, min(tokens - done - 1, math.floor(tokens * ratio)))
+        sizes.append(tokens - done - left)
+        done += sizes[-1]
+    return [*sizes, tokens - done]
+
+
+def cosine_groups(tokens: int, steps: int) -> list[int]:
+    """Return how many codes each step decodes, few first: RandAR's schedule for steps >= 2.
+
+    The float64 order of operations is part of it: at (t + 1) / steps = 2/3 the cosine hits
+    tokens / 2, and another order gives other sizes. One step decodes everything (RandAR's formula
+    would need two).
+    """
     if steps == 1:
         return [tokens]
     done = [0, 1]

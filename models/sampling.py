@@ -15,7 +15,7 @@ import torch
 
 from models.contract import Method
 from models.errors import InputError
-from models.orders import cosine_groups, scan
+from models.orders import Grouping, scan
 
 Schedule = Literal["constant", "linear", "power_cosine"]
 
@@ -142,6 +142,8 @@ class Plan:
     """a scan, or `random`: an order of its own for each sample"""
     steps: int | None = None
     """network calls; fewer than tokens decode several codes at once; None: one a code"""
+    grouping: Grouping = "cosine"
+    """how many codes each step decodes, when several"""
     cfg: float = 1.0
     """guidance scale, 1 for none"""
     schedule: Schedule = "linear"
@@ -151,9 +153,9 @@ class Plan:
     top_k: int = 0
     top_p: float = 1.0
 
-    def groups(self, tokens: int) -> tuple[list[int], list[float]]:
-        """Return each step's number of codes and its guidance scale."""
-        sizes = cosine_groups(tokens, tokens if self.steps is None else self.steps)
+    def groups(self, model: Method) -> tuple[list[int], list[float]]:
+        """Return each step's number of codes and its guidance scale, for this method."""
+        sizes, tokens = model.groups(self.steps, self.grouping), model.config.tokens
         done = [sum(sizes[:i]) for i in range(len(sizes))]
         return sizes, [guidance_at(self.schedule, self.cfg, self.power, q, tokens) for q in done]
 
@@ -169,7 +171,7 @@ def sample_codes(
     uniform_BS, order_BS = sample_chance(seed, range(first, first + len(label_N)), config.tokens)
     if plan.order != "random":
         order_BS = scan(plan.order, config.grid).expand_as(order_BS)
-    sizes, scales = plan.groups(config.tokens)
+    sizes, scales = plan.groups(model)
     return generate(
         model,
         label_N.to(device),

@@ -31,6 +31,10 @@ class ModelConfig:
     ffn_dropout: float = 0.1
     scan: str = "raster"
     """the one order of a method that cannot choose"""
+    regions: int = 4
+    """PAR: regions that are generated side by side, its n"""
+    spare_rows: bool = False
+    """RAR: position tables with the unused rows that its published files have"""
 
     def __post_init__(self):
         """Raise InputError for sizes that do not fit together."""

@@ -1,12 +1,23 @@
 """Orders, groups and ranks: published fixtures first, then what must hold for all of them."""
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import InputError
-from models.orders import SCANS, cosine_groups, mixed_order, random_fraction_at, scan
+from models.orders import (
+    SCANS,
+    Grouping,
+    cosine_groups,
+    groups_of,
+    mixed_order,
+    random_fraction_at,
+    region_scan,
+    scan,
+)
 
 FOUR_BY_FOUR = {
     "raster": "0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15",
@@ -15,6 +26,7 @@ FOUR_BY_FOUR = {
     "subsample": "0 2 8 10 1 3 9 11 4 6 12 14 5 7 13 15",
     "spiral_out": "9 5 6 10 14 13 12 8 4 0 1 2 3 7 11 15",
     "spiral_in": "15 11 7 3 2 1 0 4 8 12 13 14 10 6 5 9",
+    "regions": "0 2 8 10 1 3 9 11 4 6 12 14 5 7 13 15",
 }
 EIGHT_BY_EIGHT = {
     "alternate": """0 1 2 3 4 5 6 7 15 14 13 12 11 10 9 8 16 17 18 19 20 21 22 23 31 30 29 28 27
@@ -29,6 +41,9 @@ EIGHT_BY_EIGHT = {
     "spiral_out": """35 27 28 36 44 43 42 34 26 18 19 20 21 29 37 45 53 52 51 50 49 41 33 25 17 9 10
         11 12 13 14 22 30 38 46 54 62 61 60 59 58 57 56 48 40 32 24 16 8 0 1 2 3 4 5 6 7 15 23 31
         39 47 55 63""",
+    "regions": """0 4 32 36 1 5 33 37 2 6 34 38 3 7 35 39 8 12 40 44 9 13 41 45 10 14 42 46 11 15
+        43 47 16 20 48 52 17 21 49 53 18 22 50 54 19 23 51 55 24 28 56 60 25 29 57 61 26 30 58 62
+        27 31 59 63""",
 }
 
 
@@ -117,20 +132,59 @@ def test_groups_equal_randars_tables(steps):
     assert len(found) == steps and sum(found) == 64
 
 
+ARPG_TABLE = {
+    ("arccos", 64, 4): "11 11 13 29",
+    ("arccos", 64, 8): "6 5 5 6 6 7 9 20",
+    ("arccos", 64, 16): "3 3 2 3 2 3 3 3 3 3 3 4 4 5 6 14",
+    ("arccos", 64, 32): "2 1 1 2 1 1 1 2 1 1 2 1 2 1 1 2 1 2 1 2 2 1 2 2 2 2 2 3 3 3 4 10",
+    ("arpg_cosine", 64, 4): "5 14 21 24",
+    ("arpg_cosine", 64, 8): "2 3 6 8 10 11 12 12",
+    ("arpg_cosine", 64, 16): "1 1 1 2 3 3 4 4 5 5 5 6 6 6 6 6",
+}
+
+
+@pytest.mark.parametrize(("curve", "tokens", "steps"), ARPG_TABLE)
+def test_groups_equal_arpgs_tables(curve, tokens, steps):
+    assert groups_of(tokens, steps, curve) == numbers(ARPG_TABLE[curve, tokens, steps])
+
+
+def test_arpgs_groups_at_256_cells_and_64_steps():
+    arccos, cosine = (groups_of(256, 64, curve) for curve in ("arccos", "arpg_cosine"))
+    assert arccos[:4] == [3, 3, 2, 3] and arccos[-6:] == [7, 7, 7, 10, 12, 28]
+    assert cosine[:18] == [1] * 13 + [2, 3, 2, 2, 3] and cosine[-6:] == [6, 6, 7, 6, 6, 6]
+
+
+@pytest.mark.parametrize("regions", [0, 2, 3, 9])
+def test_regions_are_the_square_of_a_divisor(regions):
+    with pytest.raises(InputError, match="regions"):
+        region_scan(8, regions)
+
+
+def test_regions_are_visited_side_by_side():
+    """Every group of n steps is one cell of each region, at the same place in it."""
+    for regions, side in ((4, 4), (16, 2)):
+        groups_GN = region_scan(8, regions).view(-1, regions)
+        row_GN, column_GN = groups_GN // 8, groups_GN % 8
+        place_GN = (row_GN % side) * side + column_GN % side
+        region_GN = (row_GN // side) * (8 // side) + column_GN // side
+        assert (place_GN == torch.arange(len(groups_GN)).unsqueeze(1)).all()
+        assert (region_GN == torch.arange(regions)).all()
+
+
 def test_randars_default_schedule():
     sizes = cosine_groups(256, 88)
     assert sizes[:24] == [1] * 24 and sizes[24:33] == [2, 2, 2, 2, 2, 2, 3, 2, 3]
     assert sizes[-2:] == [5, 4] and max(sizes) == 5
 
 
-@given(st.integers(1, 300), st.data())
-def test_groups_fill_the_grid_in_exactly_the_steps_asked(tokens, data):
+@given(st.integers(1, 300), st.sampled_from(get_args(Grouping)), st.data())
+def test_groups_fill_the_grid_in_exactly_the_steps_asked(tokens, grouping, data):
     steps = data.draw(st.integers(1, tokens))
-    sizes = cosine_groups(tokens, steps)
+    sizes = groups_of(tokens, steps, grouping)
     assert len(sizes) == steps and sum(sizes) == tokens and min(sizes) >= 1
 
 
 @pytest.mark.parametrize("steps", [0, -1, 65])
 def test_groups_refuse_impossible_steps(steps):
     with pytest.raises(ValueError, match="steps"):
-        cosine_groups(64, steps)
+        groups_of(64, steps, "cosine")
