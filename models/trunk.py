@@ -33,6 +33,8 @@ class ModelConfig:
     """the one order of a method that cannot choose"""
     regions: int = 4
     """PAR: regions that are generated side by side, its n"""
+    ffn_width: int | None = None
+    """RAR: hidden width of the feed-forward; None: 4 x width"""
     spare_rows: bool = False
     """RAR: position tables with the unused rows that its published files have"""
 
