@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import tyro
 
+from metrics.baselines import baseline_bits
 from metrics.evaluation import likelihoods, quality, sample_images
 from metrics.extractor import Extractor, extractor_ruler, load_extractor
 from metrics.fidelity import Ruler, download_inception, inception_ruler
@@ -200,6 +201,7 @@ def main(cfg: EvalConfig) -> dict:
     }
     if test is not None:
         found["bits_per_image"] = likelihoods(model, test, plan.order)
+        found["baseline_bits"] = baseline_bits(load_codes(cfg.codes, "train"), test)
     if real is not None:
         found |= quality(images_NHWC, label_N.numpy(), real, cfg.reference, rulers, judge, device)
     write_text(out / "metrics.json", json.dumps(found, indent=1) + "\n")
@@ -212,6 +214,8 @@ def report(found: dict, out: Path) -> None:
     print(f"{found['method']} ({found['trained_order']}), {found['parameters']:,} parameters")
     for order, bits in found.get("bits_per_image", {}).items():
         print(f"  {order:>10} order: {bits['mean']:8.2f} +- {bits['se']:.2f} bits per test image")
+    for name, bits in found.get("baseline_bits", {}).items():
+        print(f"  {name:>14}: {bits:8.2f} bits, without a network")
     for name, value in found.get("samples", {}).items():
         print(f"  {name:>14}: {value:10.4f}   real test images: {found['control'][name]:10.4f}")
     print(f"  {found['num_samples']} samples, {found['images_per_second']:.1f} images/s -> {out}")

@@ -5,6 +5,7 @@ The same command resumes a run that was cut, bit for bit: all chance in a step i
 seed and the step, and the log, the EMA and the optimizer are in last.pth.
 """
 
+import itertools
 import json
 import math
 import time
@@ -18,19 +19,28 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from metrics.progress import show_progress, split_bits, tokenizer_of
-from models.artifacts import ROOT, header, load_checkpoint, write_text
-from models.codes import Codes, load_codes, split_heldout
+from models.artifacts import ROOT, header, write_text
+from models.cluster_loss import cluster_cross_entropy
+from models.codes import Codes, draw_batch, load_codes, split_heldout
 from models.dataset import SPLITS
 from models.errors import InputError, expect_at_least, expect_fraction, one_line_errors
-from models.methods import KIND, METHODS, build, check_order, parameters, save_generator
+from models.methods import (
+    KIND,
+    METHODS,
+    build,
+    check_order,
+    parameters,
+    resume,
+    save_generator,
+)
 from models.orders import SCANS, ScanName, mixed_order, random_fraction_at, scan
 from models.training import (
+    OptimizerName,
     batch_rows,
     check_finite,
     lr_at,
-    parameter_groups,
+    make_optimizers,
     pick_device,
-    same_run,
     seed_step,
     start_fabric,
 )
@@ -70,6 +80,8 @@ class TrainConfig:
     """optimizer steps"""
     batch: int = 256
     """images a step, over all devices"""
+    optimizer: OptimizerName = "adamw"
+    """adamw as the papers, or muon for the hidden matrices: further in the same steps"""
     lr: float = 1e-3
     """peak learning rate; linear warm-up, cosine to 5%"""
     warmup: float = 0.05
@@ -82,6 +94,8 @@ class TrainConfig:
     """share of labels replaced by the null label, for guidance"""
     ema: float = 0.999
     """decay of the averaged weights, which are the ones that are evaluated and used"""
+    cluster_weight: float = 0.0
+    """IAR: weight of the loss of a code's cluster; needs codes from tools/cluster_codebook.py"""
     heldout: int = 2_000
     """train images kept out of training to watch overfitting"""
     seed: int = 0
@@ -96,6 +110,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError for numbers that no run can have."""
         expect_at_least(self, steps=1, batch=1, eval_every=1, devices=1, heldout=1)
+        expect_at_least(self, cluster_weight=0)
         expect_fraction(self, "lr", "warmup", "drop_label", "dropout", "ema")
         expect_fraction(self.anneal, "start", "end")
         if self.anneal.start > self.anneal.end:
@@ -125,19 +140,16 @@ FREE = ("codes", "out", "tokenizer", "devices", "device")
 LOG_EVERY = 50
 
 
-def draw_batch(codes: Codes, cfg: TrainConfig, step: int, shard: slice, generator):
-    """Return a device's share of a step's (codes_BT, label_B): random views, labels dropped."""
-    device, null = generator.device, len(codes.header["classes"])
-    rows_B = batch_rows(len(codes.label_N), cfg.batch, step, cfg.seed)[shard].to(device)
-    view_B = torch.randint(
-        codes.codes_NAT.shape[1], rows_B.shape, generator=generator, device=device
-    )
-    drop_B = torch.rand(rows_B.shape, generator=generator, device=device) < cfg.drop_label
-    return codes.codes_NAT[rows_B, view_B], torch.where(drop_B, null, codes.label_N[rows_B])
-
-
 def model_config(cfg: TrainConfig, codes: Codes) -> ModelConfig:
-    """Return the model's config: its size from --model, its vocabulary from the codes."""
+    """Return the model's config: its size from --model, its vocabulary from the codes.
+
+    Raises InputError for a cluster loss on codes without clusters.
+    """
+    if cfg.cluster_weight and "cluster_size" not in codes.header:
+        raise InputError(
+            f"--cluster-weight needs codes in clusters, which {cfg.codes} are not; run: uv run "
+            f"tools/cluster_codebook.py --codes {cfg.codes}, then give its --out as --codes"
+        )
     return ModelConfig(
         codes=codes.header["codebook_size"],
         classes=len(codes.header["classes"]),
@@ -157,37 +169,30 @@ def describe(cfg: TrainConfig, codes: Codes) -> dict:
     return header(KIND, "train_c2i.py", cfg, inputs) | {"method": cfg.method} | about
 
 
-def resume(path: Path, head: dict, model, ema, optimizer) -> tuple[int, list[dict]]:
-    """Load last.pth into model, EMA and optimizer; return (step, log rows), (0, []) without it."""
-    if not path.exists():
-        return 0, []
-    found = load_checkpoint(path, KIND, rerun=f"rm {path}, then this command")
-    saved = found["header"]
-    same_run(saved["config"] | saved["inputs"], head["config"] | head["inputs"], FREE, path)
-    if "optimizer" not in found:
-        raise InputError(f"{path} was exported and cannot be trained on; choose another --out")
-    model.load_state_dict(found["weights"])
-    ema.module.load_state_dict(found["model"])
-    ema.n_averaged.fill_(found["step"])
-    optimizer.load_state_dict(found["optimizer"])
-    return found["step"], found["rows"]
-
-
-def train_step(cfg: TrainConfig, fabric, net, model, optimizer, train: Codes, step: int):
-    """Take one optimizer step; return the loss in nats per code, a scalar tensor."""
+def train_step(cfg: TrainConfig, fabric, net, model, optimizers, train: Codes, step: int):
+    """Take one optimizer step; return nats per code, scalar: (2,) with those of its cluster."""
     generator = seed_step(cfg.seed, step, fabric.device, fabric.global_rank)
-    for group in optimizer.param_groups:
+    for group in itertools.chain(*(optimizer.param_groups for optimizer in optimizers)):
         group["lr"] = lr_at(step, cfg.lr, int(cfg.warmup * cfg.steps), cfg.steps, floor=0.05)
     shard = slice(fabric.global_rank, None, fabric.world_size)
-    codes_BT, label_B = draw_batch(train, cfg, step, shard, generator)
+    rows_B = batch_rows(len(train.label_N), cfg.batch, step, cfg.seed)[shard]
+    codes_BT, label_B = draw_batch(train, rows_B, cfg.drop_label, generator)
     base_T = scan(cfg.scan, model.config.grid)
     order_BS = mixed_order(base_T, len(codes_BT), cfg.random_fraction(step), generator)
-    loss, parts = model.loss(net(codes_BT, label_B, order_BS), codes_BT, order_BS)
+    logits_BSV = net(codes_BT, label_B, order_BS)
+    loss, parts = model.loss(logits_BSV, codes_BT, order_BS)
+    nats = parts["nats"]
+    if cfg.cluster_weight:
+        size, target_BS = train.header["cluster_size"], codes_BT.gather(1, order_BS)
+        cluster = cluster_cross_entropy(logits_BSV, target_BS, size)
+        loss = loss + cfg.cluster_weight * cluster
+        nats = torch.stack((nats, cluster.detach()))
     fabric.backward(loss)
-    fabric.clip_gradients(net, optimizer, max_norm=1.0, error_if_nonfinite=False)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return parts["nats"]
+    for optimizer in optimizers:
+        fabric.clip_gradients(net, optimizer, max_norm=1.0, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return nats
 
 
 def main(cfg: TrainConfig) -> Path:
@@ -198,14 +203,14 @@ def main(cfg: TrainConfig) -> Path:
     train, test = (load_codes(cfg.codes, split).to(fabric.device) for split in SPLITS)
     head = describe(cfg, train)
     name = f"{cfg.method}_{cfg.order}_{cfg.model}_{head['dataset']}"
+    name += "_cluster" * (cfg.cluster_weight > 0)
     out = cfg.out or ROOT / "checkpoints/runs" / name
     torch.manual_seed(cfg.seed)
     model = build(cfg.method, model_config(cfg, train))
-    groups = parameter_groups(model, cfg.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(0.9, 0.95))
-    net, optimizer = fabric.setup(model, optimizer)
+    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
+    net, *optimizers = fabric.setup(model, *optimizers)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema))
-    step, rows = resume(out / "last.pth", head, model, ema, optimizer)
+    step, rows = resume(out / "last.pth", head, FREE, model, ema, optimizers)
     train, heldout = split_heldout(train, cfg.heldout, cfg.seed)
     tokenizer = tokenizer_of(cfg.tokenizer, test)
     eval_order = "random" if cfg.order == "random" else cfg.scan
@@ -216,23 +221,29 @@ def main(cfg: TrainConfig) -> Path:
     bar = tqdm(initial=step, total=cfg.steps, unit="step", disable=not fabric.is_global_zero)
     nats, since, began = 0.0, 0, time.time()
     while step < cfg.steps:
-        nats += train_step(cfg, fabric, net, model, optimizer, train, step)
+        nats += train_step(cfg, fabric, net, model, optimizers, train, step)
         ema.update_parameters(model)
         since, step = since + 1, step + 1
         bar.update()
         at_save = step % cfg.eval_every == 0 or step == cfg.steps
         if not (at_save or step % LOG_EVERY == 0):
             continue
-        bits, speed = float(nats) / since / math.log(2), since * cfg.batch / (time.time() - began)
+        bits, *of_cluster = (float(n) / since / math.log(2) for n in nats.flatten())
+        speed = since * cfg.batch / (time.time() - began)
         check_finite(bits, step, out / "last.pth")
-        rows.append({"step": step, "train_bits": bits, "lr": optimizer.param_groups[0]["lr"]})
+        rows.append({"step": step, "train_bits": bits, "lr": optimizers[0].param_groups[0]["lr"]})
         rows[-1]["images_per_second"] = speed
+        if of_cluster:
+            rows[-1]["cluster_bits"] = of_cluster[0]
         bar.set_postfix(bits_per_code=f"{bits:.3f}", images_per_s=f"{speed:.0f}")
         if at_save and fabric.is_global_zero:
             splits = {"heldout_bits": heldout, "test_bits": test}
             rows[-1] |= split_bits(ema.module, splits, eval_order)
             check_finite(rows[-1]["test_bits"], step, out / "last.pth")
-            state = {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {
+                "weights": model.state_dict(),
+                "optimizers": [o.state_dict() for o in optimizers],
+            }
             save_generator(out / "last.pth", head, ema.module, **state, step=step, rows=rows)
             show_progress(out, rows, ema.module, tokenizer, head["classes"], eval_order)
         fabric.barrier()

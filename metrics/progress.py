@@ -18,7 +18,7 @@ from models.vqvae import VQVAE
 EVAL_IMAGES = 2_000
 """images of a likelihood estimate during training; eval_c2i.py takes them all"""
 PANELS = {
-    "bits per code": ["train_bits", "heldout_bits", "test_bits"],
+    "bits per code": ["train_bits", "heldout_bits", "test_bits", "cluster_bits"],
     "learning rate": ["lr"],
     "images per second": ["images_per_second"],
 }

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from models.code_search import search_codes
 from models.vqvae import VQVAE
 
 
@@ -17,11 +18,16 @@ def to_uint8(images_N3HW: torch.Tensor) -> np.ndarray:
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def encode_images(model: VQVAE, images_NHWC: np.ndarray, batch: int = 512) -> torch.Tensor:
-    """Return codes_NT int64, on the CPU, of uint8 images."""
+def encode_images(
+    model: VQVAE, images_NHWC: np.ndarray, batch: int = 512, sweeps: int = 0
+) -> torch.Tensor:
+    """Return codes_NT int64, on the CPU, of uint8 images; `sweeps` > 0 searches for better ones."""
     device = next(model.parameters()).device
     chunks = [images_NHWC[i : i + batch] for i in range(0, len(images_NHWC), batch)]
-    return torch.cat([model.encode(to_float(chunk, device)).cpu() for chunk in chunks])
+    images = (to_float(chunk, device) for chunk in chunks)
+    if sweeps == 0:
+        return torch.cat([model.encode(images_N3HW).cpu() for images_N3HW in images])
+    return torch.cat([search_codes(model, images_N3HW, sweeps).cpu() for images_N3HW in images])
 
 
 def decode_codes(model: VQVAE, codes_NT: torch.Tensor, batch: int = 512) -> np.ndarray:

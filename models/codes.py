@@ -67,6 +67,18 @@ def load_codes(folder: Path, split: str) -> Codes:
     return Codes(torch.from_numpy(codes_NAT.astype(np.int64)), torch.from_numpy(labels_N), head)
 
 
+def draw_batch(
+    codes: Codes, rows_B: torch.Tensor, drop_label: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (codes_BT, label_B) of these rows: a random view of each, some labels made null."""
+    device, null = generator.device, len(codes.header["classes"])
+    rows_B = rows_B.to(device)
+    views = codes.codes_NAT.shape[1]
+    view_B = torch.randint(views, rows_B.shape, generator=generator, device=device)
+    drop_B = torch.rand(rows_B.shape, generator=generator, device=device) < drop_label
+    return codes.codes_NAT[rows_B, view_B], torch.where(drop_B, null, codes.label_N[rows_B])
+
+
 def split_heldout(codes: Codes, heldout: int, seed: int) -> tuple[Codes, Codes]:
     """Return (train, held-out): `heldout` images at random, with all their views, kept apart.
 

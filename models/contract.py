@@ -36,9 +36,10 @@ class Method(nn.Module):
         return self.config.classes
 
     def groups(self, steps: int | None, grouping: Grouping = "cosine") -> list[int]:
-        """Return how many codes each of `steps` calls of `decode` asks for; None: one call a code.
+        """Return how many codes each of `steps` calls of `decode` asks for.
 
-        Raises InputError for a number of steps that the method cannot take.
+        None is the method's own number: one call a code, unless a method says otherwise. Raises
+        InputError for a number of steps that the method cannot take.
         """
         tokens = self.config.tokens
         if not self.parallel and steps not in (None, tokens):

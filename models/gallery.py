@@ -7,6 +7,7 @@ script, no network and no file beside it.
 import base64
 import html
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,17 +42,21 @@ pre { background: #f5f6f8; border-radius: 6px; margin: 0.3rem 0 1rem; padding: 0
 """
 
 
-def reveal_frames(images_NHWC: np.ndarray, order_NS: np.ndarray, grid: int) -> list[np.ndarray]:
-    """Return S + 1 pictures of all images side by side: at s, the first s cells of each order.
+def reveal_frames(
+    images_NHWC: np.ndarray, order_NS: np.ndarray, grid: int, sizes: Sequence[int] | None = None
+) -> list[np.ndarray]:
+    """Return pictures of all images side by side, one more than there are `sizes`.
 
-    The cells that are still to come are grey.
+    Each shows as many cells of each order more than the last, all ones by default. The cells that
+    are still to come are grey.
     """
+    sizes = [1] * order_NS.shape[1] if sizes is None else sizes
     side = images_NHWC.shape[1] // grid
     rank_NT = order_NS.argsort(axis=1)
     rank_Nhw = rank_NT.reshape(-1, grid, grid).repeat(side, axis=1).repeat(side, axis=2)
     frames = []
-    for step in range(order_NS.shape[1] + 1):
-        shown_NHWC = np.where((rank_Nhw < step)[..., None], images_NHWC, np.uint8(GREY))
+    for shown in itertools.accumulate(sizes, initial=0):
+        shown_NHWC = np.where((rank_Nhw < shown)[..., None], images_NHWC, np.uint8(GREY))
         frames.append(tile(shown_NHWC, columns=len(images_NHWC)))
     return frames
 

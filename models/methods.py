@@ -1,21 +1,30 @@
 """The methods by name. To add one: write a file beside this one, and a line here."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
+from models.arpg import ARPG
 from models.artifacts import load_checkpoint, save_checkpoint, sha256_of
 from models.contract import Method
 from models.errors import InputError
 from models.gpt import GPT
+from models.par import PAR
 from models.randar import RandAR
+from models.rar import RAR
+from models.training import same_run
 from models.trunk import ModelConfig
 
 METHODS: dict[str, type[Method]] = {
     "gpt": GPT,
     "randar": RandAR,
+    "rar": RAR,
+    "arpg": ARPG,
+    "par": PAR,
 }
 
 KIND = "generator"
@@ -55,6 +64,28 @@ def save_generator(path: Path, head: dict, model: Method, **more: Any) -> None:
         model=model.state_dict(),
         **more,
     )
+
+
+def resume(
+    path: Path, head: dict, free: Iterable[str], model: Method, ema: AveragedModel, optimizers: list
+) -> tuple[int, list[dict]]:
+    """Load a run into model, EMA and optimizers; return (step, log rows), (0, []) without a file.
+
+    Raises InputError if it is of another config (but for the fields `free`), or was exported.
+    """
+    if not path.exists():
+        return 0, []
+    found = load_checkpoint(path, KIND, rerun=f"rm {path}, then this command")
+    saved = found["header"]
+    same_run(saved["config"] | saved["inputs"], head["config"] | head["inputs"], free, path)
+    if "optimizers" not in found:
+        raise InputError(f"{path} was exported and cannot be trained on; choose another --out")
+    model.load_state_dict(found["weights"])
+    ema.module.load_state_dict(found["model"])
+    ema.n_averaged.fill_(found["step"])
+    for optimizer, state in zip(optimizers, found["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+    return found["step"], found["rows"]
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,38 @@ def reconstruction_figure(
     return figure
 
 
+def cluster_figure(patches_VHWC: np.ndarray, size: int, enlarge: int = 4) -> Picture:
+    """Draw what each code looks like, a cluster of `size` codes in each row, enlarged."""
+    patches_VHWC = patches_VHWC.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+    clusters = len(patches_VHWC) // size
+    figure = Picture(figsize=(1 + 0.22 * size, 0.6 + 0.22 * clusters))
+    axes = figure.subplots()
+    axes.imshow(tile(patches_VHWC, size, gap=2), interpolation="nearest")
+    height = patches_VHWC.shape[1] + 2
+    axes.set_yticks([height * (k + 0.5) for k in range(clusters)], range(clusters), fontsize=7)
+    axes.set_xticks([])
+    axes.set_ylabel("cluster")
+    return figure
+
+
+def order_figure(orders: dict[str, np.ndarray], grid: int) -> Picture:
+    """Draw at each cell the step at which an order visits it, dark first, four orders a row."""
+    rows = -(-len(orders) // 4)
+    figure = Picture(figsize=(10, 2.7 * rows))
+    every = figure.subplots(rows, 4, squeeze=False).flat
+    for axes in every:
+        axes.axis("off")
+    for axes, (name, order_S) in zip(every, orders.items(), strict=False):
+        rank_hw = np.argsort(order_S).reshape(grid, grid)
+        axes.imshow(rank_hw, cmap="viridis")
+        axes.set_title(name, fontsize=11)
+        for (row, column), rank in np.ndenumerate(rank_hw):
+            colour = "black" if rank > grid * grid / 2 else "white"
+            axes.text(column, row, rank, ha="center", va="center", fontsize=7, color=colour)
+    figure.tight_layout()
+    return figure
+
+
 def curve_figure(rows: Sequence[dict], panels: dict[str, Sequence[str]]) -> Picture:
     """Draw `panels` (y label -> keys) of a metrics log side by side against `step`.
 

@@ -141,7 +141,7 @@ class Plan:
     order: str = "raster"
     """a scan, or `random`: an order of its own for each sample"""
     steps: int | None = None
-    """network calls; fewer than tokens decode several codes at once; None: one a code"""
+    """network calls; fewer than tokens decode several codes at once; None: the method's own"""
     grouping: Grouping = "cosine"
     """how many codes each step decodes, when several"""
     cfg: float = 1.0

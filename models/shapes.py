@@ -91,10 +91,10 @@ FIGURES = (disc, ring, square, triangle, plus, star, heart, crescent, bars, chec
 SHAPE_CLASSES = tuple(figure.__name__ for figure in FIGURES)
 
 
-def draw_colours(count: int, light_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return float32 (N, 3) colours of any hue, bright where `light_N`, else dark."""
+def draw_colours(count: int, light: bool, rng: np.random.Generator) -> np.ndarray:
+    """Return float32 (N, 3) colours of any hue, bright if `light`, else dark."""
     hue_NC = rng.random((count, 3), np.float32)
-    brightness_N = np.where(light_N, rng.uniform(0.7, 0.9, count), rng.uniform(0.12, 0.32, count))
+    brightness_N = rng.uniform(0.7, 0.9, count) if light else rng.uniform(0.12, 0.32, count)
     return brightness_N[:, None].astype(np.float32) + 0.6 * (hue_NC - (hue_NC @ LUMA)[:, None])
 
 
@@ -113,12 +113,12 @@ def draw_shading(count: int, strength: float, rng: np.random.Generator) -> np.nd
 def draw_masks(labels_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return float32 (N, 32, 32), 1 inside the figure of the label, 0 outside, between at its edge.
 
-    Radius 8.5..12.5 pixels, tilt up to 0.25 radians, the whole figure in the image.
+    Radius 10..12.5 pixels, tilt up to 0.1 radians, at most a pixel and a half off the middle.
     """
     count = len(labels_N)
-    radius_N = rng.uniform(8.5, 12.5, count)
-    tilt_N = rng.uniform(-0.25, 0.25, count)
-    place_N2 = rng.uniform(-1, 1, (count, 2)) * (15.5 - REACH * radius_N)[:, None].clip(max=3.5)
+    radius_N = rng.uniform(10, 12.5, count)
+    tilt_N = rng.uniform(-0.1, 0.1, count)
+    place_N2 = rng.uniform(-1, 1, (count, 2)) * (15.5 - REACH * radius_N)[:, None].clip(max=1.5)
     line = np.arange(SIDE) - (SIDE - 1) / 2
     right_NHW = (line[None, None, :] - place_N2[:, 0, None, None]) / radius_N[:, None, None]
     up_NHW = (-line[None, :, None] - place_N2[:, 1, None, None]) / radius_N[:, None, None]
@@ -133,11 +133,9 @@ def draw_masks(labels_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_images(labels_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return uint8 (N, 32, 32, 3): bright figures on dark backgrounds and the other way round."""
+    """Return uint8 (N, 32, 32, 3): bright figures on dark backgrounds."""
     count = len(labels_N)
-    light_N = rng.random(count) < 0.5
-    figure_NC = draw_colours(count, light_N, rng)
-    ground_NC = draw_colours(count, ~light_N, rng)
+    figure_NC, ground_NC = draw_colours(count, True, rng), draw_colours(count, False, rng)
     mask_NHW1 = draw_masks(labels_N, rng)[..., None]
     figure_NHWC = figure_NC[:, None, None] + draw_shading(count, 0.1, rng)
     ground_NHWC = ground_NC[:, None, None] + draw_shading(count, 0.2, rng)

@@ -1,4 +1,4 @@
-"""The tokenizer as an artifact: saved by stage 2, read by stages 3 to 5."""
+"""The tokenizer as an artifact: saved by stage 2 or imported, read by stages 3 to 5."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,26 +6,37 @@ from pathlib import Path
 import torch
 
 from models.artifacts import ROOT, load_checkpoint, save_checkpoint, sha256_of
+from models.baseline_vqvae import BaselineConfig, BaselineVQVAE
 from models.errors import InputError
+from models.vq16 import VQ16, VQ16Config
 from models.vqvae import VQVAE, VQVAEConfig
 
 KIND = "tokenizer"
+TOKENIZERS = {
+    "vqvae": (VQVAE, VQVAEConfig),
+    "vq16": (VQ16, VQ16Config),
+    "baseline_vqvae": (BaselineVQVAE, BaselineConfig),
+}
+"""Class and config by the `model` of a header; a header without one is of a `vqvae`."""
+Tokenizer = VQVAE | VQ16 | BaselineVQVAE
 
 
-def save_tokenizer(path: Path, model: VQVAE, head: dict) -> None:
+def save_tokenizer(path: Path, model: Tokenizer, head: dict) -> None:
     """Write the weights of a tokenizer under the header `head`, of kind "tokenizer"."""
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    head = head | {"model": next(n for n, (kind, _) in TOKENIZERS.items() if kind is type(model))}
     save_checkpoint(path, head, model_config=asdict(model.config), model=state)
 
 
-def load_tokenizer(path: Path) -> tuple[VQVAE, dict]:
+def load_tokenizer(path: Path) -> tuple[Tokenizer, dict]:
     """Return a tokenizer in eval mode and its header, `sha256` of the file added.
 
     Raises InputError for a file that is missing, broken or no tokenizer.
     """
     found = load_checkpoint(path, KIND, rerun="uv run tokenizer_vq/train_vqvae.py")
     try:
-        model = VQVAE(VQVAEConfig(**found["model_config"]))
+        kind, config = TOKENIZERS[found["header"].get("model", "vqvae")]
+        model = kind(config(**found["model_config"]))
         model.load_state_dict(
             {name: value.to(_dtype(value)) for name, value in found["model"].items()}
         )
@@ -36,11 +47,17 @@ def load_tokenizer(path: Path) -> tuple[VQVAE, dict]:
     return model, found["header"] | {"sha256": sha256_of(Path(path))}
 
 
-def find_tokenizer(sha256: str, asked: Path | None = None) -> Path:
+def find_tokenizer(sha256: str | None, asked: Path | None = None) -> Path:
     """Return the tokenizer file with this sha256: `asked`, or one the repo has.
 
-    Raises InputError if `asked` is another tokenizer, or if none of the repo's is the one.
+    Raises InputError if `asked` is another tokenizer, if none of the repo's is the one, or for a
+    generator that was imported without one (None).
     """
+    if sha256 is None:
+        raise InputError(
+            "the generator was imported without a tokenizer, so nothing says what its codes mean; "
+            "run tools/import_checkpoint.py again with --tokenizer"
+        )
     here = [*(ROOT / "tokenizer_vq").glob("*.pth"), *(ROOT / "checkpoints").glob("*.pth")]
     for path in [asked] if asked else here:
         if not path.exists():

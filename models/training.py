@@ -5,13 +5,17 @@ import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 
 from models.artifacts import write_text
+from models.contract import Method
 from models.errors import InputError
+
+OptimizerName = Literal["adamw", "muon"]
 
 
 def seed_step(seed: int, step: int, device: torch.device, rank: int = 0) -> torch.Generator:
@@ -75,14 +79,43 @@ def start_fabric(device: torch.device, devices: int = 1) -> Fabric:
     return fabric
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict]:
     """Return AdamW's groups: decay for tensors of two or more dimensions, none for the others."""
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
+    parameters = list(parameters)
+    decayed = [p for p in parameters if p.ndim >= 2]
+    others = [p for p in parameters if p.ndim < 2]
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
+
+
+def make_optimizers(
+    model: Method, name: OptimizerName, lr: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """Return AdamW over everything, or Muon over the hidden matrices and AdamW over the rest.
+
+    Muon (Jordan et al., "Muon: an optimizer for hidden layers", 2024) makes a step of every hidden
+    matrix orthogonal; scaled to AdamW's step size (Liu et al., arXiv 2502.16982, section 2.2), so
+    that both take the same learning rate. Embeddings, norms and the output head are AdamW's.
+    """
+    hidden = [
+        module.weight
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module.out_features != model.config.codes
+    ]
+    if name == "adamw":
+        hidden = []
+    ours = {id(p) for p in hidden}
+    groups = parameter_groups((p for p in model.parameters() if id(p) not in ours), weight_decay)
+    optimizers = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))]
+    if hidden:
+        optimizers.append(
+            torch.optim.Muon(
+                hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimizers
 
 
 def check_finite(loss: float, step: int, kept: Path) -> None:

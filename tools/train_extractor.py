@@ -21,7 +21,7 @@ from tqdm import tqdm
 from metrics.extractor import Extractor, label_accuracy, save_extractor
 from models.artifacts import ROOT, header
 from models.dataset import Split, load_split
-from models.errors import InputError, one_line_errors
+from models.errors import expect_at_least, one_line_errors
 from models.training import batch_rows, lr_at, pick_device, seed_step, start_fabric
 
 PAD = 4
@@ -51,11 +51,9 @@ class ExtractorConfig:
     device: str = "auto"
     """auto, cpu or cuda"""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Raise InputError for values that fit no run."""
-        for name in ("epochs", "batch", "width"):
-            if getattr(self, name) < 1:
-                raise InputError(f"expected --{name} >= 1, got {getattr(self, name)}")
+        expect_at_least(self, epochs=1, batch=1, width=1)
 
 
 def crop_and_flip(
@@ -115,6 +113,7 @@ def fit(
 
 def main(cfg: ExtractorConfig) -> None:
     """Read both splits, train, measure what the file will hold, write it."""
+    cfg.check()
     fabric = start_fabric(pick_device(cfg.device))
     train, test = load_split(cfg.data, "train"), load_split(cfg.data, "test")
     out = cfg.out or ROOT / "checkpoints" / f"extractor_{train.dataset}.pth"

@@ -1,0 +1,259 @@
+"""Do the probabilities mean what they say? Calibration of predicted codes, with intervals.
+
+Top-label ECE, reliability and temperature are those of Guo et al., "On Calibration of Modern Neural
+Networks" (arXiv 1706.04599); bins of equal mass are Nguyen and O'Connor's (arXiv 1508.05154);
+class-wise ECE is that of Kull et al. (arXiv 1910.12656).
+
+The probabilities of 10,000 images x 64 codes x V do not fit in memory. What is kept of a token are
+five numbers (`Predictions`), and for the class-wise ECE sums by class and bin (`ClassBins`).
+Intervals resample images, never tokens: the 64 tokens of an image are not independent.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import torch
+
+BINS = 15
+RESAMPLES = 1000
+CLASS_RESAMPLES = 200
+"""of the class-wise ECE, which keeps (resamples, V, bins) sums: 12 MB at V = 1024"""
+Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+"""(logits_BSV, target_BS int64) of consecutive images"""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What calibration needs of each predicted token: float64 (N, S), by image and visiting step.
+
+    A prediction that is not of tokens (a class of an image) has S = 1.
+    """
+
+    confidence_NS: torch.Tensor
+    """probability of the likeliest code"""
+    correct_NS: torch.Tensor
+    """1 where that code is the true one, else 0"""
+    nats_NS: torch.Tensor
+    """-ln p of the true code"""
+    brier_NS: torch.Tensor
+    """sum over codes of (p - [it is the true one])^2, in [0, 2]"""
+    entropy_NS: torch.Tensor
+    """of the prediction, nats"""
+
+    def __getitem__(self, index) -> "Predictions":
+        """Take images, or images and steps: `tokens[rows]`, `tokens[:, 8:33]`."""
+        return Predictions(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+def predictions(logits_BSV: torch.Tensor, target_BS: torch.Tensor) -> Predictions:
+    """Return what calibration needs of these logits, on the CPU. In float64: ln V stays ln V."""
+    log_p_BSV = logits_BSV.double().log_softmax(-1)
+    p_BSV = log_p_BSV.exp()
+    confidence_BS, top_BS = p_BSV.max(-1)
+    nats_BS = -log_p_BSV.gather(-1, target_BS.unsqueeze(-1)).squeeze(-1)
+    brier_BS = p_BSV.square().sum(-1) - 2 * (-nats_BS).exp() + 1
+    entropy_BS = torch.special.entr(p_BSV).sum(-1)
+    correct_BS = (top_BS == target_BS).double()
+    found = (confidence_BS, correct_BS, nats_BS, brier_BS, entropy_BS)
+    return Predictions(*(value.cpu() for value in found))
+
+
+def collect(
+    batches: Batches, temperature: float = 1.0, class_bins: "ClassBins | None" = None
+) -> Predictions:
+    """Stream over batches; logits are divided by `temperature`, `class_bins` is filled."""
+    parts = []
+    for logits_BSV, target_BS in batches:
+        logits_BSV = logits_BSV / temperature
+        parts.append(predictions(logits_BSV, target_BS))
+        if class_bins is not None:
+            class_bins.add(logits_BSV.softmax(-1), target_BS)
+    names = [field.name for field in fields(Predictions)]
+    return Predictions(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+@lru_cache(maxsize=4)
+def bootstrap_weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> torch.Tensor:
+    """Return how often each resample drew each image, float64 (R, N); rows sum to N.
+
+    A resampled sum is one product with it, and numbers that share it are paired.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn_RN = torch.randint(images, (resamples, images), generator=generator)
+    ones_RN = torch.ones(1, 1, dtype=torch.float64).expand(resamples, images)
+    return torch.zeros(resamples, images, dtype=torch.float64).scatter_add(1, drawn_RN, ones_RN)
+
+
+def spread(value: torch.Tensor, resampled_R: torch.Tensor, images: int) -> dict:
+    """Return {value, low, high, images} with the percentile 95% interval; lists for vectors."""
+    ends = torch.tensor([0.025, 0.975], dtype=resampled_R.dtype)
+    low, high = torch.nanquantile(resampled_R, ends, dim=0)
+    return {
+        "value": value.tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "images": images,
+    }
+
+
+def estimate(
+    sums_NK: torch.Tensor, statistic: Callable[[torch.Tensor], torch.Tensor], seed: int = 0
+) -> dict:
+    """Return a statistic of images with its 95% interval, by the bootstrap over images.
+
+    `sums_NK` holds each image's sufficient statistics; `statistic` maps their sums (R, K) to (R,)
+    or (R, L).
+    """
+    sums_NK = sums_NK.double()
+    resampled_R = statistic(bootstrap_weights(len(sums_NK), seed=seed) @ sums_NK)
+    return spread(statistic(sums_NK.sum(0, keepdim=True))[0], resampled_R, len(sums_NK))
+
+
+def mean_of(value_N: torch.Tensor, seed: int = 0) -> dict:
+    """Return the mean over images, (N,) or for each column of (N, L), with its 95% interval."""
+    columns = value_N.unsqueeze(1) if value_N.ndim == 1 else value_N
+    images, scalar = len(value_N), value_N.ndim == 1
+    return estimate(columns, lambda s: s[:, 0] / images if scalar else s / images, seed)
+
+
+def equal_width_edges(bins: int = BINS) -> torch.Tensor:
+    """Return the inner edges of bins ((b - 1) / bins, b / bins], float64 (bins - 1,)."""
+    return torch.arange(1, bins, dtype=torch.float64) / bins
+
+
+def equal_mass_edges(confidence_NS: torch.Tensor, bins: int = BINS) -> torch.Tensor:
+    """Return the inner edges of bins with equally many tokens, float64 (bins - 1,).
+
+    Equal confidences share a bin, so that the order of tokens is of no account; then some bins are
+    larger and others empty.
+    """
+    sorted_M = confidence_NS.flatten().double().sort().values
+    last_in_bin = [-(-len(sorted_M) * b // bins) - 1 for b in range(1, bins)]
+    return sorted_M[last_in_bin]
+
+
+def bin_sums(
+    confidence_NS: torch.Tensor, correct_NS: torch.Tensor, edges: torch.Tensor
+) -> torch.Tensor:
+    """Return each image's sums by bin, float64 (N, 3, bins): tokens, confidence, correct."""
+    bin_NS = torch.bucketize(confidence_NS.double().contiguous(), edges)
+    kinds = (torch.ones_like(confidence_NS), confidence_NS, correct_NS)
+    empty_Nb = torch.zeros(len(bin_NS), len(edges) + 1, dtype=torch.float64)
+    return torch.stack([empty_Nb.scatter_add(1, bin_NS, kind.double()) for kind in kinds], 1)
+
+
+def ece_of_sums(sums_R: torch.Tensor) -> torch.Tensor:
+    """Return the ECE of bin sums (R, 3 * bins): the mean over tokens of |confidence - accuracy|."""
+    count_Rb, confidence_Rb, correct_Rb = sums_R.unflatten(1, (3, -1)).unbind(1)
+    return (confidence_Rb - correct_Rb).abs().sum(1) / count_Rb.sum(1)
+
+
+def ece(tokens: Predictions, edges: torch.Tensor, seed: int = 0) -> dict:
+    """Return the top-label ECE in [0, 1] with its interval; the bins stay fixed over resamples.
+
+    ECE adds up absolute values, so it is biased upwards, and resampling adds more noise: near 0
+    the interval lies above the value. `ece_if_calibrated` says how much of it is noise.
+    """
+    sums_N3b = bin_sums(tokens.confidence_NS, tokens.correct_NS, edges)
+    return estimate(sums_N3b.flatten(1), ece_of_sums, seed)
+
+
+def ece_if_calibrated(
+    tokens: Predictions, edges: torch.Tensor, draws: int = 100, seed: int = 0
+) -> dict:
+    """Return the ECE that chance alone gives: the answers are drawn from these confidences.
+
+    The control beside `ece`; valid with many tokens an image because the errors of a true model
+    are uncorrelated along the chain of conditionals.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    confidence_M = tokens.confidence_NS.flatten()
+    bin_M = torch.bucketize(confidence_M, edges)
+    found = []
+    for _ in range(draws):
+        drawn_M = torch.rand(len(bin_M), generator=generator, dtype=torch.float64)
+        gap_M = confidence_M - (drawn_M < confidence_M).double()
+        found.append(torch.bincount(bin_M, gap_M, len(edges) + 1).abs().sum() / len(bin_M))
+    found_R = torch.stack(found)
+    return spread(found_R.mean(), found_R, len(tokens.confidence_NS))
+
+
+def reliability(tokens: Predictions, edges: torch.Tensor, seed: int = 0) -> dict:
+    """Return the reliability diagram, the bins that hold tokens: {count, confidence, accuracy}.
+
+    `count` is a list of tokens a bin; the others are estimates of lists.
+    """
+    sums_N3b = bin_sums(tokens.confidence_NS, tokens.correct_NS, edges)
+    sums_N3b = sums_N3b[:, :, sums_N3b[:, 0].sum(0) > 0]
+
+    def share(kind: int) -> dict:
+        sums_N = sums_N3b[:, [0, kind]].flatten(1)
+        return estimate(sums_N, lambda s: s.chunk(2, 1)[1] / s.chunk(2, 1)[0], seed)
+
+    count = sums_N3b[:, 0].sum(0).long().tolist()
+    return {"count": count, "confidence": share(1), "accuracy": share(2)}
+
+
+def calibration_report(tokens: Predictions, seed: int = 0, bins: int = BINS) -> dict:
+    """Return every measure with its interval and its number of images, and the diagram."""
+    width, mass = equal_width_edges(bins), equal_mass_edges(tokens.confidence_NS, bins)
+    bits_NS = tokens.nats_NS / torch.log(torch.tensor(2.0, dtype=torch.float64))
+    means = {
+        "accuracy": tokens.correct_NS,
+        "mean_confidence": tokens.confidence_NS,
+        "overconfidence_gap": tokens.confidence_NS - tokens.correct_NS,
+        "brier": tokens.brier_NS,
+        "nll_nats": tokens.nats_NS,
+        "nll_bits": bits_NS,
+        "entropy_nats": tokens.entropy_NS,
+    }
+    return {
+        "tokens": tokens.nats_NS.numel(),
+        **{name: mean_of(value_NS.mean(1), seed) for name, value_NS in means.items()},
+        "ece_equal_width": ece(tokens, width, seed),
+        "ece_equal_width_if_calibrated": ece_if_calibrated(tokens, width, seed=seed),
+        "ece_equal_mass": ece(tokens, mass, seed),
+        "ece_equal_mass_if_calibrated": ece_if_calibrated(tokens, mass, seed=seed),
+        "reliability": reliability(tokens, width, seed),
+    }
+
+
+class ClassBins:
+    """Class-wise ECE in one pass, with its resamples: sums by class and bin of p - [true].
+
+    ECE_k compares p_k with how often code k came, over all tokens; the mean over codes is small by
+    nature (most p_k are near 0), so it is for comparing models of one V.
+    """
+
+    def __init__(self, classes: int, images: int, seed: int = 0, bins: int = BINS):
+        """Start with no image seen; `images` will come, in order."""
+        self.edges, self.seen, self.tokens = equal_width_edges(bins), 0, 0
+        self.weights_RN = bootstrap_weights(images, CLASS_RESAMPLES, seed).float()
+        self.gap_K = torch.zeros(classes * bins, dtype=torch.float64)
+        self.gap_RK = torch.zeros(len(self.weights_RN), classes * bins)
+        self.classes, self.bins = classes, bins
+
+    def add(self, p_BSV: torch.Tensor, target_BS: torch.Tensor) -> None:
+        """Count the next B images, a few at a time to save memory."""
+        for p_bSV, target_bS in zip(p_BSV.split(16), target_BS.split(16), strict=True):
+            self._add(p_bSV.cpu(), target_bS.cpu())
+
+    def _add(self, p_bSV: torch.Tensor, target_bS: torch.Tensor) -> None:
+        batch, steps, classes = p_bSV.shape
+        row_b11 = torch.arange(batch).view(-1, 1, 1) * classes
+        cell_bSV = (row_b11 + torch.arange(classes)) * self.bins
+        cell_bSV = cell_bSV + torch.bucketize(p_bSV, self.edges.to(p_bSV.dtype))
+        gap_bSV = p_bSV.scatter_add(2, target_bS.unsqueeze(2), -torch.ones_like(p_bSV[..., :1]))
+        gap_bK = torch.bincount(
+            cell_bSV.flatten(), gap_bSV.flatten(), batch * classes * self.bins
+        ).view(batch, -1)
+        self.gap_K += gap_bK.sum(0)
+        weights_Rb = self.weights_RN[:, self.seen : self.seen + batch]
+        self.gap_RK += weights_Rb @ gap_bK.float()
+        self.seen, self.tokens = self.seen + batch, self.tokens + batch * steps
+
+    def ece(self) -> dict:
+        """Return the class-wise ECE, the mean over codes, with its interval."""
+        scale = self.tokens * self.classes
+        return spread(self.gap_K.abs().sum() / scale, self.gap_RK.abs().sum(1) / scale, self.seen)

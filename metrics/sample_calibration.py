@@ -1,0 +1,181 @@
+"""Calibration of whole images: entropy of own samples, classes by Bayes, confidence in a sample.
+
+Entropy calibration: Braverman et al., "Calibration, Entropy Rates, and Memory in Language Models"
+(arXiv 1906.05664): along a model's own samples its entropy should be that of the data. Classes by
+Bayes: Li et al., "Your Diffusion Model is Secretly a Zero-Shot Classifier" (arXiv 2303.16203), here
+with an exact likelihood. Risk-coverage: Geifman and El-Yaniv, "Selective Classification for Deep
+Neural Networks" (arXiv 1705.08500).
+"""
+
+import math
+
+import torch
+from tqdm import tqdm
+
+from metrics.calibration import (
+    RESAMPLES,
+    Predictions,
+    bootstrap_weights,
+    calibration_report,
+    collect,
+    mean_of,
+    spread,
+)
+from metrics.likelihood import bits_per_code, logit_batches, orders_for
+from metrics.temperature import best_temperature, halves
+from models.contract import Method
+from models.sampling import Plan, sample_codes
+
+LN2 = math.log(2)
+GROUPS = 10
+"""equal groups of samples, by confidence, in the reliability of a sample's quality"""
+
+
+def own_samples(
+    model: Method, label_N: torch.Tensor, order: str, seed: int, batch: int
+) -> tuple[torch.Tensor, Predictions]:
+    """Sample without guidance; return codes_NT on the CPU and the model's predictions of them.
+
+    Guided samples would be of another distribution than the one whose entropy is asked for.
+    """
+    plan, parts = Plan(order=order), []
+    with tqdm(total=len(label_N), desc="sampling", unit="image") as bar:
+        for first in range(0, len(label_N), batch):
+            label_B = label_N[first : first + batch]
+            parts.append(sample_codes(model, label_B, plan, seed, first).cpu())
+            bar.update(len(label_B))
+    codes_NT = torch.cat(parts)
+    order_NS = orders_for(order, len(label_N), model.config.grid, seed)  # those it sampled in
+    return codes_NT, collect(logit_batches(model, codes_NT, label_N, order_NS, batch))
+
+
+def class_log_p(
+    model: Method, codes_NT: torch.Tensor, order_NS: torch.Tensor, batch: int = 100
+) -> torch.Tensor:
+    """Return ln p(codes | label) for every label, float64 (N, classes), with a progress bar."""
+    columns = []
+    classes = range(model.config.classes)
+    with tqdm(total=len(codes_NT) * len(classes), desc="classes", unit="image") as bar:
+        for label in classes:
+            parts = []
+            for codes_BT, order_BS in zip(
+                codes_NT.split(batch), order_NS.split(batch), strict=True
+            ):
+                label_B = torch.full((len(codes_BT),), label)
+                bits_BS = bits_per_code(model, codes_BT, label_B, order_BS, batch)
+                parts.append(-LN2 * bits_BS.double().sum(1))
+                bar.update(len(codes_BT))
+            columns.append(torch.cat(parts))
+    return torch.stack(columns, 1)
+
+
+def class_report(log_p_NC: torch.Tensor, label_N: torch.Tensor, seed: int = 0) -> dict:
+    """Return how calibrated p(class | image) is: the posterior of a uniform prior, by Bayes.
+
+    The temperature is of ln p(codes | label), fitted on half of the images; `before` and
+    `after` are of the others.
+    """
+
+    def batches(rows_N: torch.Tensor):
+        return [(log_p_NC[rows_N].unsqueeze(1), label_N[rows_N].unsqueeze(1))]
+
+    fit_N, rest_N = halves(len(label_N), seed)
+    fitted, rest = best_temperature(lambda: batches(fit_N)), batches(rest_N)
+    return {
+        "temperature": fitted,
+        "before": calibration_report(collect(rest), seed),
+        "after": calibration_report(collect(rest, fitted["value"]), seed),
+    }
+
+
+def entropy_report(own: Predictions, held_out: Predictions, seed: int = 0) -> dict:
+    """Return entropy on own samples minus held-out NLL, in bits: by step, and per image.
+
+    Above 0 the samples are less predictable than images, below 0 more. `sampler_check` is the NLL
+    of own samples minus their entropy, 0 up to chance if the sampler draws from the likelihood's
+    distribution.
+    """
+    entropy_NS, nll_MS = own.entropy_NS / LN2, held_out.nats_NS / LN2
+    difference_S = entropy_NS.mean(0) - nll_MS.mean(0)
+    weights = [
+        bootstrap_weights(len(x), RESAMPLES, seed + k) / len(x)
+        for k, x in enumerate((entropy_NS, nll_MS))
+    ]
+    difference_RS = weights[0] @ entropy_NS - weights[1] @ nll_MS
+    check_N = (own.nats_NS / LN2 - entropy_NS).sum(1)
+    return {
+        "entropy_bits_per_step": mean_of(entropy_NS, seed),
+        "held_out_bits_per_step": mean_of(nll_MS, seed + 1),
+        "difference_bits_per_step": spread(difference_S, difference_RS, len(entropy_NS)),
+        "entropy_bits_per_image": mean_of(entropy_NS.sum(1), seed),
+        "held_out_bits_per_image": mean_of(nll_MS.sum(1), seed + 1),
+        "difference_bits_per_image": spread(
+            difference_S.sum(), difference_RS.sum(1), len(entropy_NS)
+        ),
+        "sampler_check_bits_per_image": mean_of(check_N, seed),
+    }
+
+
+def ranks(x_RN: torch.Tensor) -> torch.Tensor:
+    """Return ranks from 0 along the last dimension, float64; equal values share their mean."""
+    sorted_RN = x_RN.sort(-1).values
+    first_RN = torch.searchsorted(sorted_RN, x_RN.contiguous())
+    last_RN = torch.searchsorted(sorted_RN, x_RN.contiguous(), right=True) - 1
+    return (first_RN + last_RN).double() / 2
+
+
+def spearman(x_RN: torch.Tensor, y_RN: torch.Tensor) -> torch.Tensor:
+    """Return the rank correlation of each row, float64 (R,) in [-1, 1]; 0 for a constant row."""
+    x_RN, y_RN = ranks(x_RN), ranks(y_RN)
+    x_RN = x_RN - x_RN.mean(-1, keepdim=True)
+    y_RN = y_RN - y_RN.mean(-1, keepdim=True)
+    scale_R = (x_RN.square().sum(-1) * y_RN.square().sum(-1)).sqrt()
+    return (x_RN * y_RN).sum(-1) / torch.where(scale_R > 0, scale_R, 1)
+
+
+def risk_coverage(confidence_RN: torch.Tensor, quality_RN: torch.Tensor) -> torch.Tensor:
+    """Return risk_RN: 1 - the mean quality of the k most confident, k = 1..N; coverage is k / N.
+
+    Its mean over k is the AURC.
+    """
+    by_confidence_RN = confidence_RN.argsort(dim=-1, descending=True, stable=True)
+    risk_RN = 1 - quality_RN.double().gather(-1, by_confidence_RN)
+    count_N = torch.arange(1, risk_RN.shape[-1] + 1, dtype=torch.float64)
+    return risk_RN.cumsum(-1) / count_N
+
+
+def quality_report(confidence_N: torch.Tensor, quality_N: torch.Tensor, seed: int = 0) -> dict:
+    """Return whether confidence in a sample predicts its quality in [0, 1], as the judge has it.
+
+    AURC lies between `aurc_oracle` (sorted by quality itself) and, if it is of no use, about
+    `risk`, that of all samples.
+    """
+    confidence_N, quality_N = confidence_N.double(), quality_N.double()
+    count = len(quality_N)
+    generator = torch.Generator().manual_seed(seed)
+    drawn_RN = torch.randint(count, (RESAMPLES, count), generator=generator)
+
+    def measure(statistic, *values_N: torch.Tensor) -> dict:
+        value = statistic(*(x_N.unsqueeze(0) for x_N in values_N))[0]
+        return spread(value, statistic(*(x_N[drawn_RN] for x_N in values_N)), count)
+
+    def aurc(confidence_RN, quality_RN):
+        return risk_coverage(confidence_RN, quality_RN).mean(-1)
+
+    # groups of equal size; array_split's rule, so that no sample is left out
+    groups = confidence_N.argsort(stable=True).tensor_split(min(GROUPS, count))
+    return {
+        "spearman": measure(spearman, confidence_N, quality_N),
+        "aurc": measure(aurc, confidence_N, quality_N),
+        "aurc_oracle": measure(aurc, quality_N, quality_N),
+        "risk": mean_of(1 - quality_N, seed),
+        "risk_coverage": risk_coverage(confidence_N, quality_N).tolist(),
+        "reliability": [
+            {
+                "count": len(rows_M),
+                "confidence": confidence_N[rows_M].mean().item(),
+                "quality": mean_of(quality_N[rows_M], seed),
+            }
+            for rows_M in groups
+        ],
+    }

@@ -1,0 +1,233 @@
+"""ARPG: any order, told by the position of a query that carries nothing else.
+
+Paper: Li et al., "Autoregressive Image Generation with Randomized Parallel Decoding", arXiv
+2503.10568. Code: github.com/hp-l33/ARPG.
+
+Two passes. Pass 1 runs the content [c, x_1 .. x_{T-1}] through the first half of the layers,
+causally, each code turned by the RoPE of its own cell; one shared projection makes its outputs keys
+and values. Pass 2 runs one learned vector per cell to come through the second half; its query is
+turned by the RoPE of that cell, and it attends to the shared keys and values of what is known.
+Queries never attend to each other, so any number of cells can be asked at once.
+
+Differs from it in:
+- causality is in the call, never in `self.training`: the official eval() lets query t see its own
+  code, so its validation loss means nothing;
+- decoding feeds the new codes of a step to pass 1 causally, in their order. The official loop lets
+  them see each other both ways, which training never shows; here every grouping gives the logits of
+  teacher forcing;
+- each image has its own order, the order is an argument, and known codes can be committed first;
+- the null label is put in by the training script, not in here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.contract import Method
+from models.errors import InputError
+from models.layers import LayerCache, RMSNorm, SwiGLU, attend, rope_table, rotate
+from models.trunk import ModelConfig, initialise
+
+
+def split_heads(x_BSD: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return x_BHSK."""
+    return x_BSD.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Pass 1: content sees the content before it, and itself."""
+
+    def __init__(self, config: ModelConfig):
+        """Build the projections, apart as in the published files."""
+        super().__init__()
+        self.heads = config.heads
+        self.to_q = nn.Linear(config.width, config.width, bias=False)
+        self.to_k = nn.Linear(config.width, config.width, bias=False)
+        self.to_v = nn.Linear(config.width, config.width, bias=False)
+        self.proj = nn.Linear(config.width, config.width, bias=False)
+        self.dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(
+        self, x_BSD: torch.Tensor, rotation_B1SR: torch.Tensor, cache: LayerCache | None, start: int
+    ) -> torch.Tensor:
+        """Let token s see tokens <= s of x and, with a cache, its slots before `start`."""
+        q_BHSK = rotate(split_heads(self.to_q(x_BSD), self.heads), rotation_B1SR)
+        k_BHLK = rotate(split_heads(self.to_k(x_BSD), self.heads), rotation_B1SR)
+        v_BHLK = split_heads(self.to_v(x_BSD), self.heads)
+        if cache is not None:
+            k_BHLK, v_BHLK = cache.write(start, torch.stack((k_BHLK, v_BHLK)))
+        mixed_BHSK = attend(q_BHSK, k_BHLK, v_BHLK, start)
+        return self.dropout(self.proj(mixed_BHSK.transpose(1, 2).flatten(2)))
+
+
+class CrossAttention(nn.Module):
+    """Pass 2: queries see keys and values that all layers share, never each other."""
+
+    def __init__(self, config: ModelConfig):
+        """Build the two projections."""
+        super().__init__()
+        self.heads = config.heads
+        self.to_q = nn.Linear(config.width, config.width, bias=False)
+        self.proj = nn.Linear(config.width, config.width, bias=False)
+        self.dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(
+        self,
+        x_BSD: torch.Tensor,
+        rotation_B1SR: torch.Tensor,
+        kv_2BHLK: torch.Tensor,
+        start: int | None,
+    ) -> torch.Tensor:
+        """With start 0, let query s see slots 0..s; with None, all slots."""
+        q_BHSK = rotate(split_heads(self.to_q(x_BSD), self.heads), rotation_B1SR)
+        mixed_BHSK = attend(q_BHSK, *kv_2BHLK, start)
+        return self.dropout(self.proj(mixed_BHSK.transpose(1, 2).flatten(2)))
+
+
+class Block(nn.Module):
+    """Pre-norm block around either attention."""
+
+    def __init__(self, config: ModelConfig, attn: nn.Module):
+        """Build one layer."""
+        super().__init__()
+        self.attn = attn
+        self.ffn = SwiGLU(config.width, config.ffn_dropout)
+        self.attn_norm = RMSNorm(config.width)
+        self.ffn_norm = RMSNorm(config.width)
+
+    def forward(self, x_BSD: torch.Tensor, rotation_B1SR: torch.Tensor, *seen) -> torch.Tensor:
+        """Map (B, S, D) to (B, S, D); `seen` are the attention's further arguments."""
+        x_BSD = x_BSD + self.attn(self.attn_norm(x_BSD), rotation_B1SR, *seen)
+        return x_BSD + self.ffn(self.ffn_norm(x_BSD))
+
+
+@dataclass
+class ARPGCache:
+    """What pass 1 has been fed: [c, x_1 ..], `slots` of them."""
+
+    label_B: torch.Tensor
+    layers: list[LayerCache]
+    """of pass 1; pass 2 has none of its own"""
+    shared: LayerCache
+    """the keys and values that pass 2 reads"""
+    slots: int = 0
+
+
+class TwoPasses(nn.Module):
+    """The stack: half of the layers read the content, the other half answer the queries."""
+
+    def __init__(self, config: ModelConfig):
+        """Build both halves, and the one projection to keys and values between them."""
+        super().__init__()
+        half = config.layers // 2
+        self.heads = config.heads
+        self.self_dec = nn.ModuleList(Block(config, SelfAttention(config)) for _ in range(half))
+        self.cross_dec = nn.ModuleList(Block(config, CrossAttention(config)) for _ in range(half))
+        self.norm = RMSNorm(config.width)
+        self.to_k = nn.Linear(config.width, config.width, bias=False)
+        self.to_v = nn.Linear(config.width, config.width, bias=False)
+
+    def read(
+        self, x_BSD: torch.Tensor, rotation_BSR: torch.Tensor, cache: ARPGCache | None = None
+    ) -> torch.Tensor:
+        """Pass 1: return kv_2BHLK of the content so far; with a cache, x is what follows in it."""
+        rotation_B1SR, start = rotation_BSR.unsqueeze(1), cache.slots if cache else 0
+        for i, block in enumerate(self.self_dec):
+            x_BSD = block(x_BSD, rotation_B1SR, cache.layers[i] if cache else None, start)
+        x_BSD = self.norm(x_BSD)
+        k_BHSK = rotate(split_heads(self.to_k(x_BSD), self.heads), rotation_B1SR)
+        kv_2BHSK = torch.stack((k_BHSK, split_heads(self.to_v(x_BSD), self.heads)))
+        if cache is None:
+            return kv_2BHSK
+        cache.slots += x_BSD.shape[1]
+        return cache.shared.write(start, kv_2BHSK)
+
+    def answer(
+        self,
+        query_11D: torch.Tensor,
+        rotation_BSR: torch.Tensor,
+        kv_2BHLK: torch.Tensor,
+        start: int | None,
+    ) -> torch.Tensor:
+        """Pass 2: return x_BSD of the query turned S ways; see CrossAttention for `start`.
+
+        The query is one vector until its first rotation spreads it over the batch and the cells.
+        """
+        x_BSD, rotation_B1SR = query_11D, rotation_BSR.unsqueeze(1)
+        for block in self.cross_dec:
+            x_BSD = block(x_BSD, rotation_B1SR, kv_2BHLK, start)
+        return x_BSD
+
+
+class ARPG(Method):
+    """ARPG: the next cell is told by where its query points; several may be asked at once."""
+
+    any_order = True
+    parallel = True
+
+    def __init__(self, config: ModelConfig):
+        """Build the network; the output head starts at zero, so the first loss is ln V.
+
+        Raises InputError for an odd number of layers.
+        """
+        super().__init__(config)
+        if config.layers % 2:
+            raise InputError(
+                f"arpg gives half of its layers to each of two passes: "
+                f"expected an even number of layers, got {config.layers}"
+            )
+        self.embeddings = nn.Embedding(config.codes + config.classes + 3, config.width)
+        self.token_dropout = nn.Dropout(config.token_dropout)
+        self.layers = TwoPasses(config)
+        self.norm = RMSNorm(config.width)
+        self.head = nn.Linear(config.width, config.codes, bias=False)
+        initialise(self)
+        nn.init.zeros_(self.head.weight)
+
+    def _embeddings(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the codes' vectors (V, D), the query's (1, 1, D), the labels' (classes + 1, D).
+
+        Apart, so that an id out of range is an error and not another's vector. The last row of the
+        published table belongs to a label of theirs that nothing uses.
+        """
+        sizes = [self.config.codes, 1, self.config.classes + 1, 1]
+        code_VD, query_1D, label_D, _ = self.embeddings.weight.split(sizes)
+        return code_VD, query_1D.unsqueeze(0), label_D
+
+    def _rotation(self, cells_BS: torch.Tensor) -> torch.Tensor:
+        """Return rotation_BSR of cells, -1 meaning the class token."""
+        table = rope_table(self.config.grid, self.config.head_width, cells_BS.device)
+        return table[cells_BS + 1]
+
+    def _logits(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        logits_BSV = self.head(self.norm(x_BSD))
+        return logits_BSV.to(torch.promote_types(logits_BSV.dtype, torch.float32))
+
+    def forward(self, codes_BT, label_B, order_BS):
+        """Return logits_BSV; see Method. Query s sees slots 0..s of pass 1: c, x_1 .. x_s."""
+        code_VD, query_11D, label_D = self._embeddings()
+        codes_BS = codes_BT.gather(1, order_BS)
+        c_B1D, x_BSD = F.embedding(label_B[:, None], label_D), F.embedding(codes_BS, code_VD)
+        x_BSD = self.token_dropout(torch.cat((c_B1D, x_BSD[:, :-1]), dim=1))
+        own_cell_BS = torch.cat((torch.full_like(order_BS[:, :1], -1), order_BS[:, :-1]), dim=1)
+        kv_2BHSK = self.layers.read(x_BSD, self._rotation(own_cell_BS))
+        return self._logits(self.layers.answer(query_11D, self._rotation(order_BS), kv_2BHSK, 0))
+
+    def cache(self, label_B):
+        """Return an empty ARPGCache."""
+        tokens = self.config.tokens  # the class token, and all codes but the last
+        layers = [LayerCache(tokens) for _ in self.layers.self_dec]
+        return ARPGCache(label_B, layers, LayerCache(tokens))
+
+    def decode(self, cache, codes_Bm, cells_Bm, next_cells_Bn):
+        """Return logits_BnV; see Method. Each depends on what is committed and its cell alone."""
+        code_VD, query_11D, label_D = self._embeddings()
+        x_BmD = F.embedding(codes_Bm, code_VD)
+        if cache.slots == 0:
+            x_BmD = torch.cat((F.embedding(cache.label_B[:, None], label_D), x_BmD), dim=1)
+            cells_Bm = torch.cat((torch.full_like(next_cells_Bn[:, :1], -1), cells_Bm), dim=1)
+        kv_2BHLK = self.layers.read(x_BmD, self._rotation(cells_Bm), cache)
+        rotation_BnR = self._rotation(next_cells_Bn)
+        return self._logits(self.layers.answer(query_11D, rotation_BnR, kv_2BHLK, None))

@@ -1,0 +1,161 @@
+"""Weights that others published: read them safely, and put them into our models, strictly.
+
+Files of LlamaGen, RandAR, RAR, ARPG and PAR, of LlamaGen's tokenizers, and of the CIFAR-10 baseline
+lime413/randar. Our models keep their names and shapes, so nothing is renamed or reshaped: wrappers
+and prefixes come off, the size is read off the shapes, and then every name and shape must agree.
+
+A file is data here. Pickles go through torch's restricted reader, which calls nothing but what
+rebuilds tensors. It is told one more class, argparse.Namespace, that LlamaGen and ARPG save their
+arguments in: a plain holder of attributes, whose constructor takes no positional argument from the
+file and runs no code of it. What else a file asks for is refused by name.
+
+Which model it is, and of which size: models/published_sizes.py.
+"""
+
+import argparse
+import pickle
+import re
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from models.errors import InputError
+from models.methods import METHODS, build
+from models.published_sizes import Shapes, infer_config, recognise
+from models.tokenizer import TOKENIZERS
+
+Which = Literal["model", "ema"]
+
+WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""parts of a name that torch.compile, DDP, FSDP and activation checkpointing put in"""
+NO_WEIGHTS = {"freqs_cis", "causal_mask", "k_cache", "v_cache"}
+"""last parts of names of tables that are computed, not learned"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """The learned values of a file."""
+
+    path: Path
+    weights: dict[str, torch.Tensor]
+    """by their published names"""
+    name_in_file: dict[str, str]
+    dropped: list[str]
+    """names in the file of what is computed, not learned"""
+    steps: int | None
+    """optimizer steps of the training, where the file says so"""
+
+
+def read_published(path: Path, which: Which = "model") -> Published:
+    """Read a .safetensors, or what torch.save wrote, without running anything in it.
+
+    Raises InputError for a file that is missing, broken, unsafe, or without such weights.
+    """
+    if not path.is_file():
+        raise InputError(f"expected published weights at {path}, found no such file")
+    contents = _read(path)
+    if not isinstance(contents, dict):
+        raise InputError(f"{path}: expected a dict of tensors, found {type(contents).__name__}")
+    if "header" in contents and "model_config" in contents:
+        raise InputError(f"{path} is a checkpoint of this repo already")
+    weights, name_in_file, dropped = {}, {}, []
+    for name, value in _unwrap(path, contents, which).items():
+        if not isinstance(name, str):
+            raise InputError(f"{path}: expected tensors by name, found one called {name!r}")
+        clean = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+        if clean.rpartition(".")[2] in NO_WEIGHTS:
+            dropped.append(name)
+            continue
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"{path}: expected a tensor as {name}, found {type(value).__name__}")
+        if clean in weights:
+            raise InputError(f"{path} has {clean} twice: {name_in_file[clean]} and {name}")
+        weights[clean], name_in_file[clean] = value, name
+    steps = [contents.get(name) for name in ("steps", "train_steps", "global_step")]
+    found = next((step for step in steps if isinstance(step, int)), None)
+    return Published(path, weights, name_in_file, dropped, found)
+
+
+def _read(path: Path) -> Any:
+    """Return what a file holds; mapped from disk, so optimizer states cost no memory."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that torch.save did not write
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except OSError:
+        raise
+    except pickle.UnpicklingError as e:
+        asked = re.search(r"GLOBAL (\S+)", str(e))
+        if asked is None:
+            raise InputError(f"{path} is broken or unsafe and was not loaded") from None
+        raise InputError(
+            f"{path} was not loaded: it asks for {asked[1]}, which weights have no need of; "
+            "nothing in it was run"
+        ) from None
+    except Exception as e:  # torch raises many types for a torn file
+        reason = " ".join(str(e).split())[:100]
+        raise InputError(f"{path} is broken and was not loaded ({reason})") from None
+
+
+def _unwrap(path: Path, contents: dict, which: Which) -> dict:
+    """Return the state dict in what was saved: under a name that the projects use, or bare."""
+    for name in ("ema",) if which == "ema" else ("model", "module", "state_dict"):
+        if isinstance(contents.get(name), dict):
+            return contents[name]
+    if which == "model" and any(isinstance(value, torch.Tensor) for value in contents.values()):
+        return contents
+    names = ", ".join(map(str, contents)) or "nothing"
+    raise InputError(f"{path} has no {which} weights, only: {names[:150]}")
+
+
+def restore(found: Published, heads: int | None = None, grid: int | None = None) -> nn.Module:
+    """Return the recognised model with the file's weights, in the file's dtype, on the CPU.
+
+    Raises InputError, with the first of what is missing, unexpected or of another shape.
+    """
+    shapes = {name: tuple(value.shape) for name, value in found.weights.items()}
+    try:
+        model = recognise(shapes)
+    except InputError as e:
+        raise InputError(f"{found.path}: {e}") from None
+    try:
+        config = infer_config(model, shapes, heads, grid)
+        with torch.device("meta"):
+            network = build(model, config) if model in METHODS else TOKENIZERS[model][0](config)
+    except InputError as e:
+        raise InputError(f"{found.path} looks like {model}, but: {e}") from None
+    _check(found, model, {k: tuple(v.shape) for k, v in network.state_dict().items()})
+    network.load_state_dict(found.weights, assign=True)
+    return network.eval()
+
+
+def _check(found: Published, model: str, expected: Shapes) -> None:
+    """Raise InputError unless names, shapes and kind of number agree."""
+    wrong = [
+        f"{name} is {value.dtype} {tuple(value.shape)}, expected {expected[name]}"
+        for name, value in found.weights.items()
+        if name in expected
+        and not (tuple(value.shape) == expected[name] and value.is_floating_point())
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in found.weights],
+        "unexpected": [name for name in found.weights if name not in expected],
+        "wrong": wrong,
+    }
+    told = [
+        f"{kind}: {', '.join(names[:3])}" + f" and {len(names) - 3} more" * (len(names) > 3)
+        for kind, names in problems.items()
+        if names
+    ]
+    if told:
+        raise InputError(f"{found.path} is no {model} as published; {'; '.join(told)}")

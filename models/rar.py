@@ -1,0 +1,255 @@
+"""RAR: any order, told by a second position embedding, that of the cell to come.
+
+Paper: Yu et al., "Randomized Autoregressive Visual Generation", arXiv 2411.00776. Code:
+github.com/bytedance/1d-tokenizer.
+
+The sequence is [cls, y, x_1 .. x_{T-1}] and the output of slot 1 + s predicts the code of step s.
+A slot is the sum of what it holds, of P at its own cell, and of T ("target-aware") at the cell
+that comes next; the cell pi has row 2 + pi in both tables. Besides, y and the slot's number s make
+a condition, E[y] + S[s], from which every block draws its shift, scale and gate (adaLN).
+
+Names and layout of the parameters are RAR's, so that its checkpoints load: fused q | k | v rows,
+each head-major; block modulation shift, scale, gate twice; head modulation scale, then shift.
+
+Differs from it in: no dropout of attention probabilities (theirs is 0.1); the last code is not fed,
+so the sequence has T + 1 slots instead of T + 2, with the same logits; modulation is computed once
+per distinct label and slot instead of per image and slot, the codes having no part in it; the order
+is an argument, in sampling too; the null label is put in by the training script, not in here.
+There is no dropout of embeddings, as in theirs: `token_dropout` has no effect.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.contract import Method
+from models.layers import LayerCache, attend
+from models.trunk import ModelConfig
+
+EPS = 1e-6
+
+
+class RARAttention(nn.Module):
+    """Causal multi-head attention with biases and a LayerNorm over each head's query and key."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        """Build the fused projection, the two norms over K, and the output projection."""
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = nn.LayerNorm(width // heads, eps=EPS)
+        self.k_norm = nn.LayerNorm(width // heads, eps=EPS)
+        self.proj = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BSD: torch.Tensor, cache: LayerCache | None, start: int) -> torch.Tensor:
+        """Let slot s see slots <= s of x and, with a cache, its slots before `start`."""
+        qkv_3BHSK = self.qkv(x_BSD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        v_BHSK = qkv_3BHSK[2]
+        # under autocast the norms answer in fp32; attention and its cache want one dtype
+        q_BHSK = self.q_norm(qkv_3BHSK[0]).to(v_BHSK.dtype)
+        k_BHSK = self.k_norm(qkv_3BHSK[1]).to(v_BHSK.dtype)
+        if cache is not None:
+            k_BHSK, v_BHSK = cache.write(start, torch.stack((k_BHSK, v_BHSK)))
+        mixed_BHSK = attend(q_BHSK, k_BHSK, v_BHSK, start)
+        return self.dropout(self.proj(mixed_BHSK.transpose(1, 2).flatten(2)))
+
+
+class MLP(nn.Module):
+    """fc2(GELU(fc1 x)) with the exact GELU, and dropout after both."""
+
+    def __init__(self, width: int, hidden: int, dropout: float):
+        """Build the two projections."""
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
+        """Map (..., D) to (..., D)."""
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x_BSD)))))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What modulates the slots of one pass, kept once per distinct label."""
+
+    c_USD: torch.Tensor
+    """E[y] + S[s] of the U labels that occur"""
+    row_B: torch.Tensor
+    """which of the U each image has"""
+
+
+class Modulation(nn.Sequential):
+    """adaLN: SiLU, then a linear map that starts at zero, to `parts` vectors a slot."""
+
+    def __init__(self, width: int, parts: int):
+        """Build the map (D -> parts x D)."""
+        super().__init__(nn.SiLU(), nn.Linear(width, parts * width))
+        self.parts = parts
+
+    def forward(self, condition: Condition) -> tuple[torch.Tensor, ...]:
+        """Return `parts` tensors (B, S, D).
+
+        The product runs over U labels, not B images: it is a third of a block's multiplications.
+        """
+        return super().forward(condition.c_USD)[condition.row_B].chunk(self.parts, dim=-1)
+
+
+class RARBlock(nn.Module):
+    """x + g1 * attention(modulated norm of x), then x + g2 * MLP(modulated norm of x)."""
+
+    def __init__(self, config: ModelConfig):
+        """Build one layer."""
+        super().__init__()
+        width, hidden = config.width, config.ffn_width or 4 * config.width
+        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.attn = RARAttention(width, config.heads, config.residual_dropout)
+        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        self.mlp = MLP(width, hidden, config.ffn_dropout)
+        self.adaLN_modulation = Modulation(width, 6)
+
+    def forward(
+        self, x_BSD: torch.Tensor, condition: Condition, cache: LayerCache | None, start: int
+    ) -> torch.Tensor:
+        """Map (B, S, D) to (B, S, D); see RARAttention for cache and start."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)
+        inner_BSD = self.norm1(x_BSD) * (1 + scale1) + shift1
+        x_BSD = x_BSD + gate1 * self.attn(inner_BSD, cache, start)
+        inner_BSD = self.norm2(x_BSD) * (1 + scale2) + shift2
+        return x_BSD + gate2 * self.mlp(inner_BSD)
+
+
+class ModulatedNorm(nn.Module):
+    """The head's norm, without weights of its own; here the scale comes before the shift."""
+
+    def __init__(self, width: int):
+        """Build the norm and its modulation."""
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
+        self.adaLN_modulation = Modulation(width, 2)
+
+    def forward(self, x_BSD: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """Map (B, S, D) to (B, S, D)."""
+        scale_BSD, shift_BSD = self.adaLN_modulation(condition)
+        return self.norm_final(x_BSD) * (1 + scale_BSD) + shift_BSD
+
+
+@dataclass
+class RARCache:
+    """What has been fed. The last slot is open: it holds T of a cell that was only asked for."""
+
+    label_U: torch.Tensor
+    """the distinct labels"""
+    row_B: torch.Tensor
+    """which of them each image has"""
+    open_BLD: torch.Tensor
+    """the last slot without T; before the first call the two slots [cls, y]"""
+    layers: list[LayerCache]
+    start: int = 0
+    """the slot that open_BLD begins at"""
+    asked_B1: torch.Tensor | None = None
+    """the cell whose T is in the open slot"""
+
+
+class RAR(Method):
+    """RAR: the next cell is told by a position embedding added to the code before it."""
+
+    any_order = True
+    parallel = False
+
+    def __init__(self, config: ModelConfig):
+        """Build the network; gates start at zero, so the first loss is about ln V + 2e-4 * D.
+
+        For N cells P and T have 2 + N rows (T's first two are unused) and S has N + 1; with
+        `config.spare_rows` they have the rows of the published files, the rest unused. E has a row
+        a code, RAR's unused mask row V, and from row V + 1 the labels, null last.
+        """
+        super().__init__(config)
+        width, tokens = config.width, config.tokens
+        places, steps = (1024, 100) if config.spare_rows else (2, 1)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens + places, width))
+        self.target_aware_pos_embed = nn.Parameter(torch.empty(1, tokens + places, width))
+        self.timesteps_embeddings = nn.Parameter(torch.empty(1, tokens + steps, width))
+        self.blocks = nn.ModuleList(RARBlock(config) for _ in range(config.layers))
+        self.embeddings = nn.Embedding(config.codes + 1 + config.classes + 1, width)
+        self.adaln_before_head = ModulatedNorm(width)
+        self.lm_head = nn.Linear(width, config.codes)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Draw weights and tables from a normal of sd 0.02; biases and modulation are zero."""
+        for table in (self.pos_embed, self.target_aware_pos_embed, self.timesteps_embeddings):
+            nn.init.trunc_normal_(table, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, Modulation):
+                nn.init.zeros_(module[1].weight)
+
+    def _label(self, label_B: torch.Tensor) -> torch.Tensor:
+        """Return E[y] (B, 1, D)."""
+        return self.embeddings(self.config.codes + 1 + label_B).unsqueeze(1)
+
+    def _prefix(self, label_B: torch.Tensor) -> torch.Tensor:
+        """Return the slots [cls, y] without T, (B, 2, D)."""
+        cls_B1D = self.cls_token.expand(len(label_B), -1, -1)
+        return torch.cat((cls_B1D, self._label(label_B)), dim=1) + self.pos_embed[:, :2]
+
+    def _codes(self, codes_Bm: torch.Tensor, cells_Bm: torch.Tensor) -> torch.Tensor:
+        """Return the slots of codes without T, (B, m, D)."""
+        return self.embeddings(codes_Bm) + self.pos_embed[0, 2 + cells_Bm]
+
+    def _told(self, x_BLD: torch.Tensor, next_BS: torch.Tensor) -> torch.Tensor:
+        """Add T of the next cells to the last S of the L slots; only cls is told nothing."""
+        t_BSD = self.target_aware_pos_embed[0, 2 + next_BS]
+        return x_BLD + F.pad(t_BSD, (0, 0, x_BLD.shape[1] - next_BS.shape[1], 0))
+
+    def _run(self, x_BLD, label_U, row_B, asked, caches=None, start=0) -> torch.Tensor:
+        """Run slots start..start+L through the blocks; return the logits of the last `asked`."""
+        steps_LD = self.timesteps_embeddings[0, start : start + x_BLD.shape[1]]
+        c_ULD = self._label(label_U) + steps_LD
+        condition = Condition(c_ULD, row_B)
+        for i, block in enumerate(self.blocks):
+            x_BLD = block(x_BLD, condition, caches[i] if caches else None, start)
+        x_BSD = self.adaln_before_head(x_BLD[:, -asked:], Condition(c_ULD[:, -asked:], row_B))
+        logits_BSV = self.lm_head(x_BSD)
+        return logits_BSV.to(torch.promote_types(logits_BSV.dtype, torch.float32))
+
+    def forward(self, codes_BT, label_B, order_BS):
+        """Return logits_BSV, taken at slots 1..T; see Method."""
+        label_U, row_B = label_B.unique(return_inverse=True)
+        fed_BS = order_BS[:, :-1]
+        codes_BSD = self._codes(codes_BT.gather(1, fed_BS), fed_BS)
+        x_BLD = self._told(torch.cat((self._prefix(label_B), codes_BSD), dim=1), order_BS)
+        return self._run(x_BLD, label_U, row_B, order_BS.shape[1])
+
+    def cache(self, label_B):
+        """Return a RARCache with nothing fed."""
+        label_U, row_B = label_B.unique(return_inverse=True)
+        layers = [LayerCache(self.config.tokens + 1) for _ in self.blocks]
+        return RARCache(label_U, row_B, self._prefix(label_B), layers)
+
+    def decode(self, cache, codes_Bm, cells_Bm, next_cells_Bn):
+        """Return logits_B1V; see Method.
+
+        A slot is told the cell after it, so the last committed code is fed with the cell asked
+        for, and fed again if that is not the one committed next. Passing as `cells_Bm` the very
+        tensor that was asked for in the last call saves that.
+        """
+        if next_cells_Bn.shape[1] != 1:
+            raise ValueError(f"rar decodes one cell at a time, asked for {next_cells_Bn.shape[1]}")
+        x_BLD = torch.cat((cache.open_BLD, self._codes(codes_Bm, cells_Bm)), dim=1)
+        next_BS, start = torch.cat((cells_Bm, next_cells_Bn), dim=1), cache.start
+        cache.open_BLD, cache.start = x_BLD[:, -1:], start + x_BLD.shape[1] - 1
+        if cells_Bm is cache.asked_B1:
+            x_BLD, next_BS, start = x_BLD[:, 1:], next_BS[:, 1:], start + 1
+        cache.asked_B1 = next_cells_Bn
+        x_BLD = self._told(x_BLD, next_BS)
+        return self._run(x_BLD, cache.label_U, cache.row_B, 1, cache.layers, start)

@@ -1,0 +1,98 @@
+"""Adding a method is one file and one line: a toy gets every stage and every truth for free."""
+
+import importlib
+import json
+import sys
+
+import pytest
+import test_methods
+from helpers import script
+
+from models.methods import METHODS
+
+TOY = '''
+"""Toy: the code of a cell follows from the label and a bag of the codes that are known."""
+
+import torch.nn.functional as F
+from torch import nn
+
+from models.contract import Method
+
+
+class Toy(Method):
+    any_order = parallel = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.label = nn.Embedding(config.classes + 1, config.width)
+        self.code = nn.Embedding(config.codes, config.width)
+        self.cell = nn.Embedding(config.tokens, config.width)
+        self.head = nn.Linear(config.width, config.codes, bias=False)
+        nn.init.zeros_(self.head.weight)
+
+    def bag(self, codes_BS, cells_BS):
+        return self.code(codes_BS) * self.cell(cells_BS)
+
+    def forward(self, codes_BT, label_B, order_BS):
+        seen_BSD = self.bag(codes_BT.gather(1, order_BS), order_BS).cumsum(1)
+        known_BSD = F.pad(seen_BSD[:, :-1], (0, 0, 1, 0)) + self.label(label_B).unsqueeze(1)
+        return self.head(known_BSD * self.cell(order_BS))
+
+    def cache(self, label_B):
+        return [self.label(label_B)]
+
+    def decode(self, cache, codes_Bm, cells_Bm, next_cells_Bn):
+        cache[0] = cache[0] + self.bag(codes_Bm, cells_Bm).sum(1)
+        return self.head(cache[0].unsqueeze(1) * self.cell(next_cells_Bn))
+'''
+
+TRUTHS = [
+    (test_methods.test_no_step_sees_its_own_or_a_later_code, [(False,), (True,)]),
+    (test_methods.test_label_matters_from_the_first_step, [()]),
+    (test_methods.test_decoding_one_cell_at_a_time_is_teacher_forcing, [(0,), (5,)]),
+    (test_methods.test_groups_see_the_committed_codes_as_in_teacher_forcing, [()]),
+    (test_methods.test_probabilities_of_all_grids_sum_to_one, [()]),
+    (test_methods.test_first_loss_is_log_of_the_codebook, [()]),
+    (test_methods.test_one_batch_is_memorised, [()]),
+    (test_methods.test_a_sample_is_the_same_whatever_batch_it_is_in, [(1.0,), (3.0,)]),
+    (test_methods.test_every_cell_is_written_for_every_number_of_steps, [(1,), (7,), (16,)]),
+]
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch) -> str:
+    """Write the module, and add the line."""
+    (tmp_path / "toy.py").write_text(TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(METHODS, "toy", importlib.import_module("toy").Toy)
+    yield "toy"
+    del sys.modules["toy"]
+
+
+@pytest.mark.parametrize(("truth", "cases"), TRUTHS, ids=lambda x: getattr(x, "__name__", ""))
+def test_a_toy_is_held_to_the_truths(toy, truth, cases):
+    for case in cases:
+        truth(toy, *case)
+
+
+def test_a_toy_is_trained_sampled_and_evaluated(toy, world, tmp_path):
+    train, evaluate = script("train_c2i.py"), script("eval_c2i.py")
+    nowhere = tmp_path / "none.pth"
+    run = train.main(
+        train.TrainConfig(
+            method=toy, order="anneal", model="nano", codes=world.codes, tokenizer=nowhere,
+            out=tmp_path / "run", steps=30, batch=16, lr=1e-2, ema=0.5, eval_every=10, heldout=20,
+            device="cpu",
+        )
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["test_bits"] < rows[0]["test_bits"] - 0.02
+    found = evaluate.main(
+        evaluate.EvalConfig(
+            checkpoint=run / "last.pth", tokenizer=world.tokenizer, codes=world.codes,
+            data=world.data, inception_weights="none", num_samples=10, steps=7,
+            batch=10, out=tmp_path / "out", device="cpu",
+        )
+    )  # fmt: skip
+    assert found["bits_per_image"].keys() == {"raster", "random"}
+    assert (tmp_path / "out/samples.png").exists()

@@ -1,0 +1,47 @@
+"""The page of orders: a picture of each, and animations with a frame for every network call."""
+
+import base64
+import io
+import re
+
+import pytest
+import torch
+from helpers import script
+from PIL import Image
+
+from models.artifacts import header
+from models.errors import InputError
+from models.methods import build, save_generator
+from models.tokenizer import load_tokenizer
+from models.trunk import ModelConfig
+
+stage = script("tools/orders.py")
+
+
+@pytest.mark.parametrize(("method", "frames"), [("gpt", [65]), ("par", [20]), ("randar", [65, 8])])
+def test_an_animation_has_a_frame_for_every_call(world, tmp_path, method, frames):
+    torch.manual_seed(0)
+    model = build(method, ModelConfig(codes=32, layers=1, width=16, heads=2))
+    order = "random" if model.any_order else model.config.scan
+    inputs = {"tokenizer": load_tokenizer(world.tokenizer)[1]["sha256"]}
+    head = header("generator", "tests", {"order": order}, inputs) | {"method": method}
+    save_generator(tmp_path / "model.pth", head, model)
+    cfg = stage.OrdersConfig(
+        checkpoints=(tmp_path / "model.pth",),
+        tokenizer=world.tokenizer,
+        steps=(64, 7),
+        out=tmp_path / "out",
+    )
+    content = stage.main(cfg).read_text()
+    found = []
+    for packed in re.findall(r"data:image/gif;base64,([^\"]*)", content):
+        with Image.open(io.BytesIO(base64.b64decode(packed))) as moving:
+            found.append(moving.n_frames)
+    assert found == frames
+    assert all(f"{count - 1} steps" in content for count in frames)
+    assert (tmp_path / "out/orders.png").exists()
+
+
+def test_no_steps_are_refused(tmp_path):
+    with pytest.raises(InputError, match="steps"):
+        stage.main(stage.OrdersConfig(steps=(), out=tmp_path))

@@ -1,0 +1,169 @@
+"""Likelihood over orders, classes by Bayes, entropy and confidence in samples."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from metrics.likelihood import bits_per_code, orders_for
+from metrics.orders_likelihood import bits_by_order, ensemble, order_report, orders_to_measure
+from metrics.sample_calibration import (
+    class_log_p,
+    class_report,
+    entropy_report,
+    own_samples,
+    quality_report,
+    risk_coverage,
+    spearman,
+)
+from models.methods import METHODS, build
+from models.orders import scan
+from models.sampling import sample_chance
+from models.trunk import ModelConfig
+
+
+def test_an_ensemble_of_orders_is_no_worse_than_a_random_one():
+    bits_KN = 100 + 10 * torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    joint_N, geometric_N = ensemble(bits_KN)
+    assert (joint_N <= geometric_N).all() and (joint_N >= bits_KN.min(0).values - 1e-9).all()
+    by_hand = -math.log2(sum(2.0 ** -(b - 100) for b in bits_KN[:, 3].tolist()) / 5) + 100
+    assert joint_N[3].item() == pytest.approx(by_hand)
+    for one in ensemble(bits_KN[:1]):
+        torch.testing.assert_close(one, bits_KN[0].double())
+    far_N = ensemble(torch.tensor([[5000.0], [6000.0]]))[0]  # 2 ** -5000 is 0 in floats
+    assert far_N.item() == pytest.approx(5001)
+
+
+def tiny(method: str, codes: int = 7, grid: int = 4, scale: float = 0.3):
+    torch.manual_seed(0)
+    own = METHODS[method].scans[0]
+    config = ModelConfig(
+        codes=codes, classes=3, grid=grid, scan=own, layers=2, heads=2, width=16,
+        token_dropout=0, residual_dropout=0, ffn_dropout=0,
+    )  # fmt: skip
+    model = build(method, config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=scale)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_orders_are_those_that_a_method_takes(method):
+    model = tiny(method)
+    orders = orders_to_measure(model, 3, seed=2)
+    if not model.any_order:
+        assert orders.keys() == {model.config.scan}
+    else:
+        assert {"raster", "reverse", "spiral_in", "random_0", "random_2"} < orders.keys()
+        assert orders["reverse"].tolist() == [*range(15, -1, -1)]
+        again = orders_to_measure(model, 3, seed=3)
+        assert not torch.equal(orders["random_0"], again["random_0"])
+        assert not torch.equal(orders["random_0"], orders["random_1"])
+    assert all(sorted(order_S.tolist()) == [*range(16)] for order_S in orders.values())
+    codes_NT = torch.randint(7, (9, 16))
+    bits = bits_by_order(model, codes_NT, torch.arange(9) % 3, orders, batch=4)
+    found = order_report(bits)
+    for name, row in found["bits_per_image"].items():
+        curve = found["bits_per_step"][name]["value"]
+        assert len(curve) == 16 and sum(curve) == pytest.approx(row["value"], rel=1e-5)
+        assert row["images"] == 9 and 0 < row["se"] < row["value"]
+    assert ("ensemble" in found) == model.any_order
+    if model.any_order:
+        mixed = found["ensemble"]["random"]
+        assert mixed["orders"] == 3 and mixed["gain"]["low"] >= 0
+        means = [found["bits_per_image"][f"random_{k}"]["value"] for k in range(3)]
+        assert mixed["mean_of_logs"]["value"] == pytest.approx(sum(means) / 3)
+        spread = found["sd_over_random_orders"]
+        assert spread["of_their_means"]["value"] == pytest.approx(
+            torch.tensor(means).std().item(), rel=1e-4
+        )
+        assert spread["per_image"]["value"] >= spread["of_their_means"]["value"]
+
+
+class Oracle(torch.nn.Module):
+    """Codes of class y are independent with a known distribution: p(x | y) has a closed form."""
+
+    def __init__(self, p_CV: torch.Tensor):
+        super().__init__()
+        self.log_p_CV = torch.nn.Parameter(p_CV.log(), requires_grad=False)
+        self.config = ModelConfig(codes=p_CV.shape[1], classes=len(p_CV), grid=2)
+
+    def forward(self, codes_BT, label_B, order_BS):
+        return self.log_p_CV[label_B].unsqueeze(1).expand(-1, codes_BT.shape[1], -1)
+
+
+def test_classes_by_bayes_are_those_of_a_known_distribution():
+    model = Oracle(torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]).double())
+    codes_NT = torch.tensor([[0, 0, 1, 2], [0, 0, 0, 0], [2, 1, 1, 2]])
+    order_NS = scan("raster", 2).expand(3, -1)
+    log_p_NC = class_log_p(model, codes_NT, order_NS, batch=2)
+    expected = [[2**-6, 2**-7], [2**-4, 2**-8], [2**-8, 2**-6]]
+    torch.testing.assert_close(log_p_NC.exp(), torch.tensor(expected).double())
+    torch.testing.assert_close(
+        log_p_NC.softmax(1)[:, 0], torch.tensor([2 / 3, 16 / 17, 1 / 5]).double()
+    )
+
+
+def test_class_posteriors_of_the_true_distribution_are_calibrated():
+    p_CV = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]).double()
+    generator = torch.Generator().manual_seed(0)
+    label_N = torch.randint(2, (8000,), generator=generator)
+    codes_NT = p_CV[label_N].multinomial(4, replacement=True, generator=generator)
+    log_p_NC = class_log_p(Oracle(p_CV), codes_NT, scan("raster", 2).expand(8000, -1), 4000)
+    right = class_report(log_p_NC, label_N)
+    assert right["before"]["ece_equal_width"]["value"] < 0.03
+    assert right["temperature"]["value"] == pytest.approx(1, rel=0.1)
+    sure = class_report(4 * log_p_NC, label_N)
+    assert sure["temperature"]["value"] == pytest.approx(4, rel=0.1)
+    assert sure["before"]["ece_equal_width"]["value"] > 0.1
+    assert sure["after"]["ece_equal_width"]["value"] < 0.03
+    assert sure["after"]["accuracy"] == sure["before"]["accuracy"]
+    assert sure["before"]["accuracy"]["images"] == 4000
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_own_samples_are_of_the_distribution_whose_entropy_is_measured(method):
+    """Sampler and likelihood agree: the NLL of own samples is their entropy, up to chance."""
+    model = tiny(method)
+    order = "random" if model.any_order else model.config.scan
+    codes_NT, own = own_samples(model, torch.arange(600) % 3, order, seed=1, batch=200)
+    other = own_samples(model, torch.arange(600) % 3, order, seed=2, batch=600)[1]
+    assert codes_NT.shape == (600, 16)
+    sampled_NS = sample_chance(1, range(600), 16)[1] if model.any_order else None
+    order_NS = orders_for(order, 600, 4) if sampled_NS is None else sampled_NS
+    bits_NS = bits_per_code(model, codes_NT, torch.arange(600) % 3, order_NS)
+    torch.testing.assert_close(own.nats_NS.float() / math.log(2), bits_NS, rtol=1e-4, atol=1e-4)
+    found = entropy_report(own, other)
+    check = found["sampler_check_bits_per_image"]
+    assert abs(check["value"]) < check["high"] - check["low"] < 2
+    difference = found["difference_bits_per_image"]
+    assert abs(difference["value"]) < difference["high"] - difference["low"]
+    assert sum(found["difference_bits_per_step"]["value"]) == pytest.approx(difference["value"])
+    wrong = entropy_report(replace(own, entropy_NS=own.entropy_NS + math.log(2)), other)
+    assert wrong["difference_bits_per_image"]["low"] > 10
+
+
+def test_rank_correlation_by_hand():
+    x_RN = torch.tensor([[1.0, 2, 3, 4, 5], [1, 1, 2, 3, 3], [2, 2, 2, 2, 2], [5, 4, 3, 2, 1]])
+    y_RN = torch.tensor([[5.0, 6, 7, 8, 7], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [1, 8, 9, 50, 51]])
+    # 1: ranks 0 1 2.5 4 2.5, by Pearson of ranks; 2: 0.5 0.5 2 3.5 3.5
+    expected = [8 / math.sqrt(10 * 9.5), 9 / math.sqrt(9 * 10), 0, -1]
+    assert spearman(x_RN, y_RN).tolist() == pytest.approx(expected)
+
+
+def test_risk_and_coverage_by_hand():
+    quality_N = torch.tensor([0.0, 1.0, 0.5, 1.0])
+    confidence_N = torch.tensor([-9.0, 4.0, 2.0, 3.0])
+    assert risk_coverage(confidence_N, quality_N).tolist() == [0, 0, 0.5 / 3, 1.5 / 4]
+    found = quality_report(confidence_N, quality_N)
+    assert found["aurc"]["value"] == pytest.approx((0.5 / 3 + 1.5 / 4) / 4)
+    assert found["aurc_oracle"]["value"] == found["aurc"]["value"]
+    assert found["risk"]["value"] == pytest.approx(1.5 / 4) and found["risk"]["images"] == 4
+    backwards = quality_report(-confidence_N, quality_N)
+    assert backwards["aurc"]["value"] > backwards["risk"]["value"] > found["aurc"]["value"]
+    assert sum(row["count"] for row in found["reliability"]) == 4
+    quality_N = torch.rand(500, generator=torch.Generator().manual_seed(0))
+    blind = quality_report(quality_N.roll(7), quality_N)
+    assert blind["spearman"]["low"] < 0 < blind["spearman"]["high"]
+    assert blind["aurc"]["low"] < blind["risk"]["value"] < blind["aurc"]["high"]

@@ -1,0 +1,206 @@
+#!/usr/bin/env -S uv run
+"""Does a generator mean its probabilities? Calibration, orders, entropy, confidence in samples.
+
+checkpoint + test codes -> results/<run>/{calibration.json, reliability.png, orders.png,
+samples_calibration.png}
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from metrics.calibration import ClassBins, calibration_report, collect
+from metrics.calibration_pictures import draw_all, summary
+from metrics.extractor import Extractor, class_probabilities, load_extractor
+from metrics.likelihood import logit_batches, orders_for
+from metrics.orders_likelihood import bits_by_order, order_report, orders_to_measure
+from metrics.reconstruction import decode_codes
+from metrics.sample_calibration import (
+    class_log_p,
+    class_report,
+    entropy_report,
+    own_samples,
+    quality_report,
+)
+from metrics.temperature import temperature_report
+from models.artifacts import ROOT, git_commit, plain, sha256_of, write_text
+from models.codes import Codes, load_codes
+from models.contract import Method
+from models.dataset import evenly
+from models.errors import InputError, expect_at_least, one_line_errors
+from models.methods import Generator, load_generator, parameters
+from models.tokenizer import find_tokenizer, load_tokenizer
+from models.training import pick_device
+from models.vqvae import VQVAE
+
+STEPS = {"t < 8": (0, 8), "t 8-32": (8, 33), "t > 32": (33, None)}
+"""buckets of the visiting step, from 0: little context, some, much"""
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    """Measure the calibration of a generator on test codes and on its own samples."""
+
+    checkpoint: Path
+    """last.pth of a run, or a file in checkpoints/"""
+    codes: Path = ROOT / "data/codes"
+    """test codes from stage 3"""
+    tokenizer: Path | None = None
+    """default: the one in tokenizer_vq/ or checkpoints/ that made the generator's codes"""
+    extractor: Path | None = None
+    """judge of samples; default: checkpoints/extractor_<dataset>.pth if it is there"""
+    images: int = 2000
+    """test images used, evenly spaced"""
+    random_orders: int = 8
+    """K, random orders whose likelihood is measured, for methods that take any"""
+    num_samples: int = 500
+    """own samples, sample i of class i modulo 10"""
+    seed: int = 0
+    """orders, samples and resamples follow from it"""
+    batch: int = 100
+    out: Path | None = None
+    """default results/<name of the run or file>"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+
+    def check(self) -> None:
+        """Raise InputError for numbers that no measurement can have."""
+        expect_at_least(self, images=4, random_orders=0, num_samples=10, batch=1, seed=0)
+
+
+def test_codes(cfg: CalibrateConfig, generator: Generator) -> Codes:
+    """Return --images test codes. Raises InputError if they are of another tokenizer."""
+    test = load_codes(cfg.codes, "test")
+    if test.header["inputs"]["tokenizer"] != generator.header["inputs"]["tokenizer"]:
+        raise InputError(
+            f"{cfg.codes} holds codes of another tokenizer than {cfg.checkpoint} was trained on; "
+            "run: uv run tools/extract_latent_codes.py --tokenizer THE_ONE --out NEW, "
+            "then give --codes NEW"
+        )
+    return test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
+
+
+def token_stage(cfg: CalibrateConfig, model: Method, test: Codes, order_NS: torch.Tensor):
+    """Return the calibration of the predicted codes, and the predictions themselves."""
+    codes_NT, label_N = test.codes_NAT[:, 0], test.label_N
+
+    def batches(rows_N: torch.Tensor, name: str = "temperature"):
+        inputs = (x[rows_N] for x in (codes_NT, label_N, order_NS))
+        return logit_batches(model, *inputs, batch=cfg.batch, name=name)
+
+    class_bins = ClassBins(model.config.codes, len(label_N), cfg.seed)
+    tokens = collect(batches(torch.arange(len(label_N)), "tokens"), class_bins=class_bins)
+    overall = calibration_report(tokens, cfg.seed) | {"ece_class_wise": class_bins.ece()}
+    by_step = {
+        name: calibration_report(tokens[:, first:last], cfg.seed)
+        for name, (first, last) in STEPS.items()
+        if first < model.config.tokens
+    }
+    scaled = temperature_report(batches, len(label_N), cfg.seed)
+    return {"overall": overall, "by_step": by_step, "temperature": scaled}, tokens
+
+
+def order_stage(cfg: CalibrateConfig, model: Method, test: Codes) -> dict:
+    """Return bits per image by order, their spread, ensembles and curves by step."""
+    orders = orders_to_measure(model, cfg.random_orders, cfg.seed)
+    bits = bits_by_order(model, test.codes_NAT[:, 0], test.label_N, orders, cfg.batch)
+    return order_report(bits, cfg.seed)
+
+
+Judge = tuple[VQVAE, Extractor, str]
+"""what turns codes into images, what looks at them, and the sha256 of the latter's file"""
+
+
+def find_judge(cfg: CalibrateConfig, head: dict, device: torch.device) -> Judge | None:
+    """Return who judges samples, read before the long part; None, with a line, without one."""
+    tokenizer = find_tokenizer(head["inputs"]["tokenizer"], cfg.tokenizer)
+    path = cfg.extractor or ROOT / f"checkpoints/extractor_{head['dataset']}.pth"
+    if cfg.extractor is None and not path.exists():
+        print(f"no {path}: quality of samples not judged; run: uv run tools/train_extractor.py")
+        return None
+    extractor = load_extractor(path).to(device)
+    return load_tokenizer(tokenizer)[0].to(device), extractor, sha256_of(path)
+
+
+def sample_stage(cfg: CalibrateConfig, model: Method, order: str, judge: Judge | None):
+    """Return the predictions along own samples, and {kind of confidence: does it tell quality}."""
+    label_N = torch.arange(cfg.num_samples) % model.config.classes
+    codes_NT, own = own_samples(model, label_N, order, cfg.seed, cfg.batch)
+    if judge is None:
+        return own, {}
+    p_NC = class_probabilities(decode_codes(judge[0], codes_NT), judge[1])
+    quality_N = torch.from_numpy(p_NC)[torch.arange(len(label_N)), label_N]
+    order_NS = orders_for(order, len(label_N), model.config.grid, cfg.seed)
+    posterior_NC = class_log_p(model, codes_NT, order_NS, cfg.batch).log_softmax(1)
+    confidences = {
+        "ln p(sample | class)": -own.nats_NS.sum(1),
+        "ln p(class | sample)": posterior_NC[torch.arange(len(label_N)), label_N],
+    }
+    return own, {
+        name: quality_report(confidence_N, quality_N, cfg.seed)
+        for name, confidence_N in confidences.items()
+    }
+
+
+def main(cfg: CalibrateConfig) -> dict:
+    """Measure, write, print; return what calibration.json holds."""
+    cfg.check()
+    device = pick_device(cfg.device)
+    generator = load_generator(cfg.checkpoint)
+    head, model = generator.header, generator.model.to(device)
+    test = test_codes(cfg, generator)
+    judge = find_judge(cfg, head, device)
+    trained = head["config"]["order"]
+    order = model.config.scan if trained == "anneal" or not model.any_order else trained
+    name = cfg.checkpoint.parent.name if cfg.checkpoint.stem == "last" else cfg.checkpoint.stem
+    out = cfg.out or ROOT / "results" / name
+
+    order_NS = orders_for(order, len(test.label_N), model.config.grid, cfg.seed)
+    tokens, held_out = token_stage(cfg, model, test, order_NS)
+    orders = order_stage(cfg, model, test)
+    log_p_NC = class_log_p(model, test.codes_NAT[:, 0], order_NS, cfg.batch)
+    own, quality = sample_stage(cfg, model, order, judge)
+    found = {
+        "method": head["method"],
+        "trained_order": trained,
+        "order": order,
+        "parameters": parameters(model),
+        "images": len(test.label_N),
+        "num_samples": cfg.num_samples,
+        "tokens": tokens,
+        "orders": orders,
+        "classes": class_report(log_p_NC, test.label_N, cfg.seed),
+        "entropy": entropy_report(own, held_out, cfg.seed),
+        "quality": quality,
+        "command": " ".join(["uv run", *sys.argv]),
+        "config": plain(cfg),
+        "git_commit": git_commit(),
+        "inputs": {
+            **head["inputs"],
+            "checkpoint": head["sha256"],
+            "test_codes": test.header["sha256"],
+            **({"extractor": judge[2]} if judge else {}),
+        },
+    }
+    write_text(out / "calibration.json", json.dumps(found, indent=1) + "\n")
+    draw_all(found, np.log2(model.config.codes), out)
+    report(found, out)
+    return found
+
+
+def report(found: dict, out: Path) -> None:
+    """Print a short table: value, 95% interval over images."""
+    print(f"{found['method']} ({found['trained_order']}), {found['images']} test images")
+    for name, row in summary(found).items():
+        print(f"  {name:>32} {row['value']:10.4f}  [{row['low']:.4f}, {row['high']:.4f}]")
+    print(f"  -> {out}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(CalibrateConfig))

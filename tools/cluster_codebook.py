@@ -1,0 +1,124 @@
+#!/usr/bin/env -S uv run
+"""Relabel codes by clusters, for --cluster-weight. Tokenizer + codes -> data/codes_clustered/.
+
+The new tokenizer decodes the new codes to the very images that the old one decodes the old codes
+to; only the numbers of the codes change.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from metrics.reconstruction import decode_codes
+from models.artifacts import ROOT, header, save_array, sha256_of
+from models.cluster_loss import balanced_kmeans, relabelling, spread
+from models.codes import Codes, load_codes, save_codes
+from models.dataset import SPLITS
+from models.errors import InputError, expect_at_least, one_line_errors
+from models.pictures import cluster_figure, save_figure
+from models.tokenizer import load_tokenizer, save_tokenizer
+from models.vqvae import VQVAE
+
+PRODUCER = "tools/cluster_codebook.py"
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Relabel the codes so that similar ones are neighbours, in clusters of equal size (IAR)."""
+
+    tokenizer: Path = ROOT / "tokenizer_vq/vqvae_cifar10.pth"
+    """from stage 2"""
+    codes: Path = ROOT / "data/codes"
+    """folder from stage 3, of that tokenizer"""
+    out: Path = ROOT / "data/codes_clustered"
+    """folder for the new codes, tokenizer.pth, relabelling.npy, inverse.npy and clusters.png"""
+    cluster_size: int = 32
+    """codes in a cluster; must divide the codebook"""
+    iterations: int = 100
+    """of k-means, at most"""
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise InputError for clusters of one, or for an --out that would overwrite an input."""
+        expect_at_least(self, cluster_size=2, iterations=1, seed=0)
+        if self.out.resolve() in (self.codes.resolve(), self.tokenizer.resolve().parent):
+            raise InputError(f"expected another --out than the folder of an input, got {self.out}")
+
+
+def load_inputs(cfg: ClusterConfig) -> tuple[VQVAE, dict, dict[str, Codes]]:
+    """Return the tokenizer, its header and both splits. Raises InputError if they do not fit."""
+    model, about = load_tokenizer(cfg.tokenizer)
+    splits = {split: load_codes(cfg.codes, split) for split in SPLITS}
+    if any(codes.header["inputs"]["tokenizer"] != about["sha256"] for codes in splits.values()):
+        raise InputError(
+            f"{cfg.codes} holds codes of another tokenizer than {cfg.tokenizer}; run: uv run "
+            f"tools/extract_latent_codes.py --tokenizer {cfg.tokenizer} --out NEW, "
+            "then give --codes NEW"
+        )
+    if model.config.codebook_size % cfg.cluster_size:
+        raise InputError(
+            f"expected --cluster-size to divide the {model.config.codebook_size} codes of "
+            f"{cfg.tokenizer}, got {cfg.cluster_size}"
+        )
+    return model, about, splits
+
+
+def patches(model: VQVAE) -> np.ndarray:
+    """Return what each code looks like: a cell amid its like, uint8 (V, p, p, 3)."""
+    codes_VT = torch.arange(model.config.codebook_size).unsqueeze(1).expand(-1, model.grid**2)
+    images_VHWC = decode_codes(model, codes_VT)
+    side = images_VHWC.shape[1] // model.grid
+    middle = slice(model.grid // 2 * side, (model.grid // 2 + 1) * side)
+    return images_VHWC[:, middle, middle]
+
+
+def write_relabelled(cfg: ClusterConfig, new_of_old_V: torch.Tensor, found: tuple) -> None:
+    """Write the tokenizer, then all that names it; `found` is of `load_inputs`."""
+    model, about, splits = found
+    old_of_new_V = new_of_old_V.argsort()
+    model.quantizer.relabel(old_of_new_V)
+    head = header("tokenizer", PRODUCER, cfg, about["inputs"] | {"tokenizer": about["sha256"]})
+    kept = {key: value for key, value in about.items() if key not in (*head, "sha256")}
+    save_tokenizer(cfg.out / "tokenizer.pth", model, head | kept)
+    made = {"tokenizer": sha256_of(cfg.out / "tokenizer.pth")}
+    for split, codes in splits.items():
+        inputs = codes.header["inputs"] | made | {"codes": codes.header["sha256"]}
+        kept = {key: codes.header[key] for key in ("codebook_size", "grid", "classes", "dataset")}
+        head = header("codes", PRODUCER, cfg, inputs) | kept | {"cluster_size": cfg.cluster_size}
+        new_NAT = new_of_old_V[codes.codes_NAT]
+        save_codes(cfg.out, split, new_NAT.numpy(), codes.label_N.numpy(), head)
+    inputs = made | {"old_tokenizer": about["sha256"]}
+    for name, ids_V in (("relabelling", new_of_old_V), ("inverse", old_of_new_V)):
+        head = header(name, PRODUCER, cfg, inputs) | {"cluster_size": cfg.cluster_size}
+        save_array(cfg.out / f"{name}.npy", ids_V.numpy(), head)
+
+
+def main(cfg: ClusterConfig) -> Path:
+    """Cluster, relabel, write; return the new folder."""
+    cfg.check()
+    found = load_inputs(cfg)
+    model = found[0]
+    vectors_VC, size = model.quantizer.codebook_VC, cfg.cluster_size
+    clusters = len(vectors_VC) // size
+    cluster_V = balanced_kmeans(vectors_VC, clusters, cfg.seed, cfg.iterations)
+    generator = torch.Generator().manual_seed(cfg.seed)
+    random_V = torch.randperm(len(vectors_VC), generator=generator) % clusters
+    print(
+        f"{clusters} clusters of {size}: mean distance within {spread(vectors_VC, cluster_V):.3f}, "
+        f"in random clusters {spread(vectors_VC, random_V):.3f}"
+    )
+    write_relabelled(cfg, relabelling(cluster_V), found)
+    save_figure(cluster_figure(patches(model), size), cfg.out / "clusters.png")
+    print(
+        f"wrote {cfg.out}; now: uv run train_c2i.py --cluster-weight 1 --codes {cfg.out} "
+        f"--tokenizer {cfg.out}/tokenizer.pth"
+    )
+    return cfg.out
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(ClusterConfig))

@@ -1,0 +1,148 @@
+#!/usr/bin/env -S uv run
+"""Bring published weights into this repo: their file -> a checkpoint that eval_c2i.py samples from.
+
+    tools/import_checkpoint.py vq_ds16_c2i.pt                          tokenizers first,
+    tools/import_checkpoint.py c2i_B_256.pt --tokenizer tokenizer_vq/vq_ds16_c2i_imported.pth
+
+Generators of LlamaGen, RandAR, RAR, ARPG and PAR; LlamaGen's VQ-16 and VQ-8; the VQ-VAE and the
+RandAR of the CIFAR-10 baseline lime413/randar. The MaskGIT-VQGAN tokenizer is out of scope, and
+with it sampling from RAR's weights and from one of RandAR's two: they import without a tokenizer.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+from torch import nn
+
+from models.artifacts import ROOT, header, sha256_of
+from models.contract import Method
+from models.dataset import CIFAR10_CLASSES
+from models.errors import InputError, expect_at_least, one_line_errors
+from models.methods import KIND, METHODS, parameters, save_generator
+from models.published import Published, Which, read_published, restore
+from models.shapes import SHAPE_CLASSES
+from models.tokenizer import KIND as TOKENIZER_KIND
+from models.tokenizer import load_tokenizer, save_tokenizer
+from models.vq16 import VQ16
+
+PRODUCER = "tools/import_checkpoint.py"
+CLASSES = {"cifar10": CIFAR10_CLASSES, "shapes": SHAPE_CLASSES}
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Import published weights, strictly: every name and shape must be the published one."""
+
+    source: tyro.conf.Positional[Path]
+    """.pt, .pth, .bin or .safetensors as published; a pickle is read without running it"""
+    out: Path | None = None
+    """default tokenizer_vq/<name>_imported.pth, or checkpoints/runs/<name>_imported.pth"""
+    tokenizer: Path | None = None
+    """the imported tokenizer of a generator's codes; eval_c2i.py refuses a generator without"""
+    weights: Which = "model"
+    """ema: the averaged weights beside the model's, where the file has them"""
+    grid: int | None = None
+    """side of the token grid, where the shapes do not tell; default 16 (CIFAR baseline: 8)"""
+    heads: int | None = None
+    """attention heads, where neither the shapes nor the published widths tell"""
+    dataset: str | None = None
+    """what the labels mean; default cifar10 for ten classes and imagenet for a thousand"""
+    dry_run: bool = False
+    """print what would become of each tensor, and write nothing"""
+
+    def check(self) -> None:
+        """Raise InputError for sizes that no model has, and for writing over the source."""
+        expect_at_least(self, grid=1, heads=1)
+        if self.out is not None and self.out.resolve() == self.source.resolve():
+            raise InputError(f"--out {self.out} is the published file itself; choose another")
+
+
+def class_names(dataset: str | None, count: int) -> tuple[str, list[str]]:
+    """Return (dataset, names of the labels): "class 0", "class 1", .. where we have no names."""
+    dataset = dataset or {10: "cifar10", 1000: "imagenet"}.get(count, "unknown")
+    names = CLASSES.get(dataset, [f"class {label}" for label in range(count)])
+    if len(names) != count:
+        raise InputError(f"{dataset} has {len(names)} classes, the weights have {count}")
+    return dataset, list(names)
+
+
+def trained_order(method: str, model: Method) -> str:
+    """Return the order that the paper trains the method in, as train_c2i.py's --order has it."""
+    if not model.any_order:
+        return model.config.scan
+    return "anneal" if method == "rar" else "random"
+
+
+def generator_header(cfg: ImportConfig, found: Published, model: Method) -> dict:
+    """Return the header of an imported generator, with all that eval_c2i.py asks for.
+
+    Raises InputError for a tokenizer of other codes or of another grid.
+    """
+    method = next(name for name, kind in METHODS.items() if kind is type(model))
+    inputs = {"published": sha256_of(found.path), "tokenizer": None}
+    if cfg.tokenizer is not None:
+        tokenizer, about = load_tokenizer(cfg.tokenizer)
+        theirs = (tokenizer.config.codebook_size, tokenizer.grid)
+        ours = (model.config.codes, model.config.grid)
+        if theirs != ours:
+            raise InputError(
+                f"{cfg.tokenizer} has {theirs[0]} codes on a grid of {theirs[1]}, the generator "
+                f"{ours[0]} on a grid of {ours[1]}; give its own tokenizer, or another --grid"
+            )
+        inputs["tokenizer"] = about["sha256"]
+    dataset, classes = class_names(cfg.dataset, model.config.classes)
+    training = {"order": trained_order(method, model), "steps": found.steps}
+    about = header(KIND, PRODUCER, asdict(cfg) | training, inputs)
+    return about | {"method": method, "dataset": dataset, "classes": classes}
+
+
+def tokenizer_header(cfg: ImportConfig, found: Published, model: nn.Module) -> dict:
+    """Return the header of an imported tokenizer; it does not say which images it learned from.
+
+    Raises InputError for --tokenizer, which only a generator has.
+    """
+    if cfg.tokenizer is not None:
+        raise InputError(f"{found.path} is a tokenizer itself; --tokenizer is for a generator")
+    about = header(TOKENIZER_KIND, PRODUCER, cfg, {"published": sha256_of(found.path)})
+    usual = "imagenet" if isinstance(model, VQ16) else "cifar10"
+    return about | {"dataset": cfg.dataset or usual}
+
+
+def mapping(found: Published) -> list[str]:
+    """Return a line for each tensor of the file: its name there, ours, and its shape."""
+    lines = [
+        f"{found.name_in_file[name]} -> {name} {tuple(value.shape)}"
+        for name, value in found.weights.items()
+    ]
+    return lines + [f"{name} -> dropped, it is computed" for name in found.dropped]
+
+
+def main(cfg: ImportConfig) -> Path | None:
+    """Write the checkpoint and return its path; None for a dry run."""
+    cfg.check()
+    found = read_published(cfg.source, cfg.weights)
+    model = restore(found, cfg.heads, cfg.grid)
+    generator = isinstance(model, Method)
+    head = (generator_header if generator else tokenizer_header)(cfg, found, model)
+    if cfg.dry_run:
+        print("\n".join(mapping(found)))
+    print(f"{type(model).__name__}, {parameters(model):,} parameters: {model.config}")
+    if cfg.dry_run:
+        return None
+    folder = ROOT / ("checkpoints/runs" if generator else "tokenizer_vq")
+    out = cfg.out or folder / f"{cfg.source.stem}_imported.pth"
+    if generator:
+        save_generator(out, head, model)
+        sample = f"uv run eval_c2i.py --checkpoint {out} --tokenizer {cfg.tokenizer}"
+        again = "eval_c2i.py needs its tokenizer: import again with --tokenizer to sample"
+        print(f"wrote {out}; {sample if cfg.tokenizer else again}")
+    else:
+        save_tokenizer(out, model, head)
+        print(f"wrote {out}; import a generator of its codes with --tokenizer {out}")
+    return out
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(ImportConfig))

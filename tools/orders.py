@@ -1,0 +1,101 @@
+#!/usr/bin/env -S uv run
+"""Draw every order, and generators decoding in theirs side by side: results/orders/index.html."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from metrics.likelihood import orders_for
+from metrics.reconstruction import decode_codes
+from models.artifacts import ROOT, write_text
+from models.errors import InputError, expect_at_least, one_line_errors
+from models.gallery import gif, page, pair, picture, png_file, reveal_frames
+from models.methods import Generator, load_generator
+from models.orders import SCANS
+from models.pictures import order_figure, save_figure
+from models.sampling import Plan, sample_codes
+from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
+
+GRID = 8
+CLASSES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class OrdersConfig:
+    """Draw the orders, and animate generators."""
+
+    checkpoints: tuple[Path, ...] = ()
+    """generators to animate: last.pth of runs, or files in checkpoints/"""
+    tokenizer: Path | None = None
+    """default: the one in tokenizer_vq/ or checkpoints/ that made a generator's codes"""
+    steps: tuple[int, ...] = (64, 16)
+    """network calls an image, for methods that decode in parallel; others take their own number"""
+    cfg: float = 2.0
+    """guidance scale"""
+    seed: int = 0
+    out: Path = ROOT / "results/orders"
+
+    def check(self) -> None:
+        """Raise InputError for numbers that nothing can be drawn with."""
+        expect_at_least(self, seed=0, cfg=0)
+        if not self.steps or min(self.steps) < 1:
+            raise InputError(f"expected --steps >= 1, got {self.steps}")
+
+
+def plans(cfg: OrdersConfig, generator: Generator) -> list[Plan]:
+    """Return how to sample a generator: in its own order, in each number of steps it can take."""
+    model, trained = generator.model, generator.header["config"]["order"]
+    order = "random" if trained == "random" else model.config.scan
+    free = model.any_order and model.parallel
+    steps = [None] if not free else [s for s in cfg.steps if s <= model.config.tokens]
+    return [Plan(order=order, steps=s, cfg=cfg.cfg) for s in steps]
+
+
+def decoding(generator: Generator, tokenizer: Tokenizer, plan: Plan, seed: int) -> str:
+    """Return a figure: an animation of one image each of the first classes being generated."""
+    head, model = generator.header, generator.model
+    count = min(CLASSES_SHOWN, model.config.classes)
+    images_NHWC = decode_codes(tokenizer, sample_codes(model, torch.arange(count), plan, seed))
+    order_NS = orders_for(plan.order, count, model.config.grid, seed)
+    sizes, _ = plan.groups(model)
+    frames = reveal_frames(images_NHWC, order_NS.numpy(), model.config.grid, sizes)
+    caption = f"{head['method']}, {plan.order} order, {len(sizes)} steps"
+    moving = gif(frames, milliseconds=max(80, 64 * 80 // len(sizes)))  # one step, one network call
+    return picture(moving, "gif", caption, pixels=True)
+
+
+def main(cfg: OrdersConfig) -> Path:
+    """Write orders.png and index.html; return the page's path."""
+    cfg.check()
+    generators = [load_generator(path) for path in cfg.checkpoints]
+    tokenizers = [
+        load_tokenizer(find_tokenizer(g.header["inputs"]["tokenizer"], cfg.tokenizer))[0]
+        for g in generators
+    ]
+    orders = {name: orders_for(name, 1, GRID)[0].numpy() for name in (*SCANS, "random")}
+    save_figure(order_figure(orders, GRID), cfg.out / "orders.png")
+    sections = {
+        "Orders": png_file(cfg.out / "orders.png", "The step at which each cell is visited")
+    }
+    if generators:
+        sections["Decoding"] = pair(
+            [
+                decoding(generator, tokenizer, plan, cfg.seed)
+                for generator, tokenizer in zip(generators, tokenizers, strict=True)
+                for plan in plans(cfg, generator)
+            ]
+        )
+    introduction = (
+        "An image is an 8x8 grid of codes. An order says which cell is generated when: a fixed "
+        "scan, or a new random order for every image. Methods differ in how the network is told."
+    )
+    write_text(cfg.out / "index.html", page("Orders", introduction, sections))
+    print(f"wrote {cfg.out / 'orders.png'} and {cfg.out / 'index.html'}")
+    return cfg.out / "index.html"
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(OrdersConfig))
