@@ -86,7 +86,7 @@ def run_tiny(notebook, folder: Path) -> None:
     tiny = nbformat.v4.new_code_cell(TINY.format(folder=str(folder)))
     notebook.cells.insert(config + 1, tiny)
     where = {"metadata": {"path": str(NOTEBOOK.parent)}}
-    NotebookClient(notebook, kernel_name="python3", timeout=120, resources=where).execute()
+    NotebookClient(notebook, kernel_name="python3", timeout=600, resources=where).execute()
 
 
 def test_the_notebook_runs(notebook, kernel_home):
