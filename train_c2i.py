@@ -18,7 +18,7 @@ import tyro
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from metrics.progress import show_progress, split_bits, tokenizer_of
+from metrics.progress import show_progress, split_bits, token_ece, tokenizer_of
 from models.artifacts import ROOT, header, write_text
 from models.cluster_loss import cluster_cross_entropy
 from models.codes import Codes, draw_batch, load_codes, split_heldout
@@ -33,7 +33,7 @@ from models.methods import (
     resume,
     save_generator,
 )
-from models.orders import SCANS, ScanName, mixed_order, random_fraction_at, scan
+from models.order_policy import Adaptive, Anneal, OrderName, OrderPolicy
 from models.training import (
     OptimizerName,
     batch_rows,
@@ -46,20 +46,6 @@ from models.training import (
 )
 from models.trunk import SIZES, ModelConfig
 
-OrderName = Literal[(*SCANS, "random", "anneal")]
-
-
-@dataclass(frozen=True)
-class Anneal:
-    """How --order anneal goes from random orders to a fixed one, as RAR (arXiv 2411.00776)."""
-
-    start: float = 0.5
-    """share of the training with random orders only"""
-    end: float = 0.75
-    """share of the training after which the order is fixed"""
-    to: ScanName = "raster"
-    """the order it ends in"""
-
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -68,8 +54,12 @@ class TrainConfig:
     method: Literal[tuple(METHODS)] = "randar"
     order: OrderName | None = None
     """raster (the default, but for a method that has an order of its own), another scan, random (a
-    new order for every image and step), or anneal: random falling to a fixed one"""
+    new order for every image and step), anneal: random falling to a fixed one, or adaptive: the
+    more shuffled, the worse the held-out calibration"""
     anneal: Anneal = field(default_factory=Anneal)
+    adaptive: Adaptive = field(default_factory=Adaptive)
+    regions: int = 4
+    """of the order `regions`: 4 or 16; PAR decodes as many codes at once"""
     model: Literal[tuple(SIZES)] = "small"
     """nano 1.3M, small 5.6M, base 15M, large 42M parameters (at V = 1024)"""
     codes: Path = ROOT / "data/codes"
@@ -112,32 +102,21 @@ class TrainConfig:
         expect_at_least(self, steps=1, batch=1, eval_every=1, devices=1, heldout=1)
         expect_at_least(self, cluster_weight=0)
         expect_fraction(self, "lr", "warmup", "drop_label", "dropout", "ema")
-        expect_fraction(self.anneal, "start", "end")
-        if self.anneal.start > self.anneal.end:
-            raise InputError(
-                f"expected --anneal.start <= --anneal.end, got {self.anneal.start} and "
-                f"{self.anneal.end}"
-            )
+        self.anneal.check()
+        self.adaptive.check()
         if self.order is not None:
             check_order(self.method, self.order)
 
     @property
-    def scan(self) -> str:
-        """The scan of the rows that are not random."""
-        if self.order == "anneal":
-            return self.anneal.to
-        return "raster" if self.order == "random" else self.order
-
-    def random_fraction(self, step: int) -> float:
-        """Return the share of rows in random order at a step."""
-        if self.order == "anneal":
-            return random_fraction_at(step / self.steps, self.anneal.start, self.anneal.end)
-        return float(self.order == "random")
+    def policy(self) -> OrderPolicy:
+        """The orders of every step."""
+        return OrderPolicy(self.order, self.anneal, self.adaptive)
 
 
 FREE = ("codes", "out", "tokenizer", "devices", "device")
 """fields of the config that may change between the two halves of a run"""
 LOG_EVERY = 50
+ECE = "heldout_ece"
 
 
 def model_config(cfg: TrainConfig, codes: Codes) -> ModelConfig:
@@ -157,7 +136,8 @@ def model_config(cfg: TrainConfig, codes: Codes) -> ModelConfig:
         token_dropout=cfg.dropout,
         residual_dropout=cfg.dropout,
         ffn_dropout=cfg.dropout,
-        scan=cfg.scan,
+        scan=cfg.policy.scan,
+        regions=cfg.regions,
         **SIZES[cfg.model],
     )
 
@@ -169,16 +149,19 @@ def describe(cfg: TrainConfig, codes: Codes) -> dict:
     return header(KIND, "train_c2i.py", cfg, inputs) | {"method": cfg.method} | about
 
 
-def train_step(cfg: TrainConfig, fabric, net, model, optimizers, train: Codes, step: int):
-    """Take one optimizer step; return nats per code, scalar: (2,) with those of its cluster."""
+def train_step(cfg: TrainConfig, fabric, net, model, optimizers, train: Codes, ece: float, step):
+    """Take one optimizer step; return nats per code, scalar: (2,) with those of its cluster.
+
+    `ece` is the last one of held-out codes, for --order adaptive.
+    """
     generator = seed_step(cfg.seed, step, fabric.device, fabric.global_rank)
     for group in itertools.chain(*(optimizer.param_groups for optimizer in optimizers)):
         group["lr"] = lr_at(step, cfg.lr, int(cfg.warmup * cfg.steps), cfg.steps, floor=0.05)
     shard = slice(fabric.global_rank, None, fabric.world_size)
     rows_B = batch_rows(len(train.label_N), cfg.batch, step, cfg.seed)[shard]
     codes_BT, label_B = draw_batch(train, rows_B, cfg.drop_label, generator)
-    base_T = scan(cfg.scan, model.config.grid)
-    order_BS = mixed_order(base_T, len(codes_BT), cfg.random_fraction(step), generator)
+    base_T, progress = model.order(cfg.policy.scan), step / cfg.steps
+    order_BS = cfg.policy.draw(base_T, len(codes_BT), progress, ece, generator)
     logits_BSV = net(codes_BT, label_B, order_BS)
     loss, parts = model.loss(logits_BSV, codes_BT, order_BS)
     nats = parts["nats"]
@@ -213,7 +196,7 @@ def main(cfg: TrainConfig) -> Path:
     step, rows = resume(out / "last.pth", head, FREE, model, ema, optimizers)
     train, heldout = split_heldout(train, cfg.heldout, cfg.seed)
     tokenizer = tokenizer_of(cfg.tokenizer, test)
-    eval_order = "random" if cfg.order == "random" else cfg.scan
+    eval_order = cfg.policy.asked
     if fabric.is_global_zero:
         write_text(out / "config.json", json.dumps(head, indent=1) + "\n")
         print(f"{out}: {parameters(model):,} parameters, step {step} of {cfg.steps}", flush=True)
@@ -221,7 +204,8 @@ def main(cfg: TrainConfig) -> Path:
     bar = tqdm(initial=step, total=cfg.steps, unit="step", disable=not fabric.is_global_zero)
     nats, since, began = 0.0, 0, time.time()
     while step < cfg.steps:
-        nats += train_step(cfg, fabric, net, model, optimizers, train, step)
+        ece = next((row[ECE] for row in reversed(rows) if ECE in row), 0.0)
+        nats += train_step(cfg, fabric, net, model, optimizers, train, ece, step)
         ema.update_parameters(model)
         since, step = since + 1, step + 1
         bar.update()
@@ -236,6 +220,8 @@ def main(cfg: TrainConfig) -> Path:
         if of_cluster:
             rows[-1]["cluster_bits"] = of_cluster[0]
         bar.set_postfix(bits_per_code=f"{bits:.3f}", images_per_s=f"{speed:.0f}")
+        if at_save and cfg.order == "adaptive":  # on every device: all of them draw orders by it
+            rows[-1][ECE] = token_ece(ema.module, heldout, eval_order)
         if at_save and fabric.is_global_zero:
             splits = {"heldout_bits": heldout, "test_bits": test}
             rows[-1] |= split_bits(ema.module, splits, eval_order)

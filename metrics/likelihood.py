@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from models.contract import Method
-from models.orders import scan
 from models.sampling import sample_chance
 
 
@@ -65,8 +64,8 @@ def logit_batches(
             bar.update(len(rows_B))
 
 
-def orders_for(order: str, count: int, grid: int, seed: int = 0) -> torch.Tensor:
+def orders_for(model: Method, order: str, count: int, seed: int = 0) -> torch.Tensor:
     """Return order_NS, int64: a scan for all, or for `random` one order per image from `seed`."""
     if order == "random":
-        return sample_chance(seed, range(count), grid * grid)[1]
-    return scan(order, grid).expand(count, -1)
+        return sample_chance(seed, range(count), model.config.tokens)[1]
+    return model.order(order).expand(count, -1)

@@ -14,7 +14,7 @@ from metrics.calibration import estimate, mean_of
 from metrics.likelihood import bits_per_code, orders_for
 from models.contract import Method
 from models.errors import InputError
-from models.orders import SCANS, scan
+from models.orders import SCANS
 
 RANDOM = "random_"
 
@@ -25,17 +25,16 @@ def orders_to_measure(model: Method, random_orders: int, seed: int = 0) -> dict[
     The random ones are the same for every image: then p averaged over them is one distribution,
     and their means can be compared. A method with a fixed order has that one only.
     """
-    grid = model.config.grid
     if not model.any_order:
-        return {model.config.scan: scan(model.config.scan, grid)}
-    found = {"raster": scan("raster", grid), "reverse": scan("raster", grid).flip(0)}
+        return {model.config.scan: model.order(model.config.scan)}
+    found = {"raster": model.order("raster"), "reverse": model.order("raster").flip(0)}
     for name in SCANS:
         try:
-            found[name] = scan(name, grid)
+            found[name] = model.order(name)
         except InputError:  # not defined on this side, for example an odd one
             continue
     if random_orders:
-        order_KS = orders_for("random", random_orders, grid, seed)
+        order_KS = orders_for(model, "random", random_orders, seed)
         found |= {f"{RANDOM}{k}": order_S for k, order_S in enumerate(order_KS)}
     return found
 

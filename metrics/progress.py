@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from metrics.likelihood import bits_per_code, orders_for
+from metrics.calibration import collect, ece, equal_width_edges
+from metrics.likelihood import bits_per_code, logit_batches, orders_for
 from metrics.reconstruction import decode_codes
 from models.codes import Codes
 from models.contract import Method
@@ -40,9 +41,19 @@ def split_bits(model: Method, splits: dict[str, Codes], order: str) -> dict[str,
     for name, codes in splits.items():
         codes = codes.rows(torch.from_numpy(evenly(len(codes.label_N), EVAL_IMAGES)))
         codes_NT, label_N = codes.codes_NAT[:, 0], codes.label_N
-        order_NS = orders_for(order, len(label_N), model.config.grid)
+        order_NS = orders_for(model, order, len(label_N))
         found[name] = bits_per_code(model, codes_NT, label_N, order_NS).mean().item()
     return found
+
+
+def token_ece(model: Method, codes: Codes, order: str) -> float:
+    """Return the top-label ECE of EVAL_IMAGES images, unmirrored, in 15 bins of equal width."""
+    model.eval()
+    codes = codes.rows(torch.from_numpy(evenly(len(codes.label_N), EVAL_IMAGES)))
+    codes_NT, label_N = codes.codes_NAT[:, 0], codes.label_N
+    order_NS = orders_for(model, order, len(label_N))
+    tokens = collect(logit_batches(model, codes_NT, label_N, order_NS))
+    return ece(tokens, equal_width_edges())["value"]
 
 
 def show_progress(

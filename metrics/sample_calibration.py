@@ -45,7 +45,7 @@ def own_samples(
             parts.append(sample_codes(model, label_B, plan, seed, first).cpu())
             bar.update(len(label_B))
     codes_NT = torch.cat(parts)
-    order_NS = orders_for(order, len(label_N), model.config.grid, seed)  # those it sampled in
+    order_NS = orders_for(model, order, len(label_N), seed)  # those it sampled in
     return codes_NT, collect(logit_batches(model, codes_NT, label_N, order_NS, batch))
 
 

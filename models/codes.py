@@ -67,6 +67,21 @@ def load_codes(folder: Path, split: str) -> Codes:
     return Codes(torch.from_numpy(codes_NAT.astype(np.int64)), torch.from_numpy(labels_N), head)
 
 
+def load_codes_of(tokenizer: str, folder: Path, split: str, whose: Path) -> Codes:
+    """Read codes that must be of the tokenizer with this sha256, that of the generator `whose`.
+
+    Raises InputError if they are of another one, or as `load_codes`.
+    """
+    codes = load_codes(folder, split)
+    if codes.header["inputs"]["tokenizer"] != tokenizer:
+        raise InputError(
+            f"{folder} holds codes of another tokenizer than {whose} was trained on; "
+            "run: uv run tools/extract_latent_codes.py --tokenizer THE_ONE --out NEW, "
+            "then give --codes NEW"
+        )
+    return codes
+
+
 def draw_batch(
     codes: Codes, rows_B: torch.Tensor, drop_label: float, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.errors import InputError
-from models.orders import SCANS, Grouping, groups_of
+from models.orders import SCANS, Grouping, ScanName, groups_of, scan
 from models.trunk import ModelConfig
 
 
@@ -24,6 +24,8 @@ class Method(nn.Module):
     """can be asked for several cells at once"""
     scans: tuple[str, ...] = SCANS
     """the fixed orders it can be trained in; the first is the one when no order is asked for"""
+    no_decay: tuple[str, ...] = ()
+    """parts of the names of tensors that get no weight decay, besides norms and biases"""
 
     def __init__(self, config: ModelConfig):
         """Keep the config; subclasses build their parameters."""
@@ -34,6 +36,10 @@ class Method(nn.Module):
     def null_label(self) -> int:
         """The label that means "no label", for guidance."""
         return self.config.classes
+
+    def order(self, name: ScanName) -> torch.Tensor:
+        """Return the order_T of a scan over this method's grid. Raises InputError as `scan`."""
+        return scan(name, self.config.grid, self.config.regions)
 
     def groups(self, steps: int | None, grouping: Grouping = "cosine") -> list[int]:
         """Return how many codes each of `steps` calls of `decode` asks for.

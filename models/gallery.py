@@ -8,7 +8,7 @@ import base64
 import html
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +20,30 @@ GREY = 205
 """what a cell shows before it is generated"""
 
 STYLE = """
-body { margin: 0 auto; max-width: 66rem; padding: 1rem 1.25rem 4rem; color: #1c1e21;
+:root { color-scheme: light dark; --text: #1c1e21; --quiet: #5a6068; --line: #e3e6ea;
+        --panel: #f5f6f8; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e2e5e9; --quiet: #a0a7b0; --line: #363b42; --panel: #24282d; }
+}
+body { margin: 0 auto; max-width: 66rem; padding: 1rem 1.25rem 4rem; color: var(--text);
        font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 1.5rem 0 0.5rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 0.5rem; }
 p { max-width: 44rem; }
 figure { margin: 0; min-width: 0; }
-figcaption { color: #5a6068; font-size: 0.9rem; margin-top: 0.35rem; }
-img { display: block; width: 100%; height: auto; }
+figcaption { color: var(--quiet); font-size: 0.9rem; margin-top: 0.35rem; }
+img { background: white; display: block; width: 100%; height: auto; }
 img.pixels { image-rendering: pixelated; }
-.pair { display: grid; gap: 1.5rem 2rem;
+.pair { display: grid; gap: 1.5rem 2rem; margin-bottom: 1rem;
         grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
-.wide { overflow-x: auto; }
+.pair figure { max-width: 36rem; }
+.wide { margin-bottom: 1rem; overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.9rem 0.3rem 0; border-bottom: 1px solid #e3e6ea; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: 0.3rem 0.9rem 0.3rem 0; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child, td:first-child { min-width: 7rem; text-align: left; white-space: normal; }
 th { font-weight: 600; }
 td { white-space: nowrap; }
-pre { background: #f5f6f8; border-radius: 6px; margin: 0.3rem 0 1rem; padding: 0.6rem 0.8rem;
+pre { background: var(--panel); border-radius: 6px; margin: 0.3rem 0 1rem; padding: 0.6rem 0.8rem;
       font-size: 0.8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
@@ -102,13 +108,14 @@ def pair(figures: Sequence[str]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; every row has as many cells as the head."""
+    """Return a table; every row has as many cells as the head, whose names may break at `_`."""
 
-    def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    def line(tag: str, cells: Iterable[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
 
-    body = "".join(line("td", row) for row in rows)
-    return f'<div class="wide"><table>{line("th", head)}{body}</table></div>'
+    names = [html.escape(name).replace("_", "_<wbr>") for name in head]
+    body = "".join(line("td", map(html.escape, row)) for row in rows)
+    return f'<div class="wide"><table>{line("th", names)}{body}</table></div>'
 
 
 def command(line: str) -> str:

@@ -17,7 +17,6 @@ from torch import nn
 
 from models.contract import Method
 from models.layers import LayerCache, RMSNorm, rope_table
-from models.orders import scan
 from models.trunk import Block, ClassEmbedding, ModelConfig, initialise, run_blocks
 
 
@@ -56,7 +55,7 @@ class GPT(Method):
 
     def _check_turn(self, cells_Bn: torch.Tensor, first: int) -> None:
         """Raise ValueError unless the cells are the ones at steps first.. of the fixed order."""
-        fixed_n = scan(self.config.scan, self.config.grid)[first : first + cells_Bn.shape[1]]
+        fixed_n = self.order(self.config.scan)[first : first + cells_Bn.shape[1]]
         if not torch.equal(cells_Bn, fixed_n.to(cells_Bn.device).expand_as(cells_Bn)):
             raise ValueError(
                 f"gpt generates in {self.config.scan} order only: "

@@ -97,6 +97,17 @@ class Generator:
     header: dict
     """with `method`, `config` (of its training), `inputs`, and the file's own `sha256`"""
 
+    @property
+    def order(self) -> str:
+        """The order it was trained for: `random`, or the scan that it started from or ended in."""
+        trained = self.header["config"]["order"]
+        return "random" if trained == "random" else self.model.config.scan
+
+    @property
+    def sampling(self) -> dict:
+        """Fields of a `sampling.Plan` that whoever exported the file recommends; may be empty."""
+        return self.header.get("sampling", {})
+
 
 def load_generator(path: Path) -> Generator:
     """Read a generator. Raises InputError if it is missing, broken, or of an unknown method."""

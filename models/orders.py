@@ -54,8 +54,8 @@ def region_scan(grid: int, regions: int) -> torch.Tensor:
     return cells.permute(1, 3, 0, 2).reshape(-1)
 
 
-def scan(name: ScanName, grid: int) -> torch.Tensor:
-    """Return the order_T of a scan over a grid x grid square, int64; `regions` is PAR's, of four.
+def scan(name: ScanName, grid: int, regions: int = 4) -> torch.Tensor:
+    """Return the order_T of a scan over a grid x grid square, int64; `regions` is PAR's n.
 
     Raises InputError for an unknown name, or for a side that the scan is not defined on
     (z_curve and subsample: powers of two; spirals and regions: even).
@@ -83,7 +83,7 @@ def scan(name: ScanName, grid: int) -> torch.Tensor:
     if name == "spiral_in":
         return torch.tensor(_spiral_out(grid)).flip(0)
     if name == "regions":
-        return region_scan(grid, 4)
+        return region_scan(grid, regions)
     raise InputError(f"expected an order of {', '.join(SCANS)}, got {name}")
 
 
@@ -99,6 +99,21 @@ def mixed_order(
     random_BS = torch.rand(shape, generator=generator, device=device).argsort(1)
     is_random_B1 = torch.rand(batch, 1, generator=generator, device=device) < random_fraction
     return torch.where(is_random_B1, random_BS, base_T.to(device))
+
+
+def shuffled_order(
+    base_T: torch.Tensor, batch: int, share: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Return order_BS: `base_T` with a share of its cells, drawn for each row, in shuffled places.
+
+    round(share * T) cells change places among themselves; 0 is `base_T`, 1 a random order.
+    """
+    device = generator.device
+    shape = (batch, len(base_T))
+    drawn_Bm = torch.rand(shape, generator=generator, device=device).argsort(1)
+    drawn_Bm = drawn_Bm[:, : round(share * len(base_T))]
+    base_T = base_T.to(device)
+    return base_T.expand(shape).scatter(1, drawn_Bm.sort(1).values, base_T[drawn_Bm])
 
 
 def random_fraction_at(progress: float, start: float, end: float) -> float:

@@ -29,7 +29,6 @@ from torch import nn
 from models.contract import Method
 from models.errors import InputError
 from models.layers import LayerCache, RMSNorm, rope_table
-from models.orders import region_scan
 from models.trunk import Block, ClassEmbedding, ModelConfig, initialise, run_blocks
 
 
@@ -90,7 +89,7 @@ class PAR(Method):
                 f"expected regions of PAR: 4, 16 or another square of a divisor of {config.grid}, "
                 f"got {config.regions}"
             )
-        region_scan(config.grid, config.regions)  # refuses other numbers
+        self.order("regions")  # refuses other numbers
         self.cls_embedding = ClassEmbedding(config.classes, config.width)
         self.tok_embeddings = nn.Embedding(config.codes, config.width)
         self.spe_tok_embeddings = SpecialTokens(config.regions, config.width)
@@ -116,7 +115,7 @@ class PAR(Method):
 
     def _check_turn(self, cells_Bn: torch.Tensor, first: int) -> None:
         """Raise ValueError unless the cells are the ones at steps first.. of the region order."""
-        fixed_S = region_scan(self.config.grid, self.config.regions)
+        fixed_S = self.order("regions")
         fixed_n = fixed_S[first : first + cells_Bn.shape[1]].to(cells_Bn.device)
         if cells_Bn.shape[1:] != fixed_n.shape or (cells_Bn != fixed_n).any():
             raise ValueError(
@@ -140,7 +139,7 @@ class PAR(Method):
             self.spe_tok_embeddings(len(label_B)),
             self.tok_embeddings(codes_BS[:, regions:]),
         )
-        cell_S = region_scan(self.config.grid, regions).to(label_B.device)
+        cell_S = self.order("regions").to(label_B.device)
         none_n = cell_S.new_full((regions,), -1)  # the row of the class token and the specials
         cell_L = torch.cat((none_n[:1], cell_S[:regions], none_n[1:], cell_S[regions:]))
         table = rope_table(self.config.grid, self.config.head_width, label_B.device)

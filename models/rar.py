@@ -159,6 +159,8 @@ class RAR(Method):
 
     any_order = True
     parallel = False
+    # as the official rule: all tables but cls_token, and the head's modulation but not the blocks'
+    no_decay = ("embed", "adaln_before_head")
 
     def __init__(self, config: ModelConfig):
         """Build the network; gates start at zero, so the first loss is about ln V + 2e-4 * D.

@@ -15,7 +15,7 @@ import torch
 
 from models.contract import Method
 from models.errors import InputError
-from models.orders import Grouping, scan
+from models.orders import Grouping
 
 Schedule = Literal["constant", "linear", "power_cosine"]
 
@@ -170,7 +170,7 @@ def sample_codes(
     config, device = model.config, next(model.parameters()).device
     uniform_BS, order_BS = sample_chance(seed, range(first, first + len(label_N)), config.tokens)
     if plan.order != "random":
-        order_BS = scan(plan.order, config.grid).expand_as(order_BS)
+        order_BS = model.order(plan.order).expand_as(order_BS)
     sizes, scales = plan.groups(model)
     return generate(
         model,

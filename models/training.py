@@ -79,11 +79,17 @@ def start_fabric(device: torch.device, devices: int = 1) -> Fabric:
     return fabric
 
 
-def parameter_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict]:
-    """Return AdamW's groups: decay for tensors of two or more dimensions, none for the others."""
-    parameters = list(parameters)
-    decayed = [p for p in parameters if p.ndim >= 2]
-    others = [p for p in parameters if p.ndim < 2]
+def parameter_groups(
+    named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float, no_decay: tuple[str, ...]
+) -> list[dict]:
+    """Return an optimizer's groups: decay for tensors of two or more dimensions, else none.
+
+    None either for a name that contains one of `no_decay`, see `Method.no_decay`.
+    """
+    decayed, others = [], []
+    for name, p in named:
+        exempt = p.ndim < 2 or any(part in name for part in no_decay)
+        (others if exempt else decayed).append(p)
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -107,14 +113,14 @@ def make_optimizers(
     if name == "adamw":
         hidden = []
     ours = {id(p) for p in hidden}
-    groups = parameter_groups((p for p in model.parameters() if id(p) not in ours), weight_decay)
-    optimizers = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))]
+
+    def groups(of_muon: bool) -> list[dict]:
+        named = ((name, p) for name, p in model.named_parameters() if (id(p) in ours) == of_muon)
+        return [g for g in parameter_groups(named, weight_decay, model.no_decay) if g["params"]]
+
+    optimizers = [torch.optim.AdamW(groups(False), lr=lr, betas=(0.9, 0.95))]
     if hidden:
-        optimizers.append(
-            torch.optim.Muon(
-                hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-        )
+        optimizers.append(torch.optim.Muon(groups(True), lr=lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 

@@ -32,7 +32,7 @@ class ModelConfig:
     scan: str = "raster"
     """the one order of a method that cannot choose"""
     regions: int = 4
-    """PAR: regions that are generated side by side, its n"""
+    """of the order `regions`: PAR generates as many codes side by side, its n"""
     ffn_width: int | None = None
     """RAR: hidden width of the feed-forward; None: 4 x width"""
     spare_rows: bool = False

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +94,91 @@ def test_the_same_command_gives_the_same_images_in_any_batch(runs, config, tmp_p
     assert not np.array_equal(images[0], images[2])
 
 
+def test_several_seeds_give_a_mean_and_a_spread(runs, config, tmp_path):
+    cfg = config(runs["randar"], steps=4)
+    alone = [stage.main(replace(cfg, seed=seed))["samples"] for seed in (3, 4, 5)]
+    found = stage.main(replace(cfg, seed=3, seeds=3))
+    assert found["seeds"] == [3, 4, 5] and found["samples"] == alone[0]
+    for name, both in found["over_seeds"].items():
+        values = [one[name] for one in alone]
+        assert both["mean"] == pytest.approx(sum(values) / 3)
+        assert both["sd"] == pytest.approx(statistics.stdev(values))
+    assert found["over_seeds"]["FD_shapes"]["sd"] > 0
+
+
+def test_likelihood_is_averaged_over_random_orders(runs, config, world):
+    cfg = config(runs["arpg"], steps=4, data=None, random_orders=3)
+    found = stage.main(cfg)["bits_per_image"]
+    model, test = load_generator(cfg.checkpoint).model, load_codes(world.codes, "test")
+    inputs = (test.codes_NAT[:, 0], test.label_N)
+    bits = [
+        bits_per_code(model, *inputs, orders_for(model, "random", len(test.label_N), seed)).sum(1)
+        for seed in range(3)
+    ]
+    assert found["random"]["mean"] == pytest.approx(torch.stack(bits).mean().item(), rel=1e-5)
+    assert found["random"]["orders"] == 3 and found["raster"]["orders"] == 1
+
+
+def test_samples_of_others_are_measured_like_ours(runs, config, tmp_path):
+    ours = stage.main(config(runs["randar"], steps=4))
+    file = tmp_path / "theirs.npz"
+    file.write_bytes((tmp_path / "out/samples.npz").read_bytes())
+    from_file = {"checkpoint": None, "samples": file, "out": tmp_path / "other"}
+    theirs = stage.main(config(runs["randar"], **from_file))
+    assert theirs["samples"] == ours["samples"] and theirs["control"] == ours["control"]
+    assert theirs["num_samples"] == 20
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["metrics.json"]
+    np.savez(file, arr_0=np.load(tmp_path / "out/samples.npz")["arr_0"])
+    unlabelled = stage.main(config(runs["randar"], **from_file))
+    assert "label_accuracy" not in unlabelled["samples"] | unlabelled["control"]
+    assert unlabelled["samples"]["FD_shapes"] == ours["samples"]["FD_shapes"]
+
+
+def test_samples_that_are_none_are_refused(runs, config, tmp_path):
+    images, file = np.zeros((12, 32, 32, 3), np.uint8), tmp_path / "theirs.npz"
+
+    def refused(message, **changes):
+        wanted = {"checkpoint": None, "samples": file, "out": tmp_path / "other"} | changes
+        with pytest.raises(InputError, match=message):
+            stage.main(config(runs["randar"], **wanted))
+        assert not (tmp_path / "other").exists()
+
+    refused("found nothing")
+    refused("either --checkpoint or --samples", samples=None)
+    refused("either --checkpoint or --samples", checkpoint=file)
+    file.write_bytes(b"no archive")
+    refused("no .npz of samples")
+    for arrays, message in [
+        ({"images": images}, "no .npz of samples with an arr_0"),
+        ({"arr_0": images.astype(float)}, "expected arr_0 uint8 .N, 32, 32, 3., found float64"),
+        ({"arr_0": images[:, :28]}, "found uint8 .12, 28, 32, 3"),
+        ({"arr_0": images, "arr_1": np.arange(12)}, "12 labels in 0..9"),
+        ({"arr_0": images, "arr_1": np.arange(10)}, "12 labels in 0..9"),
+        ({"arr_0": np.array([{}], dtype=object)}, "no .npz of samples"),
+    ]:
+        np.savez(file, **arrays)
+        refused(message)
+
+
+def test_an_exported_checkpoint_carries_how_to_sample(runs, config, tmp_path):
+    export = script("tools/export_checkpoint.py")
+    asked = stage.main(config(runs["randar"], steps=4, cfg=3.5, temperature=0.9, top_k=7))
+    found, run = tmp_path / "out/metrics.json", runs["randar"] / "last.pth"
+    small = export.main(export.ExportConfig(run, found, tmp_path / "small.pth"))
+    images = np.load(tmp_path / "out/samples.npz")["arr_0"]
+    assert stage.main(config(runs["randar"], checkpoint=small))["plan"] == asked["plan"]
+    same = np.load(tmp_path / "out/samples.npz")["arr_0"]
+    assert np.abs(images.astype(int) - same).mean() < 8  # the same but for the weights' rounding
+    plan = stage.main(config(runs["randar"], checkpoint=small, cfg=1.0, steps=2))["plan"]
+    assert plan == asked["plan"] | {"cfg": 1.0, "steps": 2}  # a flag outdoes it
+    with pytest.raises(InputError, match="expected samples of gpt"):
+        export.main(export.ExportConfig(runs["gpt"] / "last.pth", found, tmp_path / "x.pth"))
+    found.write_text("{}")
+    with pytest.raises(InputError, match="expected a metrics.json"):
+        export.main(export.ExportConfig(run, found, tmp_path / "x.pth"))
+    assert not (tmp_path / "x.pth").exists()
+
+
 def test_labels_can_be_chosen(runs, config, tmp_path):
     stage.main(config(runs["randar"], steps=4, labels=(3, 7), num_samples=12))
     assert np.load(tmp_path / "out/samples.npz")["arr_1"].tolist() == [3, 7] * 6
@@ -169,7 +255,7 @@ def test_a_uniform_model_needs_the_logarithm_of_the_codebook():
         for parameter in model.parameters():
             torch.nn.init.zeros_(parameter)
         codes_NT = torch.randint(32, (4, 64))
-        order_NS = orders_for(model.scans[0], 4, 8)
+        order_NS = orders_for(model, model.scans[0], 4)
         bits_NS = bits_per_code(model, codes_NT, torch.arange(4), order_NS)
         assert bits_NS.shape == (4, 64)
         assert bits_NS.sum(1).tolist() == pytest.approx([64 * math.log2(32)] * 4, rel=1e-6)
@@ -210,7 +296,9 @@ def test_a_tokenizer_of_other_images_is_refused(world, tmp_path):
 
 def test_an_exported_checkpoint_is_small_and_samples_as_the_run(runs, config, tmp_path):
     export = script("tools/export_checkpoint.py")
-    small = export.main(export.ExportConfig(runs["randar"] / "last.pth", tmp_path / "small.pth"))
+    small = export.main(
+        export.ExportConfig(runs["randar"] / "last.pth", out=tmp_path / "small.pth")
+    )
     assert small.stat().st_size * 6 < (runs["randar"] / "last.pth").stat().st_size
     whole, half = load_generator(runs["randar"] / "last.pth"), load_generator(small)
     assert half.header["inputs"] == whole.header["inputs"]

@@ -17,14 +17,16 @@ CODES, GRID, BATCH = 7, 4, 3
 TOKENS = GRID * GRID
 
 
-def tiny(name: str, dropout: float = 0.0, grid: int = GRID, codes: int = CODES) -> Method:
+def tiny(
+    name: str, dropout: float = 0.0, grid: int = GRID, codes: int = CODES, scan: str | None = None
+) -> Method:
     """A method in float64 with random weights, the head too: a zero head hides leaks."""
     torch.manual_seed(0)
     config = ModelConfig(
         codes=codes,
         classes=3,
         grid=grid,
-        scan=METHODS[name].scans[0],
+        scan=scan or METHODS[name].scans[0],
         layers=2,
         heads=2,
         width=16,

@@ -125,6 +125,19 @@ RANDAR_64 = {
 }
 
 
+THIRDS_64 = {  # where the cosine hits 32 exactly: other arithmetic gives other sizes
+    6: numbers("1 8 10 13 16 16"),
+    12: numbers("1 2 2 4 5 5 7 6 8 8 8 8"),
+    24: numbers("1 1 1 1 1 1 1 2 2 3 2 3 3 4 3 3 4 4 4 4 4 4 4 4"),
+    39: [1] * 20 + numbers("2 2 2 2 2 3 2 2 2 3 2 3 2 3 2 3 2 3 2"),
+}
+
+
+@pytest.mark.parametrize("steps", THIRDS_64)
+def test_groups_are_those_of_float64_in_the_published_order(steps):
+    assert cosine_groups(64, steps) == THIRDS_64[steps]
+
+
 @pytest.mark.parametrize("steps", RANDAR_64)
 def test_groups_equal_randars_tables(steps):
     found = cosine_groups(64, steps)
@@ -152,6 +165,8 @@ def test_arpgs_groups_at_256_cells_and_64_steps():
     arccos, cosine = (groups_of(256, 64, curve) for curve in ("arccos", "arpg_cosine"))
     assert arccos[:4] == [3, 3, 2, 3] and arccos[-6:] == [7, 7, 7, 10, 12, 28]
     assert cosine[:18] == [1] * 13 + [2, 3, 2, 2, 3] and cosine[-6:] == [6, 6, 7, 6, 6, 6]
+    cosine = groups_of(64, 32, "arpg_cosine")
+    assert cosine == [1] * 13 + numbers("2 2 2 3 2 2 3 3 2 3") + [3] * 9
 
 
 @pytest.mark.parametrize("regions", [0, 2, 3, 9])
@@ -182,6 +197,15 @@ def test_groups_fill_the_grid_in_exactly_the_steps_asked(tokens, grouping, data)
     steps = data.draw(st.integers(1, tokens))
     sizes = groups_of(tokens, steps, grouping)
     assert len(sizes) == steps and sum(sizes) == tokens and min(sizes) >= 1
+
+
+@pytest.mark.parametrize("grouping", get_args(Grouping))
+@pytest.mark.parametrize("tokens", [16, 64, 256])
+def test_groups_fill_the_usual_grids_in_every_number_of_steps(tokens, grouping):
+    for steps in range(1, tokens + 1):
+        sizes = groups_of(tokens, steps, grouping)
+        assert len(sizes) == steps and sum(sizes) == tokens and min(sizes) >= 1
+    assert sizes == [1] * tokens
 
 
 @pytest.mark.parametrize("steps", [0, -1, 65])

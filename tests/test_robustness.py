@@ -1,15 +1,37 @@
-"""Context corruption: what is replaced, and what a wrong context costs."""
+"""What is replaced in a context and what that costs; misread samples; distances; readings."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from tiny_extractor import write_extractor
 
+from metrics.calibration import Predictions
+from metrics.extractor import class_probabilities, extractor_ruler
+from metrics.fidelity import fidelity
 from metrics.likelihood import bits_per_code, orders_for
-from metrics.robustness import context_report, corrupt_context, corrupted_batches, nearest_codes
+from metrics.robustness import (
+    MisreadContext,
+    Reading,
+    code_vectors,
+    context_report,
+    corrupt_context,
+    corrupted_batches,
+    features_of,
+    frechet,
+    misread_samples,
+    nearest_codes,
+)
+from models.baseline_vqvae import BaselineConfig, BaselineVQVAE
+from models.contract import Method
 from models.errors import InputError
 from models.methods import METHODS, build
+from models.sampling import Plan, sample_chance, sample_codes
+from models.shapes import make_shapes
 from models.trunk import ModelConfig
+from models.vq16 import VQ16, VQ16Config
+from models.vqvae import VQVAE, VQVAEConfig
 
 CODES = 7
 
@@ -30,7 +52,7 @@ def inputs(model, count: int = 12):
     generator = torch.Generator().manual_seed(1)
     codes_NT = torch.randint(CODES, (count, 16), generator=generator)
     order = "random" if model.any_order else model.config.scan
-    return codes_NT, torch.arange(count) % 3, orders_for(order, count, 4)
+    return codes_NT, torch.arange(count) % 3, orders_for(model, order, count)
 
 
 def test_a_share_of_codes_is_replaced_by_others():
@@ -109,7 +131,7 @@ class Repeats(torch.nn.Module):
 
 def test_a_model_that_trusts_its_context_is_overconfident_by_what_was_replaced():
     codes_NT = torch.full((40, 16), 2)  # every image is one code: a clean context is right
-    order_NS = orders_for("raster", 40, 4)
+    order_NS = torch.arange(16).expand(40, -1)
     clean, wrong = context_report(Repeats(), codes_NT, codes_NT[:, 0] * 0, order_NS, (0.5,))
     bits = 2 - 15 * math.log2(0.97)
     assert clean["bits_per_image"]["value"] == pytest.approx(bits)
@@ -120,3 +142,153 @@ def test_a_model_that_trusts_its_context_is_overconfident_by_what_was_replaced()
     change = wrong["overconfidence_gap"]["value"] - clean["overconfidence_gap"]["value"]
     assert change == pytest.approx(misled / 16)
     assert wrong["ece_equal_width"]["value"] > 0.3
+
+
+def plan_of(model, **more) -> Plan:
+    return Plan(order="random" if model.any_order else model.config.scan, **more)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("method", METHODS)
+def test_misreading_nothing_is_plain_sampling_and_misreading_changes_samples(method, cfg):
+    model, label_N = tiny(method), torch.arange(6) % 3
+    plan = plan_of(model, cfg=cfg)
+    plain_NT = sample_codes(model, label_N, plan, seed=5)
+    wrapped = MisreadContext(model, 0.0, 5, range(6))
+    assert torch.equal(sample_codes(wrapped, label_N, plan, seed=5), plain_NT)
+    assert torch.equal(misread_samples(model, label_N, plan, 0.0, 5, batch=6), plain_NT)
+    order_NS = orders_for(model, plan.order, 6, seed=5)
+    inputs = (plain_NT, label_N, order_NS)
+    assert torch.equal(wrapped(*inputs), model(*inputs))
+    assert wrapped.groups(None) == model.groups(None)
+    misread_NT = misread_samples(model, label_N, plan, 0.5, 5, batch=6)
+    assert misread_NT.min() >= 0 and misread_NT.max() < CODES
+    assert not torch.equal(misread_NT, plain_NT)
+    rows_N = torch.arange(6)  # nothing is read before the first code
+    assert torch.equal(misread_NT[rows_N, order_NS[:, 0]], plain_NT[rows_N, order_NS[:, 0]])
+    for batch in (1, 4):
+        again_NT = misread_samples(model, label_N, plan, 0.5, 5, batch)
+        assert torch.equal(again_NT, misread_NT), batch
+
+
+class Deaf(Method):
+    """Says that all codes are alike, whatever it reads, and keeps what it read."""
+
+    any_order = parallel = True
+
+    def __init__(self):
+        super().__init__(ModelConfig(codes=CODES, classes=3, grid=4))
+        self.some, self.calls = torch.nn.Parameter(torch.zeros(())), []
+
+    def cache(self, label_B):
+        return None
+
+    def decode(self, cache, codes_Bm, cells_Bm, next_cells_Bn):
+        self.calls.append((codes_Bm, cells_Bm))
+        return torch.zeros(*next_cells_Bn.shape, CODES)
+
+    def read(self, samples: int) -> torch.Tensor:
+        """What it read at each cell of both halves, -1 at the last, which is never read."""
+        codes, cells = (torch.cat(parts, dim=1) for parts in zip(*self.calls, strict=True))
+        return torch.full((len(codes), 16), -1).scatter(1, cells, codes)
+
+
+def read_by(rho: float, samples: int = 300, **more) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (codes written, codes read in both halves) of a deaf model's samples."""
+    model, label_N = Deaf(), torch.arange(samples) % 3
+    plan = Plan(order="random", **({"cfg": 2.0, "schedule": "constant"} | more))
+    written_NT = misread_samples(model, label_N, plan, rho, 7, batch=samples)
+    return written_NT, model.read(samples)
+
+
+def test_both_halves_misread_a_share_of_the_codes_and_write_the_clean_ones():
+    found = {rho: read_by(rho) for rho in (0.0, 0.2, 0.6, 1.0)}
+    clean_NT = found[0.0][0]
+    unread_NT = found[0.0][1].chunk(2)[0] == -1
+    assert (unread_NT.sum(1) == 1).all()
+    misread = {}
+    for rho, (written_NT, read_2NT) in found.items():
+        assert torch.equal(written_NT, clean_NT)
+        cond_NT, uncond_NT = read_2NT.chunk(2)
+        assert torch.equal(cond_NT, uncond_NT)
+        misread[rho] = (cond_NT != clean_NT) & ~unread_NT
+        share = misread[rho].sum() / (~unread_NT).sum()
+        assert share.item() == pytest.approx(rho, abs=0.03)
+        assert cond_NT.max() < CODES
+    assert not misread[0.0].any() and (misread[1.0] | unread_NT).all()
+    assert (misread[0.6] | ~misread[0.2]).all()  # nested, and as the same codes
+    assert torch.equal(found[0.2][1].chunk(2)[0][misread[0.2]], found[0.6][1][:300][misread[0.2]])
+    steps_M = (found[1.0][1].chunk(2)[0] - clean_NT)[~unread_NT] % CODES
+    counts_V = torch.bincount(steps_M, minlength=CODES)
+    assert counts_V[0] == 0 and counts_V[1:].min() > 600  # 4500 / 6 each
+
+
+def test_what_is_misread_hangs_on_sample_and_cell_alone():
+    written_NT, read_2NT = read_by(0.3)
+    few_NT, read_few_NT = read_by(0.3, cfg=1.0, steps=4)
+    assert torch.equal(few_NT, written_NT)  # a deaf model's samples do not hang on the groups
+    both_NT = (read_few_NT >= 0) & (read_2NT[:300] >= 0)
+    assert torch.equal(read_few_NT[both_NT], read_2NT[:300][both_NT]) and both_NT.sum() == 3000
+    whole, part = (MisreadContext(Deaf(), 0.3, 7, rows) for rows in (range(9), range(4, 9)))
+    assert torch.equal(whole.chance_BT[4:], part.chance_BT)
+    assert torch.equal(whole.step_BT[4:], part.step_BT)
+    other = MisreadContext(Deaf(), 0.3, 8, range(9))
+    assert not torch.equal(whole.chance_BT, other.chance_BT)
+    uniform_BS, _ = sample_chance(7, range(300), 16)  # not the chance that picks the codes
+    many = MisreadContext(Deaf(), 0.3, 7, range(300))
+    together = torch.stack((uniform_BS.flatten(), many.chance_BT.flatten()))
+    assert abs(torch.corrcoef(together)[0, 1]) < 0.05
+
+
+def test_the_distance_is_the_rulers_own(tmp_path):
+    extractor = write_extractor(tmp_path / "extractor.pth")
+    images_NHWC, others_MHWC = make_shapes(40, 0)[0], make_shapes(60, 1)[0] // 2
+    (features_NF, class_N), (others_MF, _) = (
+        features_of(images, extractor, batch=25) for images in (images_NHWC, others_MHWC)
+    )
+    assert torch.equal(class_N, torch.tensor(class_probabilities(images_NHWC, extractor).argmax(1)))
+    ruler = extractor_ruler(tmp_path / "extractor.pth")
+    found = fidelity(images_NHWC, others_MHWC, ruler, tmp_path, verbose=False)
+    assert frechet(features_NF, others_MF) == pytest.approx(found["FD_c10"], rel=1e-3)
+    assert 0 <= frechet(features_NF, features_NF) < 1e-4 < frechet(features_NF, others_MF)
+
+
+def test_code_vectors_are_those_the_tokenizer_compares():
+    ours = VQVAE(VQVAEConfig(codebook_size=12, width=8, blocks=1))
+    codebook_VC = torch.nn.functional.normalize(torch.randn(12, 8), dim=-1)
+    ours.quantizer.codebook_VC.copy_(codebook_VC)
+    assert torch.equal(ours.quantizer.nearest(code_vectors(ours)), torch.arange(12))
+    baseline = BaselineVQVAE(BaselineConfig(12, 4, 8, 4, 1))
+    assert torch.equal(baseline._vq_vae.nearest(code_vectors(baseline)), torch.arange(12))
+    vq16 = VQ16(VQ16Config(12, 4, 32, (1, 1), 32, 4))
+    torch.testing.assert_close(code_vectors(vq16).norm(dim=1), torch.ones(12))
+    assert torch.equal(code_vectors(vq16), vq16.quantize.vectors_VC)
+
+
+def test_an_image_counts_once_however_many_versions_it_has():
+    g = torch.Generator().manual_seed(0)
+
+    def predicted(steps: int) -> Predictions:
+        one = [torch.rand(20, 1, steps, generator=g).double() for _ in range(4)]
+        correct = (torch.rand(20, 1, steps, generator=g) < 0.5).double()
+        return Predictions(one[0], correct, *one[1:])
+
+    def thrice(found: Predictions) -> Predictions:
+        return Predictions(*(value.repeat(1, 3, 1) for value in vars(found).values()))
+
+    tokens, classes = predicted(16), predicted(1)
+    decibels_NA = 20 + torch.rand(20, 1, generator=g).double()
+    images_NAHWC = np.zeros((20, 3, 32, 32, 3), np.uint8)
+    one = Reading(tokens, classes, decibels_NA, images_NAHWC[:, :1]).row()
+    three = Reading(thrice(tokens), thrice(classes), decibels_NA.repeat(1, 3), images_NAHWC)
+    for row in (three.row(), three.row(slice(1, 2))):
+        assert row.keys() == one.keys()
+        for name, found in one.items():
+            assert row[name] == pytest.approx(found), name
+    assert one["bits_per_image"]["images"] == 20
+    bits = tokens.nats_NS.sum().item() / math.log(2) / 20
+    assert one["bits_per_image"]["value"] == pytest.approx(bits)
+    assert one["class_accuracy"]["value"] == pytest.approx(classes.correct_NS.mean().item())
+    gap = (tokens.confidence_NS - tokens.correct_NS).mean().item()
+    assert one["overconfidence_gap"]["value"] == pytest.approx(gap)
+    assert one["psnr"]["value"] == pytest.approx(decibels_NA.mean().item())

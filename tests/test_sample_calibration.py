@@ -131,7 +131,7 @@ def test_own_samples_are_of_the_distribution_whose_entropy_is_measured(method):
     other = own_samples(model, torch.arange(600) % 3, order, seed=2, batch=600)[1]
     assert codes_NT.shape == (600, 16)
     sampled_NS = sample_chance(1, range(600), 16)[1] if model.any_order else None
-    order_NS = orders_for(order, 600, 4) if sampled_NS is None else sampled_NS
+    order_NS = orders_for(model, order, 600) if sampled_NS is None else sampled_NS
     bits_NS = bits_per_code(model, codes_NT, torch.arange(600) % 3, order_NS)
     torch.testing.assert_close(own.nats_NS.float() / math.log(2), bits_NS, rtol=1e-4, atol=1e-4)
     found = entropy_report(own, other)

@@ -20,8 +20,8 @@ from models.artifacts import ROOT, load_checkpoint
 from models.codes import draw_batch, load_codes, split_heldout
 from models.errors import InputError
 from models.methods import KIND, METHODS
-from models.orders import SCANS
-from models.training import batch_rows, lr_at, make_optimizers, parameter_groups, seed_step
+from models.orders import SCANS, scan
+from models.training import batch_rows, lr_at, seed_step
 
 stage = script("train_c2i.py")
 
@@ -189,38 +189,14 @@ def test_learning_rate_rises_then_falls_to_its_floor():
     assert all(a > b for a, b in itertools.pairwise(found[10:]))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_norms_and_biases_are_not_decayed(method):
-    model = METHODS[method](stage.ModelConfig(codes=8, grid=2, layers=2, width=16, heads=2))
-    decayed, others = parameter_groups(model.parameters(), 0.05)
-    assert decayed["weight_decay"] == 0.05 and others["weight_decay"] == 0
-    assert {id(p) for p in others["params"]} == {
-        id(p) for name, p in model.named_parameters() if "norm" in name or name.endswith("bias")
-    }
-    assert len(decayed["params"]) + len(others["params"]) == len(list(model.parameters()))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(method):
-    model = METHODS[method](stage.ModelConfig(codes=8, grid=2, layers=2, width=16, heads=2))
-    (alone,) = make_optimizers(model, "adamw", 1e-3, 0.05)
-    adamw, muon = make_optimizers(model, "muon", 1e-3, 0.05)
-    every, rest, hidden = (
-        [id(p) for group in optimizer.param_groups for p in group["params"]]
-        for optimizer in (alone, adamw, muon)
-    )
-    assert sorted(rest + hidden) == sorted(every) == sorted(map(id, model.parameters()))
-    shapes = {tuple(p.shape) for group in muon.param_groups for p in group["params"]}
-    assert (16, 16) in shapes and all(min(shape) >= 16 for shape in shapes)  # no head, no table
-
-
 def test_anneal_and_scans_train(world, tmp_path):
     for order in ("anneal", "spiral_in"):
         cfg = config(world, tmp_path / order, order=order, steps=2)
         assert math.isfinite(last(stage.main(cfg))["rows"][-1]["test_bits"])
-    cfg = config(world, None, order="anneal", steps=100)
-    assert [cfg.random_fraction(step) for step in (0, 50, 75, 99)] == [1, 1, 0, 0]
-    assert {config(world, None, order=order).scan for order in SCANS} == set(SCANS)
+    policy, raster_T = config(world, None, order="anneal").policy, scan("raster", 8)
+    drawn = [policy.draw(raster_T, 9, p, 0.0, torch.Generator()) for p in (0, 0.5, 0.75, 0.99)]
+    assert [(order_BS == raster_T).all(1).sum() for order_BS in drawn] == [0, 0, 9, 9]
+    assert {config(world, None, order=order).policy.asked for order in SCANS} == set(SCANS)
 
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(

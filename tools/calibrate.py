@@ -29,11 +29,11 @@ from metrics.sample_calibration import (
 )
 from metrics.temperature import temperature_report
 from models.artifacts import ROOT, git_commit, plain, sha256_of, write_text
-from models.codes import Codes, load_codes
+from models.codes import Codes, load_codes_of
 from models.contract import Method
 from models.dataset import evenly
-from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import Generator, load_generator, parameters
+from models.errors import expect_at_least, one_line_errors
+from models.methods import load_generator, parameters
 from models.tokenizer import find_tokenizer, load_tokenizer
 from models.training import pick_device
 from models.vqvae import VQVAE
@@ -71,18 +71,6 @@ class CalibrateConfig:
     def check(self) -> None:
         """Raise InputError for numbers that no measurement can have."""
         expect_at_least(self, images=4, random_orders=0, num_samples=10, batch=1, seed=0)
-
-
-def test_codes(cfg: CalibrateConfig, generator: Generator) -> Codes:
-    """Return --images test codes. Raises InputError if they are of another tokenizer."""
-    test = load_codes(cfg.codes, "test")
-    if test.header["inputs"]["tokenizer"] != generator.header["inputs"]["tokenizer"]:
-        raise InputError(
-            f"{cfg.codes} holds codes of another tokenizer than {cfg.checkpoint} was trained on; "
-            "run: uv run tools/extract_latent_codes.py --tokenizer THE_ONE --out NEW, "
-            "then give --codes NEW"
-        )
-    return test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
 
 
 def token_stage(cfg: CalibrateConfig, model: Method, test: Codes, order_NS: torch.Tensor):
@@ -135,7 +123,7 @@ def sample_stage(cfg: CalibrateConfig, model: Method, order: str, judge: Judge |
         return own, {}
     p_NC = class_probabilities(decode_codes(judge[0], codes_NT), judge[1])
     quality_N = torch.from_numpy(p_NC)[torch.arange(len(label_N)), label_N]
-    order_NS = orders_for(order, len(label_N), model.config.grid, cfg.seed)
+    order_NS = orders_for(model, order, len(label_N), cfg.seed)
     posterior_NC = class_log_p(model, codes_NT, order_NS, cfg.batch).log_softmax(1)
     confidences = {
         "ln p(sample | class)": -own.nats_NS.sum(1),
@@ -153,21 +141,21 @@ def main(cfg: CalibrateConfig) -> dict:
     device = pick_device(cfg.device)
     generator = load_generator(cfg.checkpoint)
     head, model = generator.header, generator.model.to(device)
-    test = test_codes(cfg, generator)
+    test = load_codes_of(head["inputs"]["tokenizer"], cfg.codes, "test", cfg.checkpoint)
+    test = test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
     judge = find_judge(cfg, head, device)
-    trained = head["config"]["order"]
-    order = model.config.scan if trained == "anneal" or not model.any_order else trained
+    order = generator.order
     name = cfg.checkpoint.parent.name if cfg.checkpoint.stem == "last" else cfg.checkpoint.stem
     out = cfg.out or ROOT / "results" / name
 
-    order_NS = orders_for(order, len(test.label_N), model.config.grid, cfg.seed)
+    order_NS = orders_for(model, order, len(test.label_N), cfg.seed)
     tokens, held_out = token_stage(cfg, model, test, order_NS)
     orders = order_stage(cfg, model, test)
     log_p_NC = class_log_p(model, test.codes_NAT[:, 0], order_NS, cfg.batch)
     own, quality = sample_stage(cfg, model, order, judge)
     found = {
         "method": head["method"],
-        "trained_order": trained,
+        "trained_order": head["config"]["order"],
         "order": order,
         "parameters": parameters(model),
         "images": len(test.label_N),

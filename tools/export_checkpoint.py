@@ -1,14 +1,16 @@
 #!/usr/bin/env -S uv run
 """Make a run small enough to ship: averaged weights in half precision, no training state."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
 
 from models.artifacts import ROOT
-from models.errors import one_line_errors
+from models.errors import InputError, one_line_errors
 from models.methods import load_generator, parameters, save_generator
+from models.sampling import Plan
 
 
 @dataclass(frozen=True)
@@ -17,14 +19,30 @@ class ExportConfig:
 
     checkpoint: Path
     """last.pth of a run"""
+    sampling: Path | None = None
+    """metrics.json of eval_c2i.py: how it sampled becomes the default for this file"""
     out: Path | None = None
     """default checkpoints/<name of the run>.pth"""
+
+
+def sampling_of(path: Path, method: str) -> dict:
+    """Return how the samples of a metrics.json were made. Raises InputError if it does not say."""
+    try:
+        found = json.loads(path.read_text())
+        plan, of = asdict(Plan(**found["plan"])), found["method"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"expected a metrics.json of eval_c2i.py at {path} ({e})") from None
+    if of != method:
+        raise InputError(f"expected samples of {method} in {path}, found those of {of}")
+    return plan
 
 
 def main(cfg: ExportConfig) -> Path:
     """Write the file; what eval_c2i.py measures on it is what it is worth."""
     generator = load_generator(cfg.checkpoint)
     head = {key: value for key, value in generator.header.items() if key != "sha256"}
+    if cfg.sampling:
+        head |= {"sampling": sampling_of(cfg.sampling, head["method"])}
     out = cfg.out or ROOT / f"checkpoints/{cfg.checkpoint.parent.name}.pth"
     save_generator(out, head, generator.model.half())
     count = parameters(generator.model)

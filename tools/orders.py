@@ -13,9 +13,9 @@ from models.artifacts import ROOT, write_text
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.gallery import gif, page, pair, picture, png_file, reveal_frames
 from models.methods import Generator, load_generator
-from models.orders import SCANS
+from models.orders import SCANS, scan
 from models.pictures import order_figure, save_figure
-from models.sampling import Plan, sample_codes
+from models.sampling import Plan, sample_chance, sample_codes
 from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 
 GRID = 8
@@ -46,11 +46,10 @@ class OrdersConfig:
 
 def plans(cfg: OrdersConfig, generator: Generator) -> list[Plan]:
     """Return how to sample a generator: in its own order, in each number of steps it can take."""
-    model, trained = generator.model, generator.header["config"]["order"]
-    order = "random" if trained == "random" else model.config.scan
+    model = generator.model
     free = model.any_order and model.parallel
     steps = [None] if not free else [s for s in cfg.steps if s <= model.config.tokens]
-    return [Plan(order=order, steps=s, cfg=cfg.cfg) for s in steps]
+    return [Plan(order=generator.order, steps=s, cfg=cfg.cfg) for s in steps]
 
 
 def decoding(generator: Generator, tokenizer: Tokenizer, plan: Plan, seed: int) -> str:
@@ -58,7 +57,7 @@ def decoding(generator: Generator, tokenizer: Tokenizer, plan: Plan, seed: int) 
     head, model = generator.header, generator.model
     count = min(CLASSES_SHOWN, model.config.classes)
     images_NHWC = decode_codes(tokenizer, sample_codes(model, torch.arange(count), plan, seed))
-    order_NS = orders_for(plan.order, count, model.config.grid, seed)
+    order_NS = orders_for(model, plan.order, count, seed)
     sizes, _ = plan.groups(model)
     frames = reveal_frames(images_NHWC, order_NS.numpy(), model.config.grid, sizes)
     caption = f"{head['method']}, {plan.order} order, {len(sizes)} steps"
@@ -74,7 +73,9 @@ def main(cfg: OrdersConfig) -> Path:
         load_tokenizer(find_tokenizer(g.header["inputs"]["tokenizer"], cfg.tokenizer))[0]
         for g in generators
     ]
-    orders = {name: orders_for(name, 1, GRID)[0].numpy() for name in (*SCANS, "random")}
+    orders = {name: scan(name, GRID) for name in SCANS}
+    orders["random"] = sample_chance(cfg.seed, range(1), GRID**2)[1][0]
+    orders = {name: order_S.numpy() for name, order_S in orders.items()}
     save_figure(order_figure(orders, GRID), cfg.out / "orders.png")
     sections = {
         "Orders": png_file(cfg.out / "orders.png", "The step at which each cell is visited")

@@ -170,7 +170,7 @@ def generation(out: Path, run: Path, order: str, count: int = 6) -> bytes:
     tokenizer, _ = load_tokenizer(out / "tokenizer.pth")
     plan = Plan(order=order, cfg=GUIDANCE)
     images_NHWC = decode_codes(tokenizer, sample_codes(model, torch.arange(count), plan, seed=1))
-    order_NS = orders_for(order, count, model.config.grid, seed=1)
+    order_NS = orders_for(model, order, count, seed=1)
     return gif(reveal_frames(images_NHWC, order_NS.numpy(), model.config.grid))
 
 

@@ -1,0 +1,265 @@
+"""Corrupted images: fifteen ways to spoil a 32x32 image, each at severities 1 to 5.
+
+The built-in set is torchvision corruptions, after CIFAR-10-C (Hendrycks and Dietterich,
+"Benchmarking Neural Network Robustness to Common Corruptions and Perturbations", arXiv 1903.12261;
+code: github.com/hendrycks/robustness), not CIFAR-10-C itself: compare only with each other. The
+official images are read by `official`. Differs from CIFAR-10-C in:
+- light in place of weather: darkness, haze and fading in place of snow, frost and fog;
+- no glass blur; posterize in its place, among the digital ones;
+- a Gaussian in place of a disc as the defocus, a straight line as the motion;
+- amounts are CIFAR-10-C's where the measure is the same: noise, blur, zoom, contrast, JPEG.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms.v2 import functional as vision
+
+from metrics.reconstruction import to_float, to_uint8
+from models.dataset import IMAGE_SHAPE
+from models.errors import InputError
+
+SEVERITIES = (1, 2, 3, 4, 5)
+SOURCE = (
+    "torchvision corruptions, after CIFAR-10-C (Hendrycks and Dietterich, arXiv 1903.12261), "
+    "not CIFAR-10-C itself; compare only with each other"
+)
+OFFICIAL = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
+"""the corruptions that CIFAR-10-C's mean is over; the four others in its folder are for tuning"""
+PIXEL = 2 / IMAGE_SHAPE[0]
+"""of `grid_sample`, whose images reach from -1 to 1"""
+
+
+def gaussian_noise(images_N3HW: torch.Tensor, deviation: float, g: torch.Generator):
+    """Add noise of this standard deviation."""
+    return images_N3HW + deviation * torch.randn(images_N3HW.shape, generator=g)
+
+
+def shot_noise(images_N3HW: torch.Tensor, photons: float, g: torch.Generator):
+    """Count the photons of each value; white has `photons` on average."""
+    return torch.poisson(images_N3HW * photons, generator=g) / photons
+
+
+def impulse_noise(images_N3HW: torch.Tensor, share: float, g: torch.Generator):
+    """Set this share of the values to 0 or 1."""
+    chance_N3HW = torch.rand(images_N3HW.shape, generator=g)
+    spoilt_N3HW = images_N3HW.masked_fill(chance_N3HW < share / 2, 0)
+    return spoilt_N3HW.masked_fill(chance_N3HW > 1 - share / 2, 1)
+
+
+def gaussian_blur(images_N3HW: torch.Tensor, deviation: float, g: torch.Generator):
+    """Blur by a Gaussian of this many pixels."""
+    return vision.gaussian_blur(images_N3HW, [9, 9], [deviation, deviation])
+
+
+def _look_at(images_N3HW: torch.Tensor, scale: float, shift_N2: torch.Tensor) -> torch.Tensor:
+    """Return what a window of this size, in images, sees, moved by pixels (right, down)."""
+    theta_N23 = torch.zeros(len(images_N3HW), 2, 3)
+    theta_N23[:, 0, 0] = theta_N23[:, 1, 1] = scale
+    theta_N23[:, :, 2] = shift_N2 * PIXEL
+    grid_NHW2 = F.affine_grid(theta_N23, images_N3HW.shape, align_corners=False)
+    return _resample(images_N3HW, grid_NHW2)
+
+
+def _resample(images_N3HW: torch.Tensor, grid_NHW2: torch.Tensor) -> torch.Tensor:
+    return F.grid_sample(images_N3HW, grid_NHW2, padding_mode="reflection", align_corners=False)
+
+
+def motion_blur(images_N3HW: torch.Tensor, pixels: float, g: torch.Generator):
+    """Average along a line of this length, within 45 degrees of level."""
+    angle_N = (torch.rand(len(images_N3HW), generator=g) - 0.5) * torch.pi / 2
+    along_N2 = torch.stack((angle_N.cos(), angle_N.sin()), dim=1) * pixels
+    places = torch.linspace(-0.5, 0.5, 15).tolist()
+    return sum(_look_at(images_N3HW, 1, place * along_N2) for place in places) / len(places)
+
+
+def zoom_blur(images_N3HW: torch.Tensor, zoom: float, g: torch.Generator):
+    """Average over zooms from 1 to this."""
+    still_N2, zooms = torch.zeros(len(images_N3HW), 2), torch.linspace(1, zoom, 11).tolist()
+    return sum(_look_at(images_N3HW, 1 / z, still_N2) for z in zooms) / len(zooms)
+
+
+def brightness(images_N3HW: torch.Tensor, factor: float, g: torch.Generator):
+    """Multiply the light; below 1 it is `darkness`."""
+    return vision.adjust_brightness(images_N3HW, factor)
+
+
+def haze(images_N3HW: torch.Tensor, thickness: float, g: torch.Generator):
+    """Mix with light grey, this much where the haze is thickest and half as much elsewhere."""
+    coarse_N1hw = torch.rand(len(images_N3HW), 1, 4, 4, generator=g)
+    cloud_N1HW = F.interpolate(coarse_N1hw, IMAGE_SHAPE[:2], mode="bilinear", align_corners=True)
+    return images_N3HW.lerp(torch.tensor(0.9), thickness * (1 + cloud_N1HW) / 2)
+
+
+def saturation(images_N3HW: torch.Tensor, factor: float, g: torch.Generator):
+    """Fade the colours; 0 is grey."""
+    return vision.adjust_saturation(images_N3HW, factor)
+
+
+def contrast(images_N3HW: torch.Tensor, factor: float, g: torch.Generator):
+    """Draw every value towards the mean grey of its image."""
+    return vision.adjust_contrast(images_N3HW, factor)
+
+
+def elastic(images_N3HW: torch.Tensor, pixels: float, g: torch.Generator):
+    """Move every pixel smoothly, by this standard deviation."""
+    noise_N2HW = torch.randn(len(images_N3HW), 2, *IMAGE_SHAPE[:2], generator=g)
+    smooth_N2HW = vision.gaussian_blur(noise_N2HW, [19, 19], [3.0, 3.0])
+    moved_N2HW = smooth_N2HW / smooth_N2HW.std(dim=(1, 2, 3), keepdim=True) * pixels * PIXEL
+    still_N23 = torch.eye(2, 3).expand(len(images_N3HW), -1, -1)
+    grid_NHW2 = F.affine_grid(still_N23, images_N3HW.shape, align_corners=False)
+    return _resample(images_N3HW, grid_NHW2 + moved_N2HW.permute(0, 2, 3, 1))
+
+
+def pixelate(images_N3HW: torch.Tensor, side: int, g: torch.Generator):
+    """Shrink to this side and enlarge again, by area: with nearest pixels 20 errs less than 30."""
+    small_N3hw = F.interpolate(images_N3HW, (side, side), mode="area")
+    return F.interpolate(small_N3hw, IMAGE_SHAPE[:2], mode="area")
+
+
+def jpeg(images_N3HW: torch.Tensor, quality: int, g: torch.Generator):
+    """Compress by JPEG, with Pillow: torchvision's own coder is to be removed."""
+    decoded = []
+    for image_HWC in to_uint8(images_N3HW):
+        file = io.BytesIO()
+        Image.fromarray(image_HWC).save(file, "JPEG", quality=quality)
+        decoded.append(np.asarray(Image.open(file)))
+    return to_float(np.stack(decoded))
+
+
+def posterize(images_N3HW: torch.Tensor, bits: int, g: torch.Generator):
+    """Keep the first bits of every value."""
+    return vision.posterize(images_N3HW, bits)
+
+
+Corruption = Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]
+"""(float images in [0, 1], amount, chance) -> float images, not clamped"""
+CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...]]] = {
+    "gaussian_noise": (gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
+    "shot_noise": (shot_noise, (500, 250, 100, 75, 50)),
+    "impulse_noise": (impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
+    "gaussian_blur": (gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
+    "motion_blur": (motion_blur, (2, 3, 4, 5, 7)),
+    "zoom_blur": (zoom_blur, (1.05, 1.10, 1.15, 1.20, 1.25)),
+    "brightness": (brightness, (1.1, 1.2, 1.3, 1.5, 1.8)),
+    "darkness": (brightness, (0.8, 0.65, 0.5, 0.4, 0.3)),
+    "haze": (haze, (0.1, 0.2, 0.3, 0.45, 0.6)),
+    "saturation": (saturation, (0.7, 0.5, 0.3, 0.15, 0.0)),
+    "contrast": (contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
+    "elastic": (elastic, (0.25, 0.5, 0.75, 1.0, 1.5)),
+    "pixelate": (pixelate, (30, 27, 24, 20, 16)),
+    "jpeg": (jpeg, (80, 65, 58, 50, 40)),
+    "posterize": (posterize, (6, 5, 4, 3, 2)),
+}
+"""name -> what it does, and how much at each severity; a new one goes last, for its seed"""
+
+
+def corrupt(images_NHWC: np.ndarray, name: str, severity: int, seed: int = 0) -> np.ndarray:
+    """Return corrupted uint8 (N, 32, 32, 3); severity 0 leaves them alone, the input is unchanged.
+
+    Chance is a function of (name, seed): severities differ in the amount alone. Raises InputError
+    for an unknown name or severity, or for images of another type or shape.
+    """
+    if name not in CORRUPTIONS or severity not in (0, *SEVERITIES):
+        raise InputError(
+            f"expected a corruption of {', '.join(CORRUPTIONS)} at severity 0 to {SEVERITIES[-1]}, "
+            f"got {name} at {severity}"
+        )
+    if images_NHWC.dtype != np.uint8 or images_NHWC.shape[1:] != IMAGE_SHAPE:
+        raise InputError(
+            f"expected images uint8 (N, 32, 32, 3), got {images_NHWC.dtype} {images_NHWC.shape}"
+        )
+    if severity == 0:
+        return images_NHWC.copy()
+    spoil, amounts = CORRUPTIONS[name]
+    entropy = np.random.SeedSequence([seed, list(CORRUPTIONS).index(name)])
+    generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+    images_N3HW = to_float(images_NHWC).contiguous()
+    return to_uint8(spoil(images_N3HW, amounts[severity - 1], generator))
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """The same images under every corruption."""
+
+    source: str
+    """whose corruptions they are"""
+    names: tuple[str, ...]
+    make: Callable[[str, int], np.ndarray]
+    """(name, severity 1..5) -> uint8 (N, 32, 32, 3)"""
+
+    def at(self, severity: int) -> np.ndarray:
+        """Return each image under each of A corruptions, uint8 (N, A, 32, 32, 3)."""
+        return np.stack([self.make(name, severity) for name in self.names], axis=1)
+
+
+def drawn(images_NHWC: np.ndarray, seed: int = 0) -> Corrupted:
+    """Return the built-in corruptions of uint8 images."""
+    return Corrupted(
+        SOURCE,
+        tuple(CORRUPTIONS),
+        lambda name, severity: corrupt(images_NHWC, name, severity, seed),
+    )
+
+
+def official(folder: Path, labels_N: np.ndarray, rows_M: np.ndarray) -> Corrupted:
+    """Return CIFAR-10-C's versions of some of the N test images, whose labels are `labels_N`.
+
+    Files are mapped, not read. Raises InputError for a folder that lacks a file or holds one of
+    another shape, or whose labels are not those of these test images in this order.
+    """
+    folder = Path(folder)
+    rows = len(SEVERITIES) * len(labels_N)
+    files = {name: _mapped(folder, name, (rows, *IMAGE_SHAPE)) for name in OFFICIAL}
+    if not np.array_equal(_mapped(folder, "labels", (rows,)), np.tile(labels_N, len(SEVERITIES))):
+        raise InputError(
+            f"{folder}/labels.npy has other labels than the test images, so their order differs; "
+            "make data/cifar10 from the official archive: uv run data/load_CIFAR10.py"
+        )
+    return Corrupted(
+        "CIFAR-10-C",
+        OFFICIAL,
+        lambda name, severity: np.array(files[name][(severity - 1) * len(labels_N) + rows_M]),
+    )
+
+
+def _mapped(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Map {name}.npy, uint8 of this shape."""
+    path = folder / f"{name}.npy"
+    if not path.is_file():
+        raise InputError(
+            f"expected CIFAR-10-C in {folder}, found no {path.name} there; unpack CIFAR-10-C.tar "
+            "of https://zenodo.org/records/2535967 and give its folder"
+        )
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as e:
+        raise InputError(f"{path} is torn or no .npy file ({e})") from None
+    if array.dtype != np.uint8 or array.shape != shape:
+        raise InputError(
+            f"{path}: expected uint8 {shape}, five severities of the test images one after "
+            f"another, found {array.dtype} {array.shape}"
+        )
+    return array

@@ -1,0 +1,159 @@
+"""Corrupted images: how much they change, what is known of each, and CIFAR-10-C's files."""
+
+import numpy as np
+import pytest
+
+from metrics.corruptions import CORRUPTIONS, OFFICIAL, SEVERITIES, corrupt, drawn, official
+from models.errors import InputError
+from models.shapes import make_shapes
+
+SHAPES_NHWC = make_shapes(20, seed=0)[0]
+DRAWN = {"gaussian_noise", "shot_noise", "impulse_noise", "motion_blur", "haze", "elastic"}
+"""those with chance in them"""
+
+
+def grey(value: int, count: int = 8) -> np.ndarray:
+    return np.full((count, 32, 32, 3), value, np.uint8)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_images_change_more_with_severity_and_alike_with_the_seed(name):
+    images_NHWC = SHAPES_NHWC
+    before_NHWC = images_NHWC.copy()
+    found = [corrupt(images_NHWC, name, severity, seed=1) for severity in (0, *SEVERITIES)]
+    for corrupted_NHWC in found:
+        assert corrupted_NHWC.dtype == np.uint8 and corrupted_NHWC.shape == images_NHWC.shape
+    assert np.array_equal(images_NHWC, before_NHWC) and np.array_equal(found[0], before_NHWC)
+    errors = [((x_NHWC - images_NHWC.astype(float)) ** 2).mean() for x_NHWC in found]
+    assert errors[0] == 0 and all(a < b for a, b in zip(errors, errors[1:], strict=False)), errors
+    assert errors[-1] < 0.15 * 255**2  # still an image
+    assert np.array_equal(found[3], corrupt(images_NHWC, name, 3, seed=1))
+    same = np.array_equal(found[3], corrupt(images_NHWC, name, 3, seed=2))
+    assert same == (name not in DRAWN)
+
+
+def test_there_are_fifteen_and_no_two_draw_alike(monkeypatch):
+    assert len(CORRUPTIONS) == len(OFFICIAL) == len(SEVERITIES) * 3 == 15
+    images_NHWC = SHAPES_NHWC[:4]
+    versions_NAHWC = drawn(images_NHWC, seed=3).at(4)
+    assert versions_NAHWC.shape == (4, 15, 32, 32, 3)
+    for i, name in enumerate(CORRUPTIONS):
+        assert np.array_equal(versions_NAHWC[:, i], corrupt(images_NHWC, name, 4, seed=3))
+    seeds = {}
+    for name in CORRUPTIONS:
+
+        def spy(images_N3HW, amount, generator, name=name):
+            seeds.setdefault(name, set()).add(generator.initial_seed())
+            return images_N3HW
+
+        monkeypatch.setitem(CORRUPTIONS, name, (spy, (0, 1, 2, 3, 4)))
+        for severity in SEVERITIES:
+            corrupt(images_NHWC, name, severity)
+    assert all(len(of_one) == 1 for of_one in seeds.values())  # severities differ in amount alone
+    assert len(set.union(*seeds.values())) == 15
+
+
+def test_known_values():
+    assert (corrupt(grey(200), "darkness", 3) == 100).all()
+    assert (corrupt(grey(100), "brightness", 2) == 120).all()
+    assert (corrupt(grey(230), "brightness", 5) == 255).all()  # clipped, not wrapped
+    for name in ("gaussian_blur", "motion_blur", "zoom_blur", "elastic", "pixelate", "contrast"):
+        assert abs(corrupt(grey(77), name, 5).astype(int) - 77).max() <= 1, name
+    faded_NHWC = corrupt(SHAPES_NHWC, "saturation", 5)
+    assert (faded_NHWC.max(-1) == faded_NHWC.min(-1)).all()
+    assert set(np.unique(corrupt(SHAPES_NHWC, "posterize", 5))) == {0, 64, 128, 191}
+    spoilt_NHWC = corrupt(grey(100, 50), "impulse_noise", 5)
+    assert set(np.unique(spoilt_NHWC)) == {0, 100, 255}
+    for value in (0, 255):
+        assert (spoilt_NHWC == value).mean() == pytest.approx(0.035, abs=0.002)
+    assert corrupt(grey(128, 50), "gaussian_noise", 5).std() / 255 == pytest.approx(0.1, rel=0.02)
+    # 50 photons in white: at half of it 25, of standard deviation 5
+    assert corrupt(grey(128, 50), "shot_noise", 5).std() / 255 == pytest.approx(0.1, rel=0.02)
+    hazy_NHWC = corrupt(grey(0, 50), "haze", 5) / 255
+    assert 0.27 <= hazy_NHWC.min() < 0.29 and 0.52 < hazy_NHWC.max() <= 0.541  # 0.9 * 0.6 * 1/2..1
+
+
+def test_blurs_keep_to_the_line_and_to_the_middle():
+    point_NHWC = grey(0, 30)
+    point_NHWC[:, 15:17, 15:17] = 255
+    moved_NHWC = corrupt(point_NHWC, "motion_blur", 5).astype(float).mean(-1)
+    place = np.arange(32) - 15.5
+    across_N = (moved_NHWC * place[:, None] ** 2).sum((1, 2)) / moved_NHWC.sum((1, 2))
+    along_N = (moved_NHWC * place[None, :] ** 2).sum((1, 2)) / moved_NHWC.sum((1, 2))
+    assert (across_N <= along_N + 0.2).all() and across_N.std() > 0.1  # up to 45 degrees
+    for name in ("motion_blur", "zoom_blur", "gaussian_blur"):
+        blurred_HW = corrupt(point_NHWC, name, 5).astype(float).mean((0, 3))
+        for axis in (0, 1):
+            centre = (blurred_HW.sum(axis) * place).sum() / blurred_HW.sum()
+            assert abs(centre) < 0.1, name
+
+
+@pytest.mark.parametrize(
+    ("images", "name", "severity", "message"),
+    [
+        (grey(0), "snow", 1, "got snow at 1"),
+        (grey(0), "jpeg", 6, "got jpeg at 6"),
+        (grey(0), "jpeg", -1, "got jpeg at -1"),
+        (grey(0).astype(np.float32), "jpeg", 1, "got float32"),
+        (grey(0)[:, :16], "jpeg", 1, "32, 32, 3"),
+    ],
+)
+def test_what_cannot_be_corrupted_is_refused(images, name, severity, message):
+    with pytest.raises(InputError, match=message):
+        corrupt(images, name, severity)
+
+
+COUNT = 6
+LABELS = np.arange(COUNT) % 4
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A CIFAR-10-C of six test images: a pixel says the corruption, the severity and the row."""
+    for i, name in enumerate(OFFICIAL):
+        images_NHWC = np.zeros((5 * COUNT, 32, 32, 3), np.uint8)
+        images_NHWC[..., 0] = i
+        images_NHWC[..., 1] = np.repeat(SEVERITIES, COUNT)[:, None, None]
+        images_NHWC[..., 2] = np.tile(np.arange(COUNT), 5)[:, None, None]
+        np.save(tmp_path / f"{name}.npy", images_NHWC)
+    np.save(tmp_path / "labels.npy", np.tile(LABELS, 5).astype(np.uint8))
+    np.save(tmp_path / "speckle_noise.npy", np.zeros(3))  # not one of the fifteen
+    return tmp_path
+
+
+def test_the_official_files_are_read_by_severity_and_row(folder):
+    rows_M = np.array([1, 3, 5])
+    found = official(folder, LABELS, rows_M)
+    assert found.source == "CIFAR-10-C" and found.names == OFFICIAL
+    for severity in SEVERITIES:
+        images_NAHWC = found.at(severity)
+        assert images_NAHWC.shape == (3, 15, 32, 32, 3) and images_NAHWC.dtype == np.uint8
+        assert (images_NAHWC[..., 0] == np.arange(15)[None, :, None, None]).all()
+        assert (images_NAHWC[..., 1] == severity).all()
+        assert (images_NAHWC[..., 2] == rows_M[:, None, None, None]).all()
+
+
+def test_a_folder_that_is_no_cifar10_c_is_refused_in_one_line(folder):
+    def refused(message: str, where=folder, labels_N=LABELS) -> None:
+        with pytest.raises(InputError, match=message) as error:
+            official(where, labels_N, np.arange(2))
+        assert "\n" not in str(error.value)
+
+    refused("expected CIFAR-10-C in .*nowhere", folder / "nowhere")
+    refused("other labels", labels_N=LABELS[::-1])
+    refused(r"expected uint8 \(10, 32, 32, 3\)", labels_N=LABELS[:2])
+    labels = (folder / "labels.npy").read_bytes()
+    np.save(folder / "labels.npy", np.zeros(7, np.uint8))
+    refused(r"labels.npy: expected uint8 \(30,\)")
+    (folder / "labels.npy").unlink()
+    refused("no labels.npy")
+    (folder / "labels.npy").write_bytes(labels)
+    fog = (folder / "fog.npy").read_bytes()
+    for array in (np.zeros((30, 32, 32), np.uint8), np.zeros((30, 32, 32, 3), np.float32)):
+        np.save(folder / "fog.npy", array)
+        refused("fog.npy: expected uint8")
+    for torn in (fog[:-1000], b"", b"no array at all"):
+        (folder / "fog.npy").write_bytes(torn)
+        refused("fog.npy is torn")
+    (folder / "fog.npy").unlink()
+    refused("no fog.npy")

@@ -1,0 +1,49 @@
+"""What each optimizer takes, and what of it is decayed."""
+
+import pytest
+
+from models.methods import METHODS
+from models.training import make_optimizers
+from models.trunk import ModelConfig
+
+SIZES = ModelConfig(codes=8, grid=2, layers=2, width=16, heads=2)
+
+RAR_DECAYED = {
+    "cls_token",
+    "lm_head.weight",
+    *(
+        f"blocks.{i}.{name}.weight"
+        for i in range(2)
+        for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1")
+    ),
+}
+"""of the official rule: no table of positions, codes or labels, and not the head's modulation"""
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_decayed_is_what_the_papers_decay(method, optimizer):
+    model = METHODS[method](SIZES)
+    optimizers = make_optimizers(model, optimizer, 1e-3, 0.05)
+    groups = [group for each in optimizers for group in each.param_groups]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.05}
+    found = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in found}
+    every = [name for name, _ in model.named_parameters()]
+    matrices = {name for name in every if "norm" not in name and not name.endswith("bias")}
+    assert names == (RAR_DECAYED if method == "rar" else matrices)
+    assert sum(len(group["params"]) for group in groups) == len(every)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(method):
+    model = METHODS[method](SIZES)
+    (alone,) = make_optimizers(model, "adamw", 1e-3, 0.05)
+    adamw, muon = make_optimizers(model, "muon", 1e-3, 0.05)
+    every, rest, hidden = (
+        [id(p) for group in optimizer.param_groups for p in group["params"]]
+        for optimizer in (alone, adamw, muon)
+    )
+    assert sorted(rest + hidden) == sorted(every) == sorted(map(id, model.parameters()))
+    shapes = {tuple(p.shape) for group in muon.param_groups for p in group["params"]}
+    assert (16, 16) in shapes and all(min(shape) >= 16 for shape in shapes)  # no head, no table

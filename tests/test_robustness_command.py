@@ -1,0 +1,223 @@
+"""tools/robustness.py end to end: what it writes, what is known of it, what it refuses."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import script
+from tiny_extractor import write_extractor
+
+from metrics.corruptions import CORRUPTIONS, OFFICIAL, corrupt
+from metrics.likelihood import bits_per_code, orders_for
+from metrics.reconstruction import decode_codes, encode_images, psnr
+from metrics.robustness import read_images
+from metrics.sample_calibration import class_log_p
+from models.artifacts import header
+from models.codes import load_codes, save_codes
+from models.dataset import evenly, load_split
+from models.errors import InputError
+from models.methods import build, load_generator, save_generator
+from models.tokenizer import load_tokenizer
+from models.trunk import ModelConfig
+
+tool = script("tools/robustness.py")
+
+
+@pytest.fixture
+def config(world, tmp_path):
+    """A cheap measurement of an untrained method; `changes` override it."""
+
+    def make(method: str, order: str = "raster", uniform: bool = False, **changes):
+        test = load_codes(world.codes, "test")
+        inputs = {"tokenizer": test.header["inputs"]["tokenizer"]}
+        about = {"method": method, "classes": test.header["classes"], "dataset": "shapes"}
+        head = header("generator", "tests", {"order": order}, inputs) | about
+        torch.manual_seed(0)
+        model = build(method, ModelConfig(codes=32, layers=2, heads=2, width=16))
+        for parameter in () if uniform else model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        save_generator(tmp_path / "run/last.pth", head, model)
+        write_extractor(tmp_path / "extractor.pth", dataset="shapes")
+        cheap = tool.RobustnessConfig(
+            checkpoint=tmp_path / "run/last.pth", tokenizer=world.tokenizer, codes=world.codes,
+            data=world.data, extractor=tmp_path / "extractor.pth", images=4, num_samples=20,
+            batch=60, out=tmp_path / "out", device="cpu",
+        )  # fmt: skip
+        return replace(cheap, **changes)
+
+    return make
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """One severity and two rhos."""
+    monkeypatch.setattr(tool, "SEVERITIES", (5,))
+    monkeypatch.setattr(tool, "RHOS", (0.0, 0.4))
+
+
+def numbers(node) -> list[float]:
+    children = node.values() if isinstance(node, dict) else node
+    if isinstance(node, dict | list):
+        return [x for child in children for x in numbers(child)]
+    return [node] if isinstance(node, float) else []
+
+
+def test_the_command_measures_images_context_and_samples(
+    world, config, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(tool, "RHOS", (0.0, 0.4))
+    cfg = config("randar", "random", cfg=2.0)
+    found = tool.main(cfg)
+    assert json.loads((tmp_path / "out/robustness.json").read_text()) == found
+    assert (tmp_path / "out/robustness.png").read_bytes().startswith(b"\x89PNG")
+    assert all(math.isfinite(x) for x in numbers(found))
+    assert found["order"] == found["trained_order"] == "random" and found["images"] == 4
+    assert found["inputs"].keys() == {
+        "tokenizer", "checkpoint", "test_codes", "test_images", "extractor",
+    }  # fmt: skip
+    assert found["git_commit"] and found["command"] and found["config"]["images"] == 4
+    assert "not CIFAR-10-C itself" in found["corruptions"]["source"]
+
+    rows, by_name = found["corruptions"]["by_severity"], found["corruptions"]["by_corruption"]
+    assert [row["severity"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert by_name.keys() == CORRUPTIONS.keys()
+    assert all([row["severity"] for row in x] == [1, 2, 3, 4, 5] for x in by_name.values())
+    for measure in ("bits_per_image", "overconfidence_gap", "class_accuracy", "psnr"):
+        for row in rows[1:]:
+            parts = [x[row["severity"] - 1][measure]["value"] for x in by_name.values()]
+            assert row[measure]["value"] == pytest.approx(np.mean(parts)), measure
+            assert row[measure]["images"] == 4
+    assert rows[0]["FD_shapes"] < 1e-4 < rows[1]["FD_shapes"] and rows[5]["FD_shapes"] > 1e-4
+
+    # severity 0 by other means
+    model, tokenizer = load_generator(cfg.checkpoint).model, load_tokenizer(world.tokenizer)[0]
+    split = load_split(world.data, "test")
+    rows_N = evenly(40, 4)
+    clean_NHWC, label_N = split.images_NHWC[rows_N], torch.from_numpy(split.labels_N[rows_N])
+    codes_NT, order_NS = encode_images(tokenizer, clean_NHWC), orders_for(model, "random", 4)
+    bits_N = bits_per_code(model, codes_NT, label_N, order_NS).double().sum(1)
+    assert rows[0]["bits_per_image"]["value"] == pytest.approx(bits_N.mean().item(), rel=1e-5)
+    decibels = psnr(clean_NHWC, decode_codes(tokenizer, codes_NT)).mean()
+    assert rows[0]["psnr"]["value"] == pytest.approx(decibels)
+    right_N = class_log_p(model, codes_NT, order_NS).argmax(1) == label_N
+    assert rows[0]["class_accuracy"]["value"] == pytest.approx(right_N.double().mean().item())
+    # PSNR of a corruption is of its decoding, against the clean image
+    dark_NT = encode_images(tokenizer, corrupt(clean_NHWC, "darkness", 5))
+    decibels = psnr(clean_NHWC, decode_codes(tokenizer, dark_NT)).mean()
+    assert by_name["darkness"][4]["psnr"]["value"] == pytest.approx(decibels)
+
+    assert found["context"].keys() == {"uniform", "neighbours"}
+    assert found["context"]["uniform"] != found["context"]["neighbours"]
+    for part in (*found["context"].values(), found["sampling"]):
+        assert [row["rho"] for row in part] == list(tool.RHOS)
+    assert {"label_accuracy", "FD_shapes"} < found["sampling"][0].keys()
+    assert found["sampling"][0]["label_accuracy"]["images"] == 20
+    assert len({row["FD_shapes"] for row in found["sampling"]}) == len(tool.RHOS)
+    said = capsys.readouterr().out
+    assert "FD_shapes" in said and "not CIFAR-10-C itself" in said and "nan" not in said
+
+
+def test_a_uniform_model_pays_the_same_for_everything(config, quick):
+    found = tool.main(config("gpt", uniform=True))
+    for rows in (found["corruptions"]["by_severity"], *found["context"].values()):
+        for row in rows:
+            for end in ("value", "low", "high"):
+                assert row["bits_per_image"][end] == pytest.approx(64 * math.log2(32), rel=1e-12)
+    assert all(row["more_bits_per_image"]["value"] == 0 for row in found["context"]["uniform"])
+    first, last = found["sampling"]  # what is misread changes nothing
+    assert first["FD_shapes"] == last["FD_shapes"]
+
+
+def test_annealed_runs_are_measured_in_raster_order_and_batches_change_nothing(config, quick):
+    cfg = config("rar", "anneal", num_samples=10)
+    found = tool.main(cfg)
+    assert found["order"] == "raster" and found["trained_order"] == "anneal"
+    again = tool.main(replace(cfg, batch=26))
+    for part in ("corruptions", "context", "sampling"):
+        a, b = (numbers(x[part]) for x in (found, again))
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-4), part
+    other = tool.main(replace(cfg, seed=1))
+    for part in ("corruptions", "context", "sampling"):
+        assert numbers(other[part]) != numbers(found[part])
+
+
+def write_official(folder, images_NHWC: np.ndarray, labels_N: np.ndarray):
+    """A CIFAR-10-C that corrupts nothing."""
+    folder.mkdir()
+    for name in OFFICIAL:
+        np.save(folder / f"{name}.npy", np.concatenate([images_NHWC] * 5))
+    np.save(folder / "labels.npy", np.tile(labels_N, 5).astype(np.uint8))
+    return folder
+
+
+def test_an_official_set_that_corrupts_nothing_gives_the_clean_row(world, config, quick, tmp_path):
+    split = load_split(world.data, "test")
+    folder = write_official(tmp_path / "c", split.images_NHWC, split.labels_N)
+    found = tool.main(config("randar", cifar10_c=folder))
+    assert found["corruptions"]["source"] == "CIFAR-10-C"
+    assert tuple(found["corruptions"]["by_corruption"]) == OFFICIAL
+    clean, *others = found["corruptions"]["by_severity"]
+    of_one = [row for rows in found["corruptions"]["by_corruption"].values() for row in rows]
+    for row in others + of_one:
+        for name in clean.keys() - {"severity", "FD_shapes"}:
+            assert row[name] == pytest.approx(clean[name], rel=1e-5, abs=1e-6), name
+    np.save(folder / "labels.npy", np.roll(np.tile(split.labels_N, 5), 1).astype(np.uint8))
+    with pytest.raises(InputError, match="other labels"):
+        tool.main(config("randar", cifar10_c=folder))
+
+
+def test_versions_stay_with_their_image(world, config):
+    model = load_generator(config("randar", "random").checkpoint).model
+    tokenizer, split = load_tokenizer(world.tokenizer)[0], load_split(world.data, "test")
+    clean_NHWC, label_N = split.images_NHWC[:5], torch.from_numpy(split.labels_N[:5])
+    order_NS = orders_for(model, "random", 5)
+    versions = [clean_NHWC, corrupt(clean_NHWC, "contrast", 5), corrupt(clean_NHWC, "jpeg", 5)]
+    about = (clean_NHWC, label_N, order_NS)
+    both = read_images(model, tokenizer, np.stack(versions, 1), *about, batch=4)
+    for i, images_NHWC in enumerate(versions):
+        alone = read_images(model, tokenizer, images_NHWC[:, None], *about)
+        for name, found in alone.row().items():
+            assert both.row(slice(i, i + 1))[name] == pytest.approx(found, rel=1e-5, abs=1e-6)
+        assert np.array_equal(both.decoded_NAHWC[:, i], alone.decoded_NAHWC[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": 3}, "--images >= 4"),
+        ({"num_samples": 9}, "--num-samples >= 10"),
+        ({"batch": 0}, "--batch >= 1"),
+        ({"seed": -1}, "--seed >= 0"),
+        ({"cfg": -1.0}, "--cfg >= 0"),
+    ],
+)
+def test_impossible_measurements_are_refused(config, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        tool.main(config("randar", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_does_not_belong_together_is_refused_in_one_line(world, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "read_images", lambda *args: pytest.fail("it measured"))
+
+    def refused(message: str, **changes) -> None:
+        with pytest.raises(SystemExit, match=message) as stopped, tool.one_line_errors():
+            tool.main(config("randar", **changes))
+        assert "\n" not in str(stopped.value) and not (tmp_path / "out").exists()
+
+    def copy_of_codes(name: str, **inputs):
+        codes = load_codes(world.codes, "test")
+        head = codes.header | {"inputs": codes.header["inputs"] | inputs}
+        save_codes(tmp_path / name, "test", codes.codes_NAT.numpy(), codes.label_N.numpy(), head)
+        return tmp_path / name
+
+    refused("codes of another tokenizer", codes=copy_of_codes("a", tokenizer="0" * 64))
+    refused("other test images than", codes=copy_of_codes("b", images="0" * 64))
+    refused("is not or does not hold it", tokenizer=tmp_path / "extractor.pth")
+    nowhere = tmp_path / "nowhere"
+    for flag in ("checkpoint", "tokenizer", "extractor", "codes", "data", "cifar10_c"):
+        refused("nowhere", **{flag: nowhere})
+    refused("run: uv run data/load_CIFAR10.py", data=nowhere)

@@ -1,0 +1,100 @@
+"""The sweep over guidance: every combination once, resumed, its best measured on fresh samples."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import script
+from tiny_extractor import write_extractor
+
+from models.artifacts import header, sha256_of
+from models.errors import InputError
+from models.methods import build, save_generator
+from models.trunk import ModelConfig
+
+tool = script("tools/sweep_cfg.py")
+
+
+@pytest.fixture
+def config(world, tmp_path):
+    torch.manual_seed(0)
+    write_extractor(tmp_path / "extractor.pth", dataset="shapes")
+    model = build("randar", ModelConfig(codes=32, layers=2, heads=2, width=16))
+    torch.nn.init.normal_(model.output.weight, std=0.5)
+    head = header(
+        "generator", "tests", {"order": "random"}, {"tokenizer": sha256_of(world.tokenizer)}
+    )
+    about = {"method": "randar", "dataset": "shapes", "classes": [*"abcdefghij"]}
+    save_generator(tmp_path / "model.pth", head | about, model)
+    return tool.SweepConfig(
+        tmp_path / "model.pth", cfg=(1.0, 4.0), steps=(4, 8), num_samples=20, final=30, batch=20,
+        tokenizer=world.tokenizer, extractor=tmp_path / "extractor.pth", data=world.data,
+        inception_weights="none", out=tmp_path / "out", device="cpu",
+    )  # fmt: skip
+
+
+def test_all_are_measured_and_the_best_again_with_another_seed(config, tmp_path):
+    found = tool.main(config)
+    assert json.loads((tmp_path / "out/sweep.json").read_text()) == found
+    assert (tmp_path / "out/sweep.png").read_bytes().startswith(b"\x89PNG")
+    swept, final = found["rows"][:-1], found["final"]
+    settings = [(row["plan"]["steps"], row["plan"]["cfg"]) for row in swept]
+    assert settings == [(4, 1.0), (4, 4.0), (8, 1.0), (8, 4.0)]
+    assert {(row["num_samples"], row["seed"], row["plan"]["order"]) for row in swept} == {
+        (20, 0, "random")
+    }
+    distances = [row["samples"]["FD_shapes"] for row in swept]
+    assert len(set(distances)) == 4
+    assert found["best"] == swept[distances.index(min(distances))]["plan"] == final["plan"]
+    assert (final["num_samples"], final["seed"]) == (30, 1)
+    highest = tool.main(replace(config, metric="IS_shapes", final=0))
+    scores = [row["samples"]["IS_shapes"] for row in swept]
+    assert highest["best"] == swept[scores.index(max(scores))]["plan"]
+
+
+def test_a_cut_sweep_goes_on_where_it_was(config, tmp_path, monkeypatch):
+    whole = tool.main(replace(config, out=tmp_path / "whole"))
+    taken, sample_images = [], tool.sample_images
+
+    def cut_at_the_third(*args):
+        taken.append(args[3])
+        if len(taken) == 3:
+            raise KeyboardInterrupt
+        return sample_images(*args)
+
+    monkeypatch.setattr(tool, "sample_images", cut_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        tool.main(config)
+    assert len(json.loads((tmp_path / "out/sweep.json").read_text())["rows"]) == 2
+    found = tool.main(config)
+    assert len(taken) == 3 + 3  # two points left, and the final one
+    for row in (*found["rows"], *whole["rows"]):
+        del row["images_per_second"]
+    assert found["rows"] == whole["rows"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": (65,)}, "steps in 1..64, got 65"),
+        ({"cfg": ()}, "--cfg >= 0"),
+        ({"final": 3}, "--final 0 or >= 10"),
+        ({"metric": "FID"}, "expected --metric FD_shapes.* got FID"),
+        ({"num_samples": 5}, "--num-samples >= 10"),
+    ],
+)
+def test_impossible_sweeps_are_refused_before_sampling(config, monkeypatch, changes, message):
+    monkeypatch.setattr(tool, "sample_images", lambda *args: pytest.fail("it sampled"))
+    with pytest.raises(InputError, match=message):
+        tool.main(replace(config, **changes))
+    assert not config.out.exists()
+
+
+def test_a_sweep_of_something_else_is_not_mixed_in(config):
+    tool.main(replace(config, cfg=(1.0,), steps=(), final=0))
+    with pytest.raises(InputError, match="sweep of another checkpoint, tokenizer or reference"):
+        tool.main(replace(config, reference=30))
+    (config.out / "sweep.json").write_text("[")
+    with pytest.raises(InputError, match="is no sweep"):
+        tool.main(config)

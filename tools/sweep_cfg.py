@@ -1,0 +1,240 @@
+#!/usr/bin/env -S uv run
+"""Find the guidance a generator samples best with, then measure that with fresh samples.
+
+checkpoint -> results/<run>/{sweep.json, sweep.png}. A cut sweep goes on where it was.
+"""
+
+import itertools
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from metrics.evaluation import Reference, find_reference, sample_images
+from models.artifacts import ROOT, git_commit, plain, write_text
+from models.contract import Method
+from models.errors import InputError, expect_at_least, one_line_errors
+from models.methods import Generator, load_generator
+from models.pictures import Picture, save_figure
+from models.sampling import Plan, Schedule
+from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
+from models.training import pick_device
+
+HIGHER_IS_BETTER = ("IS", "precision", "recall", "label_accuracy")
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Sample with every combination of settings, measure each, and the best one once more."""
+
+    checkpoint: Path
+    """last.pth of a run, or a file in checkpoints/"""
+    cfg: tuple[float, ...] = (1.0, 2.0, 4.0, 7.0, 10.0, 15.0)
+    """guidance scales"""
+    temperature: tuple[float, ...] = (1.0,)
+    schedule: tuple[Schedule, ...] = ("linear",)
+    steps: tuple[int, ...] = ()
+    """network calls a sample; default the method's own number only"""
+    num_samples: int = 10_000
+    """of each combination, all with --seed"""
+    final: int = 50_000
+    """samples of the best combination, with --seed + 1: it was not chosen on those; 0: none"""
+    metric: str | None = None
+    """what is best; default FID if it is measured, else the first of the others"""
+    seed: int = 0
+    batch: int = 500
+    tokenizer: Path | None = None
+    """default: the one in tokenizer_vq/ or checkpoints/ that made the generator's codes"""
+    inception_weights: Path | None = None
+    """FID-Inception state dict; default: torch-fidelity's download; `none`: do without"""
+    fid_features: Literal["2048", "768", "192", "64"] = "2048"
+    extractor: Path | None = None
+    """offline ruler; default: checkpoints/extractor_<dataset>.pth if it is there"""
+    data: Path | None = None
+    """real images from stage 1; default data/<dataset>"""
+    reference: int | None = None
+    """use this many real train images as the reference; default all"""
+    out: Path | None = None
+    """default results/<name of the run or file>"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+
+    def check(self) -> None:
+        """Raise InputError for settings that nothing can be sampled with."""
+        expect_at_least(self, num_samples=10, final=0, batch=1, reference=2, seed=0)
+        for name in ("cfg", "temperature"):
+            if not getattr(self, name) or min(getattr(self, name)) < 0:
+                raise InputError(f"expected --{name} >= 0, got {getattr(self, name)}")
+        if 0 < self.final < 10:
+            raise InputError(f"expected --final 0 or >= 10, got {self.final}")
+
+    def plans(self, generator: Generator) -> list[Plan]:
+        """Return every combination. Raises InputError for steps that the method cannot take."""
+        settings = (self.schedule, self.temperature, self.steps or (None,), self.cfg)
+        found = [
+            Plan(order=generator.order, schedule=s, temperature=t, steps=n, cfg=c)
+            for s, t, n, c in itertools.product(*settings)
+        ]
+        for plan in found:
+            plan.groups(generator.model)
+        return found
+
+
+def better(row: dict, metric: str) -> float:
+    """Return what to minimise for the best `metric` of a row."""
+    value = row["samples"][metric]
+    return -value if metric.startswith(HIGHER_IS_BETTER) else value
+
+
+def sweep_figure(rows: list[dict], metric: str) -> Picture:
+    """Draw the metric against guidance, a line for each other setting, and against speed."""
+    figure = Picture(figsize=(10, 3.8))
+    by_cfg, by_speed = figure.subplots(1, 2)
+    lines: dict[str, list[dict]] = {}
+    for row in rows:
+        plan = row["plan"]
+        steps = f", {plan['steps']} steps" if plan["steps"] else ""
+        lines.setdefault(f"{plan['schedule']}, T {plan['temperature']:g}{steps}", []).append(row)
+    for name, some in lines.items():
+        some.sort(key=lambda row: row["plan"]["cfg"])
+        value = [row["samples"][metric] for row in some]
+        by_cfg.plot([row["plan"]["cfg"] for row in some], value, "o-", label=name)
+        by_speed.plot([row["images_per_second"] for row in some], value, "o", label=name)
+    by_cfg.set(xlabel="guidance scale", ylabel=metric)
+    by_speed.set(xlabel="images per second", ylabel=metric)
+    by_cfg.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is measured, with what, and the rows so far, which are on disk."""
+
+    model: Method
+    tokenizer: Tokenizer
+    reference: Reference
+    batch: int
+    file: Path
+    inputs: dict
+    """what the rows depend on besides their own settings"""
+    rows: list[dict]
+
+    def row(self, plan: Plan, count: int, seed: int) -> dict:
+        """Return the row of one combination, measured now or before."""
+        key = {"plan": asdict(plan), "num_samples": count, "seed": seed}
+        for row in self.rows:
+            if key.items() <= row.items():
+                return row
+        label_N, began = torch.arange(count) % self.model.config.classes, time.time()
+        images_NHWC = sample_images(self.model, self.tokenizer, label_N, plan, seed, self.batch)
+        speed = count / (time.time() - began)
+        found = self.reference.report(images_NHWC, label_N.numpy())
+        self.rows.append(key | {"images_per_second": speed} | found)
+        self.write({})
+        return self.rows[-1]
+
+    def write(self, more: dict) -> dict:
+        """Write the rows, and `more`; return what the file holds."""
+        found = {"inputs": self.inputs, "rows": self.rows, **more}
+        write_text(self.file, json.dumps(found, indent=1) + "\n")
+        return found
+
+
+def read_rows(file: Path, made_from: dict) -> list[dict]:
+    """Return what a sweep has measured so far. Raises InputError if it was of other inputs."""
+    if not file.exists():
+        return []
+    try:
+        found = json.loads(file.read_text())
+        inputs, rows = found["inputs"], found["rows"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{file} is no sweep ({e}); delete it, or choose another --out") from None
+    if inputs != made_from:
+        raise InputError(
+            f"{file} is a sweep of another checkpoint, tokenizer or reference; delete it, or "
+            "choose another --out"
+        )
+    return rows
+
+
+def start_sweep(cfg: SweepConfig, generator: Generator, device: torch.device) -> Sweep:
+    """Read all that is measured with. Raises InputError if there is nothing to measure with."""
+    head = generator.header
+    path = find_tokenizer(head["inputs"]["tokenizer"], cfg.tokenizer)
+    data = cfg.data or ROOT / "data" / head["dataset"]
+    reference = find_reference(
+        data, cfg.reference, cfg.extractor, cfg.inception_weights, cfg.fid_features, device
+    )
+    if not reference.rulers:
+        raise InputError("expected --inception-weights or --extractor to measure with")
+    inputs = {
+        "checkpoint": head["sha256"],
+        "tokenizer": head["inputs"]["tokenizer"],
+        "reference_images": len(reference.train_NHWC),
+        "rulers": [name for ruler in reference.rulers for name in ruler.names.values()],
+    }
+    name = cfg.checkpoint.parent.name if cfg.checkpoint.stem == "last" else cfg.checkpoint.stem
+    file = (cfg.out or ROOT / "results" / name) / "sweep.json"
+    return Sweep(
+        generator.model.to(device),
+        load_tokenizer(path)[0].to(device),
+        reference,
+        cfg.batch,
+        file,
+        inputs,
+        read_rows(file, inputs),
+    )
+
+
+def main(cfg: SweepConfig) -> dict:
+    """Sweep, write after each combination, print; return what sweep.json holds."""
+    cfg.check()
+    generator = load_generator(cfg.checkpoint)
+    plans = cfg.plans(generator)
+    sweep = start_sweep(cfg, generator, pick_device(cfg.device))
+    names = sweep.inputs["rulers"]
+    metric = cfg.metric or ("FID" if "FID" in names else names[0])
+    if metric not in (*names, "label_accuracy"):
+        raise InputError(f"expected --metric {', '.join(names)} or label_accuracy, got {metric}")
+    swept = [
+        sweep.row(plan, cfg.num_samples, cfg.seed) for plan in tqdm(plans, desc="combinations")
+    ]
+    best = min(swept, key=lambda row: better(row, metric))["plan"]
+    final = sweep.row(Plan(**best), cfg.final, cfg.seed + 1) if cfg.final else None
+    made_by = {
+        "command": " ".join(["uv run", *sys.argv]),
+        "config": plain(cfg),
+        "git_commit": git_commit(),
+    }
+    found = sweep.write({"metric": metric, "best": best, "final": final} | made_by)
+    save_figure(sweep_figure(swept, metric), sweep.file.with_suffix(".png"))
+    report(swept, final, metric, sweep.file)
+    return found
+
+
+def report(swept: list[dict], final: dict | None, metric: str, file: Path) -> None:
+    """Print a line for each combination, best first, and the final one beside its control."""
+    for row in sorted(swept, key=lambda row: better(row, metric)):
+        plan = row["plan"]
+        print(
+            f"  {metric} {row['samples'][metric]:9.4f}  cfg {plan['cfg']:g} {plan['schedule']}, "
+            f"temperature {plan['temperature']:g}, {plan['steps'] or 'all'} steps, "
+            f"{row['images_per_second']:.1f} images/s"
+        )
+    for name, value in (final or {"samples": {}})["samples"].items():
+        print(f"  {name:>14}: {value:10.4f}   real test images: {final['control'][name]:10.4f}")
+    if final:
+        print(f"  {final['num_samples']} fresh samples of the best, seed {final['seed']}")
+    print(f"  -> {file}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(SweepConfig))
