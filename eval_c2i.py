@@ -184,6 +184,7 @@ def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path
         "parameters": parameters(model),
         "train_steps": head["config"]["steps"],
         "plan": asdict(plan),
+        "network_calls": len(plan.groups(model)[0]),
         "num_samples": cfg.num_samples,
         "seeds": list(seeds),
         "images_per_second": speed,

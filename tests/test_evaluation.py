@@ -78,6 +78,7 @@ def test_evaluation_writes_samples_and_numbers(runs, config, tmp_path, method):
     assert found["samples"].keys() == found["control"].keys()
     assert {"FD_shapes", "KD_shapes", "IS_shapes", "label_accuracy"} < found["samples"].keys()
     assert not any(name.startswith("FID") for name in found["samples"])
+    assert found["network_calls"] == (8 if steps else 19 if method == "par" else 64)
     assert found["images_per_second"] > 0 and found["parameters"] > 1e6
     orders = {"raster", "random"} if METHODS[method].any_order else {METHODS[method].scans[0]}
     assert found["bits_per_image"].keys() == orders
