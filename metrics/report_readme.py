@@ -27,7 +27,7 @@ FIRST = {
     "raster order": "randar_raster_nano_cifar10",
     "random order": "randar_random_nano_cifar10",
 }
-"""the pair of the blocks first_run, calibration and robustness, by the title of its column"""
+"""the pair of all blocks but methods, by the title of its column"""
 MARKER = re.compile(r"^<!-- (?:report:(?P<name>\w+)|/report) -->[ \t\r]*$", re.MULTILINE)
 OWN = ("FD_c10", "IS_c10", "label_accuracy")
 """the offline ruler's measures in the README; all of Inception's are shown"""
@@ -77,13 +77,24 @@ def _control(runs: Sequence[Run]) -> dict[str, float]:
 def _spreads(runs: Sequence[Run]) -> str:
     """Return what ± means beside likelihoods and samples."""
     seeds = {len(run.metrics["seeds"]) for run in runs if "over_seeds" in run.metrics}
-    several = [f"; of samples: sd over {count} sampling seeds" for count in seeds]
-    return f"± of bits: standard error over test images{''.join(several)}."
+    said = [f"of samples: sd over {count} sampling seeds" for count in seeds]
+    if any("bits_per_image" in run.metrics for run in runs):
+        said.insert(0, "of bits: standard error over test images")
+    return f"± {'; '.join(said)}."
 
 
 def first_run(kept: Path) -> str:
     """Return likelihood and quality in raster and in random order."""
-    runs = read_runs([kept / name for name in FIRST.values()])
+    return _quality(read_runs([kept / name for name in FIRST.values()]))
+
+
+def seeds(kept: Path) -> str:
+    """Return quality over several sampling seeds, of the runs kept as <name>_seeds."""
+    return _quality(read_runs([kept / f"{name}_seeds" for name in FIRST.values()]))
+
+
+def _quality(runs: Sequence[Run]) -> str:
+    """Return what is known of a pair of runs: likelihood by order, samples, and the control."""
     count, *_ = _alike(runs, "num_samples", "reference_images", "seeds")
     control = _control(runs)
     rows = []
@@ -101,15 +112,11 @@ def first_run(kept: Path) -> str:
 
 def _method_row(run: Run, kept: Path) -> list[str]:
     """Return a run's row of the block `methods`."""
-    known = ("method", "trained_order", "parameters", "train_steps", "images_per_second")
+    known = ("method", "trained_order", "parameters", "network_calls", "images_per_second")
     needed = (_needed(run, kept, "metrics.json", key) for key in (*known, "plan", "cluster_weight"))
-    method, trained, parameters, steps, speed, plan, cluster = needed
+    method, trained, parameters, calls, speed, plan, cluster = needed
     bits = _needed(run, kept, "metrics.json", "bits_per_image")
     own = trained if trained in bits else plan["order"]
-    curve = [row for row in _part(run, kept, "metrics.jsonl") if "heldout_bits" in row]
-    if not curve:
-        raise InputError(f"{kept / run.name / 'metrics.jsonl'} has no row with heldout_bits")
-    best = min(curve, key=lambda row: row["heldout_bits"])["step"]
     return [
         method,
         trained,
@@ -119,8 +126,8 @@ def _method_row(run: Run, kept: Path) -> list[str]:
         number(bits["random"], 1) if bits.get("random", {}).get("orders") == 8 else "",
         f"{plan['cfg']:g}",
         *(quality_number(name, measured(run, name)) for name in ("label_accuracy", "FD_c10")),
+        str(calls),
         number(speed, 1),
-        f"{best:,} of {steps:,}",
     ]
 
 
@@ -136,13 +143,13 @@ def methods(kept: Path) -> str:
     real = [quality_number(name, control.get(name)) for name in ("label_accuracy", "FD_c10")]
     table = Table(
         ["method", "order", "cluster term", "parameters", "bits per test image, own order"]
-        + ["mean of 8 random orders", "guidance", "label_accuracy", "FD_c10", "images/s"]
-        + ["best at step"],
+        + ["mean of 8 random orders", "guidance", "label_accuracy", "FD_c10", "network calls"]
+        + ["images/s"],
         [*(_method_row(run, kept) for run in runs), [CONTROL, *[""] * 6, *real, "", ""]],
     )
     return (
         f"{table.markdown()}\n{count:,} samples each, against {reference or 0:,} train images; "
-        f"images/s on {device}; best by held-out train images. {_spreads(runs)}\n"
+        f"images/s on {device}. {_spreads(runs)}\n"
     )
 
 
@@ -224,6 +231,7 @@ def robustness(kept: Path) -> str:
 
 BLOCKS = {
     "first_run": first_run,
+    "seeds": seeds,
     "methods": methods,
     "calibration": calibration,
     "robustness": robustness,

@@ -46,6 +46,9 @@ NEEDED = {
     "metrics.jsonl": "*.step",
 }
 """what a file must hold to be shown; `*` is every item, `?` follows what may be missing"""
+STUDIES = ("calibration", "robustness")
+MODEL = ("method", "trained_order", "parameters")
+"""in what the files of a run must agree"""
 LEFT_OUT = {
     "bits_per_step",
     "difference_bits_per_step",
@@ -111,7 +114,7 @@ def _read(folders: Sequence[Path], name: str) -> Any:
 def read_run(folder: Path, trainings: Path | None = None) -> Run:
     """Read a run; its config.json and curve may also lie in `trainings`/<name of the run>.
 
-    Raises InputError if there is no metrics.json, a file is broken, or they are of two checkpoints.
+    Raises InputError if there is no metrics.json, a file is broken, or they are of two models.
     """
     name = folder.resolve().name
     folders = [folder, trainings / name] if trainings else [folder]
@@ -121,21 +124,34 @@ def read_run(folder: Path, trainings: Path | None = None) -> Run:
             f"expected a run at {folder}, found no metrics.json there; "
             f"run: uv run eval_c2i.py --checkpoint YOURS --out {folder}"
         )
-    found = {}
-    for other in ("calibration", "robustness"):
-        found[other] = _read([folder], f"{other}.json")
-        checkpoints = {
-            about["inputs"]["checkpoint"]
-            for about in (metrics, found[other] or {})
-            if "checkpoint" in about.get("inputs", {})
-        }
-        if len(checkpoints) > 1:
-            raise InputError(
-                f"{folder}/{other}.json is of another checkpoint than the metrics.json beside it; "
-                f"run eval_c2i.py and {PRODUCERS[f'{other}.json']} on the same file"
-            )
+    studies = {part: _read([folder], f"{part}.json") for part in STUDIES}
+    for part, study in studies.items():
+        for key in MODEL if study else ():
+            ours, theirs = metrics.get(key), study.get(key)
+            if ours is not None and theirs is not None and ours != theirs:
+                raise InputError(
+                    f"{folder}/{part}.json is of another model than the metrics.json beside it: "
+                    f"{key} {theirs}, not {ours}"
+                )
     curve = _read(folders, "metrics.jsonl") or []
-    return Run(name, metrics, **found, training=_read(folders, "config.json"), curve=curve)
+    return Run(name, metrics, **studies, training=_read(folders, "config.json"), curve=curve)
+
+
+def other_checkpoints(run: Run) -> list[str]:
+    """Return a line for each study of another checkpoint file than the run's metrics.json.
+
+    Not an error: a file that was exported again has another sha256 and the same weights.
+    """
+    ours = run.metrics.get("inputs", {}).get("checkpoint")
+    found = []
+    for part in STUDIES:
+        theirs = (getattr(run, part) or {}).get("inputs", {}).get("checkpoint", ours)
+        if theirs != ours:
+            found.append(
+                f"note: {part}.json of {run.name} was measured on checkpoint {theirs[:8]}, its "
+                f"metrics.json on {(ours or 'unknown')[:8]}; are the weights the same?"
+            )
+    return found
 
 
 def read_runs(folders: Sequence[Path], trainings: Path | None = None) -> list[Run]:

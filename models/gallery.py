@@ -12,12 +12,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from models.pictures import tile
 
 GREY = 205
 """what a cell shows before it is generated"""
+TITLE = 14
+"""height in pixels of a name above an animation"""
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1c1e21; --quiet: #5a6068; --line: #e3e6ea;
@@ -65,6 +67,26 @@ def reveal_frames(
         shown_NHWC = np.where((rank_Nhw < shown)[..., None], images_NHWC, np.uint8(GREY))
         frames.append(tile(shown_NHWC, columns=len(images_NHWC)))
     return frames
+
+
+def stacked_frames(
+    rows: Sequence[tuple[str, list[np.ndarray]]], scale: int = 2
+) -> list[np.ndarray]:
+    """Return pictures of animations one above the other, each under its name, `scale` as large.
+
+    They start together, and one that is over waits for the others.
+    """
+
+    def titled(name: str, frame_HWC: np.ndarray) -> np.ndarray:
+        large_HWC = frame_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
+        strip = Image.new("RGB", (large_HWC.shape[1], TITLE), "white")
+        ImageDraw.Draw(strip).text((2, 1), name, fill="black")
+        return np.concatenate((np.asarray(strip), large_HWC))
+
+    return [
+        np.concatenate([titled(name, frames[min(t, len(frames) - 1)]) for name, frames in rows])
+        for t in range(max(len(frames) for _, frames in rows))
+    ]
 
 
 def gif(frames: Sequence[np.ndarray], milliseconds: int = 80, pause: int = 2400) -> bytes:

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 
+import numpy as np
 import pytest
 import torch
 from helpers import script
@@ -11,6 +12,7 @@ from PIL import Image
 
 from models.artifacts import header
 from models.errors import InputError
+from models.gallery import TITLE, stacked_frames
 from models.methods import build, save_generator
 from models.tokenizer import load_tokenizer
 from models.trunk import ModelConfig
@@ -40,6 +42,18 @@ def test_an_animation_has_a_frame_for_every_call(world, tmp_path, method, frames
     assert found == frames
     assert all(f"{count - 1} steps" in content for count in frames)
     assert (tmp_path / "out/orders.png").exists()
+    with Image.open(tmp_path / "out/decoding.gif") as together:
+        assert together.n_frames == max(frames)
+
+
+def test_animations_together_start_together_and_wait_for_each_other():
+    short, long = ([np.full((4, 6, 3), k, np.uint8) for k in range(count)] for count in (2, 4))
+    frames = stacked_frames([("short", short), ("long", long)], scale=3)
+    assert [frame.shape for frame in frames] == [(2 * (TITLE + 12), 18, 3)] * 4
+    lower = TITLE + 12 + TITLE
+    assert [frame[TITLE, 0, 0] for frame in frames] == [0, 1, 1, 1]
+    assert [frame[lower, 0, 0] for frame in frames] == [0, 1, 2, 3]
+    assert len({frame[:TITLE].tobytes() for frame in frames}) == 1
 
 
 def test_no_steps_are_refused(tmp_path):

@@ -141,6 +141,14 @@ def test_the_readme_is_remade_between_its_markers_only(tmp_path, pair, monkeypat
                            over_seeds={"FD_c10": {"mean": 0.9, "sd": 0.0123},
                                        "label_accuracy": {"mean": 0.71, "sd": 0.004}})  # fmt: skip
         pair.append(folder)
+    for order in ("raster", "random"):
+        name = f"randar_{order}_nano_cifar10_seeds"
+        both = {"mean": 0.7, "sd": 0.0125 if order == "raster" else 0.025}
+        pair.append(write_run(tmp_path / "results" / name, order, studies=False,
+                              seeds=[0, 1], over_seeds={"FD_c10": both}))  # fmt: skip
+        found = json.loads((pair[-1] / "metrics.json").read_text())
+        del found["bits_per_image"]
+        (pair[-1] / "metrics.json").write_text(json.dumps(found))
     readme = tmp_path / "README.md"
     readme.write_bytes(readme_of(BLOCKS).encode())
     monkeypatch.setattr(tool, "ROOT", tmp_path)
@@ -153,10 +161,12 @@ def test_the_readme_is_remade_between_its_markers_only(tmp_path, pair, monkeypat
         "| bits per test image, read in raster order | 500.1 ± 0.5 | 500.4 ± 0.5 | |",
         "| bits per test image, read in 8 random orders (mean) | 510.0 ± 0.3 | 510.2 ± 0.3 | |",
         "| FD_c10 | 0.800 | 1.050 | 0.011 |",
+        "| FD_c10 | 0.700 ± 0.013 | 0.700 ± 0.025 | 0.011 |",
+        "± of samples: sd over 2 sampling seeds.",
         "| gpt | raster | no | 1,234,567 | 500.1 ± 0.5 | 510.0 ± 0.3 | 3 | 71.0 ± 0.4% "
-        "| 0.900 ± 0.012 | 31.2 | 500 of 300 |",
+        "| 0.900 ± 0.012 | 64 | 31.2 |",
         "| rar | anneal | 0.5 | 1,234,567 | 500.1 ± 0.5 | 510.0 ± 0.3 | 3 | 71.0 ± 0.4% "
-        "| 0.900 ± 0.012 | 31.2 | 500 of 300 |",
+        "| 0.900 ± 0.012 | 64 | 31.2 |",
         "| real test images | | | | | | | 88.1% | 0.011 | | |",
         "| top-label ECE | 0.0321 [0.0221, 0.0421] | 0.0321 [0.0221, 0.0421] |",
         "| ECE, t < 8 | 0.0770 [0.0670, 0.0870] | 0.0770 [0.0670, 0.0870] |",
@@ -217,7 +227,11 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path, pair):
         ("robustness.json", "\x00", "robustness.json is broken"),
         ("config.json", "{}", "config.json has no config"),
         ("metrics.jsonl", '{"loss": 1}\n', "metrics.jsonl has no .*step"),
-        ("calibration.json", json.dumps(calibration_of("raster")), "of another checkpoint"),
+        (
+            "calibration.json",
+            json.dumps(calibration_of("raster")),
+            "of another model .*raster, not",
+        ),
     ],
 )
 def test_files_that_are_not_a_run_are_refused_in_one_line(tmp_path, pair, name, content, message):
@@ -235,6 +249,7 @@ def test_files_that_are_not_a_run_are_refused_in_one_line(tmp_path, pair, name, 
 def test_samples_of_another_project_stand_beside_ours(tmp_path, pair):
     found = metrics_of("raster", 0.5)
     ours = "method trained_order parameters train_steps plan seeds images_per_second cluster_weight"
+    ours += " network_calls"
     for key in (*ours.split(), "bits_per_image", "baseline_bits"):
         del found[key]
     found["inputs"] = {"samples": "1"}
@@ -247,6 +262,15 @@ def test_samples_of_another_project_stand_beside_ours(tmp_path, pair):
     cells = tool.main(config(tmp_path, pair[0], other)).read_text()
     assert "<td>0.800</td><td>1.300</td><td>0.011</td>" in cells
     assert "<td>theirs</td>" + "<td></td>" * 6 + "<td>cpu</td>" in cells
+
+
+def test_an_exported_again_checkpoint_is_noted(tmp_path, pair, capsys):
+    path = pair[1] / "calibration.json"
+    path.write_text(json.dumps(calibration_of("random") | {"inputs": {"checkpoint": "f" * 64}}))
+    tool.main(config(tmp_path, *pair, keep=True))
+    said = capsys.readouterr().out
+    assert said.count("note: ") == 1
+    assert f"calibration.json of {pair[1].name} was measured on checkpoint ffffffff, its" in said
 
 
 def test_options_that_make_no_sense_are_refused(tmp_path, pair):

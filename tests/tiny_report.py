@@ -18,7 +18,8 @@ def metrics_of(order: str, shift: float) -> dict:
         "method": "randar", "trained_order": order, "parameters": 1234567, "train_steps": 300,
         "plan": {"order": order, "cfg": 3.0, "schedule": "linear"}, "num_samples": 2000,
         "seeds": [0], "cluster_weight": 0.0,
-        "images_per_second": 31.25 + shift, "device": "cpu", "git_commit": "0123456789",
+        "images_per_second": 31.25 + shift, "network_calls": 64, "device": "cpu",
+        "git_commit": "0123456789",
         "command": f"uv run eval_c2i.py --checkpoint {order}.pth",
         "config": {"order": order, "batch": 500, "codes": f"{ROOT}/data/codes"},
         "inputs": {"checkpoint": order},
@@ -42,7 +43,8 @@ def calibration_of(order: str) -> dict:
     overall = {name: near(0.0321) for name in (*measures, "ece_equal_width_if_calibrated")}
     gains = {"orders": 8, "log_mean_exp": near(499.0), "gain": near(1.5)}
     return {
-        "images": 2000, "command": "uv run tools/calibrate.py", "inputs": {"checkpoint": order},
+        "images": 2000, "command": "uv run tools/calibrate.py", "trained_order": order,
+        "inputs": {"checkpoint": order},
         "tokens": {
             "overall": overall | {"reliability": diagram},
             "by_step": {"t < 8": {"ece_equal_width": near(0.077)}},

@@ -4,14 +4,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import tyro
 
 from metrics.likelihood import orders_for
 from metrics.reconstruction import decode_codes
-from models.artifacts import ROOT, write_text
+from models.artifacts import ROOT, replace_file, write_text
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.gallery import gif, page, pair, picture, png_file, reveal_frames
+from models.gallery import gif, page, pair, picture, png_file, reveal_frames, stacked_frames
 from models.methods import Generator, load_generator
 from models.orders import SCANS, scan
 from models.pictures import order_figure, save_figure
@@ -20,6 +21,8 @@ from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 
 GRID = 8
 CLASSES_SHOWN = 5
+MILLISECONDS = 80
+"""of a network call in the animations"""
 
 
 @dataclass(frozen=True)
@@ -52,21 +55,21 @@ def plans(cfg: OrdersConfig, generator: Generator) -> list[Plan]:
     return [Plan(order=generator.order, steps=s, cfg=cfg.cfg) for s in steps]
 
 
-def decoding(generator: Generator, tokenizer: Tokenizer, plan: Plan, seed: int) -> str:
-    """Return a figure: an animation of one image each of the first classes being generated."""
+def decoding(
+    generator: Generator, tokenizer: Tokenizer, plan: Plan, seed: int
+) -> tuple[str, list[np.ndarray]]:
+    """Return a caption, and one image each of the first classes after every network call."""
     head, model = generator.header, generator.model
     count = min(CLASSES_SHOWN, model.config.classes)
     images_NHWC = decode_codes(tokenizer, sample_codes(model, torch.arange(count), plan, seed))
     order_NS = orders_for(model, plan.order, count, seed)
     sizes, _ = plan.groups(model)
     frames = reveal_frames(images_NHWC, order_NS.numpy(), model.config.grid, sizes)
-    caption = f"{head['method']}, {plan.order} order, {len(sizes)} steps"
-    moving = gif(frames, milliseconds=max(80, 64 * 80 // len(sizes)))  # one step, one network call
-    return picture(moving, "gif", caption, pixels=True)
+    return f"{head['method']}, {plan.order} order, {len(sizes)} steps", frames
 
 
 def main(cfg: OrdersConfig) -> Path:
-    """Write orders.png and index.html; return the page's path."""
+    """Write orders.png, decoding.gif and index.html; return the page's path."""
     cfg.check()
     generators = [load_generator(path) for path in cfg.checkpoints]
     tokenizers = [
@@ -80,12 +83,18 @@ def main(cfg: OrdersConfig) -> Path:
     sections = {
         "Orders": png_file(cfg.out / "orders.png", "The step at which each cell is visited")
     }
-    if generators:
+    shown = [
+        decoding(generator, tokenizer, plan, cfg.seed)
+        for generator, tokenizer in zip(generators, tokenizers, strict=True)
+        for plan in plans(cfg, generator)
+    ]
+    if shown:
+        together = gif(stacked_frames(shown), MILLISECONDS)
+        replace_file(cfg.out / "decoding.gif", lambda file: file.write(together))
         sections["Decoding"] = pair(
             [
-                decoding(generator, tokenizer, plan, cfg.seed)
-                for generator, tokenizer in zip(generators, tokenizers, strict=True)
-                for plan in plans(cfg, generator)
+                picture(gif(frames, MILLISECONDS), "gif", caption, pixels=True)
+                for caption, frames in shown
             ]
         )
     introduction = (

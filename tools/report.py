@@ -16,7 +16,7 @@ from pathlib import Path
 import tyro
 
 from metrics.report_readme import regenerate
-from metrics.report_runs import LEFT_OUT, Run, keep_run, kept_folders, read_runs
+from metrics.report_runs import LEFT_OUT, Run, keep_run, kept_folders, other_checkpoints, read_runs
 from metrics.report_sections import sections
 from models.artifacts import ROOT, write_text
 from models.errors import InputError, one_line_errors
@@ -48,9 +48,17 @@ class ReportConfig:
             raise InputError("--readme reads the kept runs; to keep RUNS before, add --keep")
 
 
+def checked(folders: Sequence[Path], trainings: Path) -> list[Run]:
+    """Return the runs; print a note where the numbers of one are of two files."""
+    runs = read_runs(folders, trainings)
+    for line in (line for run in runs for line in other_checkpoints(run)):
+        print(line)
+    return runs
+
+
 def keep(cfg: ReportConfig) -> None:
     """Copy the numbers of the runs; say how large they are and what was dropped."""
-    read_runs(cfg.runs, cfg.trainings)  # all or none: a broken one stops before the first is kept
+    checked(cfg.runs, cfg.trainings)  # all or none: a broken one stops before the first is kept
     for folder in cfg.runs:
         sizes = keep_run(folder, cfg.kept, cfg.trainings)
         said = ", ".join(f"{name} {size / 1000:.1f} kB" for name, size in sizes.items())
@@ -85,15 +93,17 @@ def main(cfg: ReportConfig) -> Path | None:
     if cfg.keep or cfg.readme:
         return None
     folders = cfg.runs or kept_folders(cfg.kept)
-    runs = read_runs(folders, cfg.trainings)
+    runs = checked(folders, cfg.trainings)
     parts = sections(runs, find_grids(runs, folders, cfg.kept.parent))
     title = "Runs side by side"
-    introduction = f"{len(runs)} runs. Under the numbers are the commands that made them."
+    introduction = f"Runs shown: {len(runs)}. Under the numbers are the commands that made them."
     content = page(title, introduction, {part.title: part.html() for part in parts})
     write_text(cfg.out / "index.html", content)
     text = "\n".join([f"# {title}\n", *filter(None, (part.markdown() for part in parts))])
     write_text(cfg.out / "report.md", text)
-    print(f"{len(runs)} runs: open {cfg.out / 'index.html'}; as text {cfg.out / 'report.md'}")
+    print(
+        f"runs shown: {len(runs)}; open {cfg.out / 'index.html'}; as text {cfg.out / 'report.md'}"
+    )
     return cfg.out / "index.html"
 
 
