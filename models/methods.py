@@ -80,11 +80,18 @@ def resume(
     same_run(saved["config"] | saved["inputs"], head["config"] | head["inputs"], free, path)
     if "optimizers" not in found:
         raise InputError(f"{path} was exported and cannot be trained on; choose another --out")
-    model.load_state_dict(found["weights"])
-    ema.module.load_state_dict(found["model"])
+    try:
+        model.load_state_dict(found["weights"])
+        ema.module.load_state_dict(found["model"])
+        for optimizer, state in zip(optimizers, found["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as e:
+        reason = " ".join(str(e).split())[:150]
+        raise InputError(
+            f"{path} was trained by another version and cannot be trained on here ({reason}); "
+            "choose another --out, or delete the file to start over"
+        ) from None
     ema.n_averaged.fill_(found["step"])
-    for optimizer, state in zip(optimizers, found["optimizers"], strict=True):
-        optimizer.load_state_dict(state)
     return found["step"], found["rows"]
 
 

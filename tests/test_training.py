@@ -85,6 +85,16 @@ def test_two_and_two_steps_are_four_bit_for_bit(world, tmp_path, monkeypatch, me
     assert [json.loads(row)["step"] for row in log] == [2, 4]
 
 
+def test_a_run_of_another_version_is_not_trained_on(world, tmp_path, monkeypatch):
+    cfg = config(world, tmp_path / "run", method="rar", order="random")
+    stage.main(cfg)
+    before = (tmp_path / "run/last.pth").read_bytes()
+    monkeypatch.setattr(METHODS["rar"], "no_decay", ())  # its optimizer had other groups then
+    with pytest.raises(InputError, match="trained by another version"):
+        stage.main(cfg)
+    assert (tmp_path / "run/last.pth").read_bytes() == before
+
+
 def test_a_killed_run_is_finished_by_the_same_command(world, tmp_path):
     whole = config(world, tmp_path / "whole", steps=12, eval_every=3)
     stage.main(whole)
