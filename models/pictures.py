@@ -98,7 +98,7 @@ def order_figure(orders: dict[str, np.ndarray], grid: int) -> Picture:
     """Draw at each cell the step at which an order visits it, dark first, four orders a row."""
     rows = -(-len(orders) // 4)
     figure = Picture(figsize=(10, 2.7 * rows))
-    every = figure.subplots(rows, 4, squeeze=False).flat
+    every = list(figure.subplots(rows, 4, squeeze=False).flat)
     for axes in every:
         axes.axis("off")
     for axes, (name, order_S) in zip(every, orders.items(), strict=False):

@@ -14,6 +14,8 @@ from models.artifacts import header
 from models.errors import InputError
 from models.gallery import TITLE, stacked_frames
 from models.methods import build, save_generator
+from models.orders import SCANS, scan
+from models.pictures import order_figure
 from models.tokenizer import load_tokenizer
 from models.trunk import ModelConfig
 
@@ -54,6 +56,14 @@ def test_animations_together_start_together_and_wait_for_each_other():
     assert [frame[TITLE, 0, 0] for frame in frames] == [0, 1, 1, 1]
     assert [frame[lower, 0, 0] for frame in frames] == [0, 1, 2, 3]
     assert len({frame[:TITLE].tobytes() for frame in frames}) == 1
+
+
+def test_the_orders_are_drawn_as_ranks():
+    drawn = order_figure({name: scan(name, 4).numpy() for name in SCANS[:5]}, 4).axes
+    assert [axes.get_title() for axes in drawn] == [*SCANS[:5], "", "", ""]
+    for name, axes in zip(SCANS[:5], drawn, strict=False):
+        (image,) = axes.images
+        assert (image.get_array() == scan(name, 4).argsort().view(4, 4).numpy()).all()
 
 
 def test_no_steps_are_refused(tmp_path):
