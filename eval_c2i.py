@@ -20,7 +20,7 @@ from metrics.samples import read_samples, write_samples
 from models.artifacts import ROOT, git_commit, plain, sha256_of, write_text
 from models.codes import Codes, load_codes, load_codes_of
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import Generator, check_order, load_generator, parameters
+from models.methods import Generator, check_order, load_generator, parameters, results_of
 from models.orders import SCANS, Grouping
 from models.sampling import Plan, Schedule
 from models.tokenizer import find_tokenizer, load_tokenizer
@@ -165,8 +165,7 @@ def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path
     if not set(cfg.labels) <= set(range(len(classes))):
         raise InputError(f"expected --labels in 0..{len(classes) - 1}, got {cfg.labels}")
     reference, test = cfg.reference_for(head["dataset"], device), cfg.test_codes(generator)
-    name = cfg.checkpoint.parent.name if cfg.checkpoint.stem == "last" else cfg.checkpoint.stem
-    out = cfg.out or ROOT / "results" / name
+    out = cfg.out or results_of(cfg.checkpoint)
 
     labels = torch.tensor(cfg.labels or range(len(classes)))
     label_N = labels[torch.arange(cfg.num_samples) % len(labels)]

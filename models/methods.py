@@ -9,7 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from models.arpg import ARPG
-from models.artifacts import load_checkpoint, save_checkpoint, sha256_of
+from models.artifacts import ROOT, load_checkpoint, save_checkpoint, sha256_of
 from models.contract import Method
 from models.errors import InputError
 from models.gpt import GPT
@@ -129,6 +129,12 @@ def load_generator(path: Path) -> Generator:
         ) from None
     model.requires_grad_(False).eval()
     return Generator(model, found["header"] | {"sha256": sha256_of(Path(path))})
+
+
+def results_of(checkpoint: Path) -> Path:
+    """Return the default folder of what measures a generator: results/<name of its run or file>."""
+    name = checkpoint.parent.name if checkpoint.stem == "last" else checkpoint.stem
+    return ROOT / "results" / name
 
 
 def parameters(model: torch.nn.Module) -> int:

@@ -33,7 +33,7 @@ from models.codes import Codes, load_codes_of
 from models.contract import Method
 from models.dataset import evenly
 from models.errors import expect_at_least, one_line_errors
-from models.methods import load_generator, parameters
+from models.methods import load_generator, parameters, results_of
 from models.tokenizer import find_tokenizer, load_tokenizer
 from models.training import pick_device
 from models.vqvae import VQVAE
@@ -145,8 +145,7 @@ def main(cfg: CalibrateConfig) -> dict:
     test = test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
     judge = find_judge(cfg, head, device)
     order = generator.order
-    name = cfg.checkpoint.parent.name if cfg.checkpoint.stem == "last" else cfg.checkpoint.stem
-    out = cfg.out or ROOT / "results" / name
+    out = cfg.out or results_of(cfg.checkpoint)
 
     order_NS = orders_for(model, order, len(test.label_N), cfg.seed)
     tokens, held_out = token_stage(cfg, model, test, order_NS)

@@ -34,7 +34,7 @@ from models.codes import Codes, load_codes_of
 from models.contract import Method
 from models.dataset import Split, evenly, load_split
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import load_generator, parameters
+from models.methods import load_generator, parameters, results_of
 from models.sampling import Plan
 from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from models.training import pick_device
@@ -180,8 +180,7 @@ def main(cfg: RobustnessConfig) -> dict:
     head, model = generator.header, generator.model.to(device)
     inputs = load_inputs(cfg, head, device)
     order = generator.order
-    name = cfg.checkpoint.parent.name if cfg.checkpoint.stem == "last" else cfg.checkpoint.stem
-    out = cfg.out or ROOT / "results" / name
+    out = cfg.out or results_of(cfg.checkpoint)
 
     order_NS = orders_for(model, order, len(inputs.test.label_N), cfg.seed)
     found = {

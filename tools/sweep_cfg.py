@@ -20,7 +20,7 @@ from metrics.evaluation import Reference, find_reference, sample_images
 from models.artifacts import ROOT, git_commit, plain, write_text
 from models.contract import Method
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import Generator, load_generator
+from models.methods import Generator, load_generator, results_of
 from models.pictures import Picture, save_figure
 from models.sampling import Plan, Schedule
 from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
@@ -180,8 +180,7 @@ def start_sweep(cfg: SweepConfig, generator: Generator, device: torch.device) ->
         "reference_images": len(reference.train_NHWC),
         "rulers": [name for ruler in reference.rulers for name in ruler.names.values()],
     }
-    name = cfg.checkpoint.parent.name if cfg.checkpoint.stem == "last" else cfg.checkpoint.stem
-    file = (cfg.out or ROOT / "results" / name) / "sweep.json"
+    file = (cfg.out or results_of(cfg.checkpoint)) / "sweep.json"
     return Sweep(
         generator.model.to(device),
         load_tokenizer(path)[0].to(device),
