@@ -33,10 +33,10 @@ class EvalConfig:
 
     checkpoint: Path | None = None
     """last.pth of a run, or a file in checkpoints/"""
-    samples: Path | None = None
-    """instead of a checkpoint: .npz with arr_0 uint8 (N, 32, 32, 3), perhaps arr_1 labels (ADM)"""
     tokenizer: Path | None = None
     """default: the one in tokenizer_vq/ or checkpoints/ that made the generator's codes"""
+    samples: Path | None = None
+    """instead of a checkpoint: .npz with arr_0 uint8 (N, 32, 32, 3), perhaps arr_1 labels (ADM)"""
     num_samples: int = 10_000
     """sample i is of class i modulo 10"""
     seed: int = 0
