@@ -34,25 +34,26 @@ def tokenizer_of(path: Path, codes: Codes) -> VQVAE | None:
     return tokenizer.to(codes.label_N.device) if made_them else None
 
 
+def _to_measure(model: Method, codes: Codes, order: str) -> tuple[torch.Tensor, ...]:
+    """Return (codes_NT, label_N, order_NS) of EVAL_IMAGES images, evenly spaced and unmirrored."""
+    codes = codes.rows(torch.from_numpy(evenly(len(codes.label_N), EVAL_IMAGES)))
+    label_N = codes.label_N
+    return codes.codes_NAT[:, 0], label_N, orders_for(model, order, len(label_N))
+
+
 def split_bits(model: Method, splits: dict[str, Codes], order: str) -> dict[str, float]:
     """Return the mean bits per code of EVAL_IMAGES images of each split, unmirrored."""
     model.eval()
     found = {}
     for name, codes in splits.items():
-        codes = codes.rows(torch.from_numpy(evenly(len(codes.label_N), EVAL_IMAGES)))
-        codes_NT, label_N = codes.codes_NAT[:, 0], codes.label_N
-        order_NS = orders_for(model, order, len(label_N))
-        found[name] = bits_per_code(model, codes_NT, label_N, order_NS).mean().item()
+        found[name] = bits_per_code(model, *_to_measure(model, codes, order)).mean().item()
     return found
 
 
 def token_ece(model: Method, codes: Codes, order: str) -> float:
     """Return the top-label ECE of EVAL_IMAGES images, unmirrored, in 15 bins of equal width."""
     model.eval()
-    codes = codes.rows(torch.from_numpy(evenly(len(codes.label_N), EVAL_IMAGES)))
-    codes_NT, label_N = codes.codes_NAT[:, 0], codes.label_N
-    order_NS = orders_for(model, order, len(label_N))
-    tokens = collect(logit_batches(model, codes_NT, label_N, order_NS))
+    tokens = collect(logit_batches(model, *_to_measure(model, codes, order)))
     return ece(tokens, equal_width_edges())["value"]
 
 

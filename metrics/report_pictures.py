@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 
 from metrics.calibration_pictures import reliability_figure
+from metrics.orders_likelihood import RANDOM
 from metrics.report_runs import Run
 from metrics.report_tables import DISTANCE, measured, names_of
 from models.pictures import Picture
-
-RANDOM = "random_"
-"""how tools/calibrate.py begins the names of its random orders"""
 
 
 def _panel(height: float = 3.6) -> tuple[Picture, Any]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.errors import InputError
+from models.vqvae import check_codes
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,7 @@ class BaselineVQVAE(nn.Module):
     @torch.no_grad()
     def decode(self, codes_NT: torch.Tensor) -> torch.Tensor:
         """Return images_N3HW in [0, 1]. Raises ValueError for a code outside [0, V)."""
-        if codes_NT.min() < 0 or codes_NT.max() >= self.config.codebook_size:
-            raise ValueError(
-                f"expected codes in [0, {self.config.codebook_size}), "
-                f"got {codes_NT.min()}..{codes_NT.max()}"
-            )
+        check_codes(codes_NT, self.config.codebook_size)
         vectors_NTC = self._vq_vae.vectors(codes_NT)
         maps = vectors_NTC.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         return (self._decoder(maps) + 0.5).clamp(0, 1)

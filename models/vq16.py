@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.errors import InputError
+from models.vqvae import check_codes
 
 AT_ONCE = 16
 """images run through the convolutions together: one takes 32 MB a layer at 256 pixels"""
@@ -253,11 +254,7 @@ class VQ16(nn.Module):
     @torch.no_grad()
     def decode(self, codes_NT: torch.Tensor) -> torch.Tensor:
         """Return images_N3HW in [0, 1]. Raises ValueError for a code outside [0, V)."""
-        if codes_NT.min() < 0 or codes_NT.max() >= self.config.codebook_size:
-            raise ValueError(
-                f"expected codes in [0, {self.config.codebook_size}), "
-                f"got {codes_NT.min()}..{codes_NT.max()}"
-            )
+        check_codes(codes_NT, self.config.codebook_size)
         return torch.cat([self._render(part) for part in codes_NT.split(AT_ONCE)])
 
     def _render(self, codes_NT: torch.Tensor) -> torch.Tensor:

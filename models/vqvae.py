@@ -118,6 +118,14 @@ class CosineQuantizer(nn.Module):
         return (F.normalize(vectors_NTC.float(), dim=-1) @ self.codebook_VC.T).argmax(-1)
 
 
+def check_codes(codes_NT: torch.Tensor, codebook_size: int) -> None:
+    """Raise ValueError for a code outside [0, codebook_size)."""
+    if codes_NT.min() < 0 or codes_NT.max() >= codebook_size:
+        raise ValueError(
+            f"expected codes in [0, {codebook_size}), got {codes_NT.min()}..{codes_NT.max()}"
+        )
+
+
 class VQVAE(nn.Module):
     """Images (N, 3, 32, 32) in [0, 1] <-> codes (N, T) int64 in [0, V), T = 64 in raster order."""
 
@@ -174,9 +182,5 @@ class VQVAE(nn.Module):
     @torch.no_grad()
     def decode(self, codes_NT: torch.Tensor) -> torch.Tensor:
         """Return images_N3HW in [0, 1]. Raises ValueError for a code outside [0, V)."""
-        if codes_NT.min() < 0 or codes_NT.max() >= self.config.codebook_size:
-            raise ValueError(
-                f"expected codes in [0, {self.config.codebook_size}), "
-                f"got {codes_NT.min()}..{codes_NT.max()}"
-            )
+        check_codes(codes_NT, self.config.codebook_size)
         return self.render(self.quantizer.codebook_VC[codes_NT]).clamp(0, 1)

@@ -59,13 +59,8 @@ def results(out) -> dict:
     return found
 
 
-@pytest.mark.parametrize(
-    ("method", "optimizer"), [*((method, "adamw") for method in METHODS), ("randar", "muon")]
-)
-def test_two_and_two_steps_are_four_bit_for_bit(world, tmp_path, monkeypatch, method, optimizer):
-    order = "random" if METHODS[method].any_order else METHODS[method].scans[0]
-    whole = config(world, tmp_path / "whole", method=method, order=order, optimizer=optimizer)
-    stage.main(whole)
+def cut_and_resumed(whole, out, monkeypatch):
+    """The same run into `out`, cut at step 3 and started again; return its config."""
     taken, train_step = [], stage.train_step
 
     def cut_at_step_3(*args):
@@ -75,11 +70,22 @@ def test_two_and_two_steps_are_four_bit_for_bit(world, tmp_path, monkeypatch, me
         return train_step(*args)
 
     monkeypatch.setattr(stage, "train_step", cut_at_step_3)
-    cut = replace(whole, out=tmp_path / "cut")
+    cut = replace(whole, out=out)
     with pytest.raises(KeyboardInterrupt):
         stage.main(cut)
     stage.main(cut)
     assert taken == [0, 1, 2, 3, 2, 3]
+    return cut
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer"), [*((method, "adamw") for method in METHODS), ("randar", "muon")]
+)
+def test_two_and_two_steps_are_four_bit_for_bit(world, tmp_path, monkeypatch, method, optimizer):
+    order = "random" if METHODS[method].any_order else METHODS[method].scans[0]
+    whole = config(world, tmp_path / "whole", method=method, order=order, optimizer=optimizer)
+    stage.main(whole)
+    cut_and_resumed(whole, tmp_path / "cut", monkeypatch)
     assert same(results(tmp_path / "whole"), results(tmp_path / "cut"))
     log = (tmp_path / "cut/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in log] == [2, 4]

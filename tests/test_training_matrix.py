@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers import script
 from lightning_fabric import Fabric
-from test_training import config, last, results, same, stage
+from test_training import config, cut_and_resumed, last, results, same, stage
 
 from models.methods import METHODS
 from models.orders import scan
@@ -122,20 +122,7 @@ def test_with_the_cluster_term_two_and_two_steps_are_four_bit_for_bit(
     whole = config(clustered, tmp_path / "whole", method=method, order=order, **small)
     whole = replace(whole, cluster_weight=0.5)
     stage.main(whole)
-    taken, train_step = [], stage.train_step
-
-    def cut_at_step_3(*args):
-        taken.append(args[-1])
-        if len(taken) == 4:
-            raise KeyboardInterrupt
-        return train_step(*args)
-
-    monkeypatch.setattr(stage, "train_step", cut_at_step_3)
-    cut = replace(whole, out=tmp_path / "cut")
-    with pytest.raises(KeyboardInterrupt):
-        stage.main(cut)
-    stage.main(cut)
-    assert taken == [0, 1, 2, 3, 2, 3]
+    cut = cut_and_resumed(whole, tmp_path / "cut", monkeypatch)
     assert same(results(whole.out), results(cut.out))
     found = last(whole.out)
     plain = METHODS[method](ModelConfig(**found["model_config"]))  # no head for clusters, or such
