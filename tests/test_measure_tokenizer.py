@@ -1,0 +1,118 @@
+"""tools/measure_tokenizer.py: what it writes is of the codes it says, and what it refuses."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import script
+from tiny_extractor import write_extractor
+
+from metrics.evaluation import find_reference
+from metrics.reconstruction import (
+    codebook_use,
+    decode_codes,
+    encode_images,
+    psnr,
+    reconstruction_report,
+)
+from metrics.robustness import features_of, frechet
+from models.codes import load_codes, save_codes
+from models.dataset import evenly, load_split
+from models.errors import InputError
+from models.tokenizer import load_tokenizer, save_tokenizer
+
+tool = script("tools/measure_tokenizer.py")
+
+
+@pytest.fixture
+def judge(tmp_path):
+    return write_extractor(tmp_path / "extractor.pth", dataset="shapes")
+
+
+@pytest.fixture
+def config(world, tmp_path, judge):
+    return tool.MeasureConfig(
+        tokenizer=world.tokenizer, codes=world.codes, data=world.data, images=40,
+        inception_weights="none", extractor=tmp_path / "extractor.pth", out=tmp_path / "out",
+        device="cpu",
+    )  # fmt: skip
+
+
+def change_codes(world, folder, rows=slice(None), **more):
+    """Write test codes that are one higher than stage 3's; `more` changes their header's inputs."""
+    for split in ("train", "test"):
+        codes = load_codes(world.codes, split)
+        codes_NAT = (codes.codes_NAT.numpy() + 1) % codes.header["codebook_size"]
+        head = codes.header | {"inputs": codes.header["inputs"] | more}
+        head = head | {"config": head["config"] | {"search": 3}}
+        save_codes(folder, split, codes_NAT[rows], codes.label_N.numpy()[rows], head)
+    return folder
+
+
+def test_the_command_measures_both_kinds_of_codes(world, config, tmp_path, judge, capsys):
+    folder = change_codes(world, tmp_path / "codes")
+    found = tool.main(replace(config, codes=folder))
+    assert json.loads((tmp_path / "out/tokenizer.json").read_text()) == found
+    assert (tmp_path / "out/reconstructions.png").read_bytes().startswith(b"\x89PNG")
+    model, test = load_tokenizer(world.tokenizer)[0], load_split(world.data, "test")
+    known = reconstruction_report(model, test.images_NHWC)
+    nearest, stored = found["codes"]["nearest"], found["codes"]["stored"]
+    assert nearest["psnr"]["value"] == pytest.approx(known["psnr"], abs=1e-9)
+    assert nearest["perplexity"] == known["perplexity"] and found["images"] == known["images"]
+    codes_NT = load_codes(folder, "test").codes_NAT[:, 0]
+    decoded_NHWC = decode_codes(model, codes_NT)
+    assert stored["perplexity"] == codebook_use(codes_NT, 32)["perplexity"]
+    assert stored["psnr"]["value"] == pytest.approx(psnr(test.images_NHWC, decoded_NHWC).mean())
+    assert (nearest["search"], stored["search"]) == (0, 3)
+    features, of_test, of_train = (
+        features_of(images, judge)[0]
+        for images in (decoded_NHWC, test.images_NHWC, load_split(world.data, "train").images_NHWC)
+    )
+    assert stored["rFD_shapes"] == pytest.approx(frechet(features, of_test), rel=1e-3)
+    assert stored["as_samples"]["FD_shapes"] == pytest.approx(frechet(features, of_train), rel=1e-3)
+    assert found["control"]["FD_shapes"] == pytest.approx(frechet(of_test, of_train), rel=1e-3)
+    shown_N = features_of(decoded_NHWC, judge)[1].numpy() == test.labels_N
+    assert stored["as_samples"]["label_accuracy"] == shown_N.mean()
+    assert "FID" not in json.dumps(found["codes"])
+    said = capsys.readouterr().out
+    assert f"{stored['rFD_shapes']:.4f}" in said and f"{found['control']['FD_shapes']:.4f}" in said
+
+
+def test_what_is_given_back_whole_has_no_distance(world, config):
+    images_NHWC = load_split(world.data, "test").images_NHWC
+    rulers = (config.extractor, config.inception_weights, config.fid_features)
+    reference = find_reference(world.data, None, *rulers, torch.device("cpu"))
+    label_N = np.zeros(len(images_NHWC), np.int64)
+    found = tool.measure(images_NHWC, images_NHWC, label_N, reference)
+    assert abs(found["rFD_shapes"]) < 1e-6 and found["psnr"]["value"] == np.inf
+    worse = tool.measure(255 - images_NHWC, images_NHWC, label_N, reference)
+    assert worse["rFD_shapes"] > 0.001
+
+
+def test_some_images_are_evenly_spaced(world, config):
+    found = tool.main(replace(config, images=10, codes="none"))
+    assert found["images"] == 10 and list(found["codes"]) == ["nearest"]
+    images_NHWC = load_split(world.data, "test").images_NHWC[evenly(40, 10)]
+    model = load_tokenizer(world.tokenizer)[0]
+    decoded_NHWC = decode_codes(model, encode_images(model, images_NHWC))
+    value = found["codes"]["nearest"]["psnr"]["value"]
+    assert value == pytest.approx(psnr(images_NHWC, decoded_NHWC).mean())
+
+
+def test_codes_of_others_are_refused(world, config, tmp_path):
+    model, head = load_tokenizer(world.tokenizer)
+    other = tmp_path / "other.pth"
+    save_tokenizer(other, model, {k: v for k, v in head.items() if k != "sha256"} | {"note": 1})
+    images = change_codes(world, tmp_path / "images", images="0" * 64)
+    for changes, message in (
+        ({"tokenizer": other}, "codes of another tokenizer than .*other.pth"),
+        ({"codes": images}, "codes of other test images"),
+        ({"codes": tmp_path / "nothing"}, "nothing"),
+        ({"images": 9}, "--images >= 10"),
+        ({"tokenizer": tmp_path / "no.pth"}, "no.pth"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tool.main(replace(config, **changes))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,160 @@
+#!/usr/bin/env -S uv run
+"""How much of an image does a tokenizer keep? rFID, PSNR, class and codebook use of test images.
+
+tokenizer + test images (+ their codes) -> results/<tokenizer>/{tokenizer.json, reconstructions.png}
+
+Test images are decoded from the codes that lie nearest, and from those that stage 3 stored. rFID is
+the distance of decoded test images to the same images. Their distance to train images is the least
+that a generator of these codes can hope for, and stands beside that of the test images themselves.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import tyro
+
+from metrics.calibration import mean_of
+from metrics.evaluation import FEATURES, Reference, find_reference
+from metrics.fidelity import fidelity
+from metrics.reconstruction import codebook_use, decode_codes, encode_images, psnr
+from models.artifacts import ROOT, git_commit, plain, sha256_of, write_text
+from models.codes import load_codes_of
+from models.dataset import Split, evenly
+from models.errors import InputError, expect_at_least, one_line_errors
+from models.methods import parameters
+from models.pictures import reconstruction_figure, save_figure
+from models.tokenizer import Tokenizer, load_tokenizer
+from models.training import pick_device
+
+FRECHET = "frechet_inception_distance"
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """Measure what a tokenizer keeps of test images."""
+
+    tokenizer: Path = ROOT / "tokenizer_vq/vqvae_cifar10.pth"
+    """from stage 2, imported, or a file in checkpoints/"""
+    codes: Path = ROOT / "data/codes"
+    """test codes from stage 3, measured too; `none`: do without"""
+    data: Path | None = None
+    """images from stage 1; default data/<dataset of the tokenizer>"""
+    images: int = 10_000
+    """test images used, evenly spaced"""
+    inception_weights: Path | None = None
+    """FID-Inception state dict; default: torch-fidelity's download; `none`: do without"""
+    fid_features: Literal["2048", "768", "192", "64"] = "2048"
+    """Inception layer; any but 2048 is printed as rFID768 and so on"""
+    extractor: Path | None = None
+    """offline ruler and judge; default: checkpoints/extractor_<dataset>.pth if it is there"""
+    reference: int | None = None
+    """use this many real train images, evenly spaced, as the reference; default all"""
+    batch: int = 512
+    out: Path | None = None
+    """default results/<name of the tokenizer's file>"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+
+    def check(self) -> None:
+        """Raise InputError for numbers that no measurement can have."""
+        expect_at_least(self, images=10, reference=10, batch=1)
+
+
+def codes_to_measure(
+    cfg: MeasureConfig, model: Tokenizer, sha256: str, test: Split, rows_N: np.ndarray
+) -> dict[str, tuple[torch.Tensor, int]]:
+    """Return {name: (codes_NT, sweeps of the search that found them)} of these test images.
+
+    Raises InputError for stored codes of another tokenizer or of other images.
+    """
+    stored = {}
+    if str(cfg.codes) != "none":
+        codes = load_codes_of(sha256, cfg.codes, "test", cfg.tokenizer)
+        if codes.header["inputs"]["images"] != test.sha256:
+            raise InputError(
+                f"{cfg.codes} holds codes of other test images than those measured; give the "
+                "--data they were made from, or --codes none"
+            )
+        sweeps = codes.header["config"].get("search", 0)
+        stored["stored"] = codes.codes_NAT[torch.from_numpy(rows_N), 0], sweeps
+    return {"nearest": (encode_images(model, test.images_NHWC[rows_N], cfg.batch), 0)} | stored
+
+
+def measure(
+    decoded_NHWC: np.ndarray, images_NHWC: np.ndarray, label_N: np.ndarray, reference: Reference
+) -> dict:
+    """Return what is known of decoded images: to the same images, and in the place of samples."""
+    found = {"psnr": mean_of(torch.from_numpy(psnr(images_NHWC, decoded_NHWC)))}
+    for ruler in reference.rulers:
+        about = fidelity(decoded_NHWC, images_NHWC, ruler, FEATURES, reference.device.type)
+        name = ruler.names[FRECHET]
+        found[f"r{name}"] = about[name]
+    return found | {"as_samples": reference.measure(decoded_NHWC, label_N)}
+
+
+def main(cfg: MeasureConfig) -> dict:
+    """Measure, write, print; return what tokenizer.json holds."""
+    cfg.check()
+    device = pick_device(cfg.device)
+    model, about = load_tokenizer(cfg.tokenizer)
+    model.to(device).to(memory_format=torch.channels_last)
+    rulers = cfg.extractor, cfg.inception_weights, cfg.fid_features
+    data = cfg.data or ROOT / "data" / about["dataset"]
+    reference = find_reference(data, cfg.reference, *rulers, device)
+    test = reference.test
+    rows_N = evenly(len(test.labels_N), cfg.images)
+    images_NHWC, label_N = test.images_NHWC[rows_N], test.labels_N[rows_N]
+    out = cfg.out or ROOT / "results" / cfg.tokenizer.stem
+
+    kinds = codes_to_measure(cfg, model, about["sha256"], test, rows_N)
+    measured = {}
+    for name, (codes_NT, sweeps) in kinds.items():
+        decoded_NHWC = decode_codes(model, codes_NT, cfg.batch)
+        use = codebook_use(codes_NT, model.config.codebook_size)
+        kept = measure(decoded_NHWC, images_NHWC, label_N, reference)
+        measured[name] = {"search": sweeps} | use | kept
+    found = {
+        "parameters": parameters(model),
+        "codebook_size": model.config.codebook_size,
+        "grid": model.grid,
+        "train_steps": about["config"].get("steps"),
+        "images": len(rows_N),
+        "reference_images": len(reference.train_NHWC),
+        "codes": measured,
+        "control": reference.measure(images_NHWC, label_N),
+        "command": " ".join(["uv run", *sys.argv]),
+        "config": plain(cfg),
+        "git_commit": git_commit(),
+        "inputs": {"tokenizer": sha256_of(cfg.tokenizer), "test_images": test.sha256},
+    }
+    write_text(out / "tokenizer.json", json.dumps(found, indent=1) + "\n")
+    shown = evenly(len(rows_N), 16)
+    figure = reconstruction_figure(images_NHWC[shown], decoded_NHWC[shown])
+    save_figure(figure, out / "reconstructions.png")
+    report(found, out)
+    return found
+
+
+def report(found: dict, out: Path) -> None:
+    """Print a column for each kind of codes, and one for the real images in their place."""
+    print(f"{found['parameters']:,} parameters, {found['images']} test images decoded from codes:")
+    kinds, control = found["codes"], found["control"]
+    print(f"  {'':>15}" + "".join(f"{name:>10}" for name in [*kinds, "real"]))
+    columns = [
+        kind | {"psnr": kind["psnr"]["value"]} | kind["as_samples"] for kind in kinds.values()
+    ]
+    for name in columns[0]:
+        if name != "as_samples":
+            cells = [column[name] for column in [*columns, control] if name in column]
+            print(f"  {name:>15}" + "".join(f"{value:10.4f}" for value in cells))
+    print(f"  what has a real one: against {found['reference_images']} train images -> {out}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(MeasureConfig))
