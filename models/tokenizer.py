@@ -58,16 +58,17 @@ def find_tokenizer(sha256: str | None, asked: Path | None = None) -> Path:
             "the generator was imported without a tokenizer, so nothing says what its codes mean; "
             "run tools/import_checkpoint.py again with --tokenizer"
         )
-    here = [*(ROOT / "tokenizer_vq").glob("*.pth"), *(ROOT / "checkpoints").glob("*.pth")]
+    places = ("tokenizer_vq/*.pth", "checkpoints/*.pth", "data/*/tokenizer.pth")
+    here = [path for place in places for path in sorted(ROOT.glob(place))]
     for path in [asked] if asked else here:
         if not path.exists():
             raise InputError(f"expected a tokenizer at {path}, found nothing")
         if sha256_of(path) == sha256:
             return path
-    looked = asked or "tokenizer_vq/ and checkpoints/"
+    looked = f"{asked} is not it" if asked else f"none of {', '.join(places)} is it"
     raise InputError(
-        f"the generator was trained on codes of tokenizer {sha256[:12]}.., and {looked} is not or "
-        "does not hold it; give its --tokenizer, or train on the codes of the one you have"
+        f"the generator was trained on codes of tokenizer {sha256[:12]}.., and {looked}; give its "
+        "--tokenizer, or train on the codes of the one you have"
     )
 
 

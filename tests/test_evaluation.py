@@ -222,7 +222,7 @@ def test_artifacts_of_another_kind_or_chain_are_refused(world, runs, config, tmp
     for wrong in (world.tokenizer, extractor):
         with pytest.raises(InputError, match="expected generator, found"):
             stage.main(config(runs["randar"], checkpoint=wrong))
-    with pytest.raises(InputError, match="expected tokenizer, found generator|is not or"):
+    with pytest.raises(InputError, match="expected tokenizer, found generator|is not it"):
         stage.main(config(runs["randar"], tokenizer=runs["randar"] / "last.pth"))
     codes = load_codes(world.codes, "test")
     inputs = codes.header["inputs"] | {"tokenizer": "0" * 64}

@@ -216,7 +216,7 @@ def test_what_does_not_belong_together_is_refused_in_one_line(world, config, tmp
 
     refused("codes of another tokenizer", codes=copy_of_codes("a", tokenizer="0" * 64))
     refused("other test images than", codes=copy_of_codes("b", images="0" * 64))
-    refused("is not or does not hold it", tokenizer=tmp_path / "extractor.pth")
+    refused("extractor.pth is not it", tokenizer=tmp_path / "extractor.pth")
     nowhere = tmp_path / "nowhere"
     for flag in ("checkpoint", "tokenizer", "extractor", "codes", "data", "cifar10_c"):
         refused("nowhere", **{flag: nowhere})

@@ -1,5 +1,6 @@
 """The tokenizer: what it promises, that it learns, and that a cut run ends the same."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -208,3 +209,16 @@ def test_the_right_tokenizer_is_found_by_its_hash(world):
         find_tokenizer("0" * 64, world.tokenizer)
     with pytest.raises(InputError, match="found nothing"):
         find_tokenizer(sha256, world.tokenizer.with_name("nowhere.pth"))
+
+
+def test_the_right_tokenizer_is_found_where_commands_write_them(world, tmp_path, monkeypatch):
+    sha256 = load_tokenizer(world.tokenizer)[1]["sha256"]
+    monkeypatch.setattr("models.tokenizer.ROOT", tmp_path)
+    for place in ("tokenizer_vq/a.pth", "checkpoints/b.pth", "data/codes_clustered/tokenizer.pth"):
+        with pytest.raises(InputError, match="none of tokenizer_vq.* is it"):
+            find_tokenizer(sha256)
+        path = tmp_path / place
+        path.parent.mkdir(parents=True)
+        shutil.copy(world.tokenizer, path)
+        assert find_tokenizer(sha256) == path
+        path.write_bytes(b"another")
