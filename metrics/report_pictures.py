@@ -40,6 +40,8 @@ def _with_ends(value: Any) -> tuple[float, float, float]:
 def _draw(axes: Any, rows: Sequence[dict], x: str, y: str, **style: Any) -> None:
     """Draw a measure of rows against another, its intervals shaded."""
     rows = [row for row in rows if row.get(y) is not None]
+    if not rows:
+        return
     points = np.array([(row[x], *_with_ends(row[y])) for row in rows]).reshape(-1, 4).T
     axes.plot(points[0], points[1], marker=".", **style)
     axes.fill_between(points[0], points[2], points[3], alpha=0.2, lw=0, color=style["color"])

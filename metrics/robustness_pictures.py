@@ -10,7 +10,9 @@ from models.pictures import Picture, save_figure
 
 
 def _curve(axes: Any, rows: Sequence[dict], x: str, name: str, label: str, **style: Any) -> None:
-    """Draw the measure `name` of the rows against their `x`, its interval shaded."""
+    """Draw the measure `name` of the rows, if any, against their `x`, its interval shaded."""
+    if not rows:
+        return
     at = [row[x] for row in rows]
     value, low, high = (
         np.array([row[name][key] for row in rows]) for key in ("value", "low", "high")
@@ -76,19 +78,28 @@ COLUMNS = {
 
 def table(found: dict) -> list[str]:
     """Return the lines to print of what robustness.json holds; FD goes by its ruler's name."""
-    rows = found["corruptions"]["by_severity"]
-    distance = next(name for name in rows[0] if name.startswith("FD_"))
-    lines = [found["corruptions"]["source"]]
-    lines.append("".join(f"{name:>10}" for name in ("severity", *COLUMNS, distance)))
-    for row in rows:
-        values = [*(row[name]["value"] for name in COLUMNS.values()), row[distance]]
-        lines.append(f"{row['severity']:>10}" + "".join(f"{value:10.3f}" for value in values))
-    lines.append("more bits with a share rho of the context replaced; samples that misread rho")
-    heads = ("rho", "uniform", "neighbour", "label acc", distance)
-    lines.append("".join(f"{name:>10}" for name in heads))
-    context = found["context"]["uniform"], found["context"]["neighbours"]
-    for sample, *both in zip(found["sampling"], *context, strict=True):
-        values = [row["more_bits_per_image"]["value"] for row in both]
-        values += [sample["label_accuracy"]["value"], sample[distance]]
-        lines.append(f"{sample['rho']:>10g}" + "".join(f"{value:10.3f}" for value in values))
+    images, samples = found["corruptions"]["by_severity"], found["sampling"]
+    distance = [name for name in (images or samples or [{}])[0] if name.startswith("FD_")]
+    lines = []
+    if images:
+        heads = ("severity", *COLUMNS, *distance)
+        lines += [found["corruptions"]["source"], _line(*heads)]
+    for row in images:
+        values = [*(row[name]["value"] for name in COLUMNS.values()), row[distance[0]]]
+        lines.append(_line(row["severity"], *values))
+    lines.append("more bits with a share rho of the context replaced")
+    lines.append(_line("rho", "uniform", "neighbour"))
+    for rows in zip(found["context"]["uniform"], found["context"]["neighbours"], strict=True):
+        values = [row["more_bits_per_image"]["value"] for row in rows]
+        lines.append(_line(f"{rows[0]['rho']:g}", *values))
+    if samples:
+        lines += ["samples that misread a share rho", _line("rho", "label acc", *distance)]
+    for row in samples:
+        values = row["label_accuracy"]["value"], row[distance[0]]
+        lines.append(_line(f"{row['rho']:g}", *values))
     return lines
+
+
+def _line(*cells: str | int | float) -> str:
+    """Return cells as one line of columns, numbers with three decimals."""
+    return "".join(f"{x:10.3f}" if isinstance(x, float) else f"{x:>10}" for x in cells)

@@ -43,7 +43,8 @@ def config(world, tmp_path):
         write_extractor(tmp_path / "extractor.pth", dataset="shapes")
         cheap = tool.RobustnessConfig(
             checkpoint=tmp_path / "run/last.pth", tokenizer=world.tokenizer, codes=world.codes,
-            data=world.data, extractor=tmp_path / "extractor.pth", images=4, num_samples=20,
+            data=world.data, extractor=tmp_path / "extractor.pth", images=5, num_samples=20,
+            corrupted_images=4,
             batch=60, out=tmp_path / "out", device="cpu",
         )  # fmt: skip
         return replace(cheap, **changes)
@@ -74,11 +75,12 @@ def test_the_command_measures_images_context_and_samples(
     assert json.loads((tmp_path / "out/robustness.json").read_text()) == found
     assert (tmp_path / "out/robustness.png").read_bytes().startswith(b"\x89PNG")
     assert all(math.isfinite(x) for x in numbers(found))
-    assert found["order"] == found["trained_order"] == "random" and found["images"] == 4
+    assert found["order"] == found["trained_order"] == "random" and found["images"] == 5
     assert found["inputs"].keys() == {
         "tokenizer", "checkpoint", "test_codes", "test_images", "extractor",
     }  # fmt: skip
-    assert found["git_commit"] and found["command"] and found["config"]["images"] == 4
+    assert found["git_commit"] and found["command"] and found["config"]["images"] == 5
+    assert found["corruptions"]["images"] == 4
     assert "not CIFAR-10-C itself" in found["corruptions"]["source"]
 
     rows, by_name = found["corruptions"]["by_severity"], found["corruptions"]["by_corruption"]
@@ -118,6 +120,17 @@ def test_the_command_measures_images_context_and_samples(
     assert len({row["FD_shapes"] for row in found["sampling"]}) == len(tool.RHOS)
     said = capsys.readouterr().out
     assert "FD_shapes" in said and "not CIFAR-10-C itself" in said and "nan" not in said
+
+
+def test_the_dear_parts_can_be_left_out(world, config, quick, capsys):
+    whole = tool.main(config("randar", "random", images=6))
+    assert "severity" in capsys.readouterr().out
+    found = tool.main(config("randar", "random", images=6, corrupted_images=0, num_samples=0))
+    assert found["corruptions"]["by_severity"] == found["sampling"] == []
+    assert found["context"] == whole["context"]
+    assert found["context"]["uniform"][1]["more_bits_per_image"]["images"] == 6
+    said = capsys.readouterr().out
+    assert "severity" not in said and "misread" not in said and "neighbour" in said
 
 
 def test_a_uniform_model_pays_the_same_for_everything(config, quick):
@@ -189,6 +202,8 @@ def test_versions_stay_with_their_image(world, config):
     [
         ({"images": 3}, "--images >= 4"),
         ({"num_samples": 9}, "--num-samples >= 10"),
+        ({"num_samples": -1}, "--num-samples >= 10"),
+        ({"corrupted_images": 3}, "--corrupted-images >= 4"),
         ({"batch": 0}, "--batch >= 1"),
         ({"seed": -1}, "--seed >= 0"),
         ({"cfg": -1.0}, "--cfg >= 0"),

@@ -56,10 +56,13 @@ class RobustnessConfig:
     """test images from stage 1; default data/<dataset>"""
     cifar10_c: Path | None = None
     """folder of the official CIFAR-10-C; default: corruptions made here, after it"""
-    images: int = 500
-    """test images used for each corruption and severity, evenly spaced"""
+    images: int = 1000
+    """test images whose context is corrupted, evenly spaced"""
+    corrupted_images: int = 200
+    """test images that are corrupted themselves, in every way and severity: 80 times the work for
+    an image; 0 for none"""
     num_samples: int = 1000
-    """samples for each rho, sample i of class i modulo 10"""
+    """samples for each rho, sample i of class i modulo 10; 0 for none"""
     cfg: float = 1.0
     """guidance scale of the samples; 1 for none"""
     seed: int = 0
@@ -72,7 +75,9 @@ class RobustnessConfig:
 
     def check(self) -> None:
         """Raise InputError for numbers that no measurement can have."""
-        expect_at_least(self, images=4, num_samples=10, batch=1, seed=0, cfg=0)
+        expect_at_least(self, images=4, batch=1, seed=0, cfg=0)
+        expect_at_least(self, corrupted_images=4 if self.corrupted_images else 0)
+        expect_at_least(self, num_samples=10 if self.num_samples else 0)
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Inputs:
     split: Split
     """all test images"""
     rows_N: np.ndarray
-    """which of them are measured"""
+    """which of them are corrupted"""
     corrupted: Corrupted
     sha256: dict[str, str]
 
@@ -105,7 +110,7 @@ def load_inputs(cfg: RobustnessConfig, head: dict, device: torch.device) -> Inpu
             "the --data they were made from, or run: uv run tools/extract_latent_codes.py "
             f"--data {folder} --out NEW, then give --codes NEW"
         )
-    rows_N = evenly(len(split.labels_N), cfg.images)
+    rows_N = evenly(len(split.labels_N), cfg.corrupted_images)
     corrupted = drawn(split.images_NHWC[rows_N], cfg.seed)
     if cfg.cifar10_c:
         corrupted = official(cfg.cifar10_c, split.labels_N, rows_N)
@@ -114,7 +119,7 @@ def load_inputs(cfg: RobustnessConfig, head: dict, device: torch.device) -> Inpu
         load_tokenizer(tokenizer)[0].to(device),
         load_extractor(extractor).to(device),
         extractor_ruler(extractor).names["frechet_inception_distance"],
-        test.rows(torch.from_numpy(rows_N)),
+        test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images))),
         split,
         rows_N,
         corrupted,
@@ -126,15 +131,20 @@ def load_inputs(cfg: RobustnessConfig, head: dict, device: torch.device) -> Inpu
     )
 
 
-def image_stage(cfg: RobustnessConfig, model: Method, inputs: Inputs, order_NS: torch.Tensor):
+def image_stage(cfg: RobustnessConfig, model: Method, inputs: Inputs, order: str) -> dict:
     """Return the measures of images by severity, 0 being the clean ones, and by corruption."""
+    about = {"source": inputs.corrupted.source, "images": len(inputs.rows_N)}
+    if not cfg.corrupted_images:
+        return about | {"by_severity": [], "by_corruption": {}}
     clean_NHWC = inputs.split.images_NHWC[inputs.rows_N]
+    label_N = torch.from_numpy(inputs.split.labels_N[inputs.rows_N])
+    order_NS = orders_for(model, order, len(label_N), cfg.seed)
     reference_NF, by_severity = None, []
     by_corruption = {name: [] for name in inputs.corrupted.names}
     for severity in (0, *SEVERITIES):
         images_NAHWC = inputs.corrupted.at(severity) if severity else clean_NHWC[:, None]
-        about = (clean_NHWC, inputs.test.label_N, order_NS, cfg.batch, f"severity {severity}")
-        reading = read_images(model, inputs.tokenizer, images_NAHWC, *about)
+        rest = (clean_NHWC, label_N, order_NS, cfg.batch, f"severity {severity}")
+        reading = read_images(model, inputs.tokenizer, images_NAHWC, *rest)
         decoded_MHWC = reading.decoded_NAHWC.reshape(-1, *clean_NHWC.shape[1:])
         features_MF, _ = features_of(decoded_MHWC, inputs.extractor)
         reference_NF = features_MF if reference_NF is None else reference_NF
@@ -143,14 +153,14 @@ def image_stage(cfg: RobustnessConfig, model: Method, inputs: Inputs, order_NS: 
         for i, name in enumerate(inputs.corrupted.names if severity else ()):
             row = reading.row(slice(i, i + 1), cfg.seed)
             by_corruption[name].append({"severity": severity} | row)
-    source = inputs.corrupted.source
-    return {"source": source, "by_severity": by_severity, "by_corruption": by_corruption}
+    return about | {"by_severity": by_severity, "by_corruption": by_corruption}
 
 
-def context_stage(cfg: RobustnessConfig, model: Method, inputs: Inputs, order_NS: torch.Tensor):
+def context_stage(cfg: RobustnessConfig, model: Method, inputs: Inputs, order: str) -> dict:
     """Return what replaced codes cost: by any others, and by those with the nearest vectors."""
     neighbours_VK = nearest_codes(code_vectors(inputs.tokenizer)).cpu()
     codes_NT, label_N = inputs.test.codes_NAT[:, 0], inputs.test.label_N
+    order_NS = orders_for(model, order, len(label_N), cfg.seed)
     return {
         kind: context_report(model, codes_NT, label_N, order_NS, RHOS, others, cfg.batch, cfg.seed)
         for kind, others in (("uniform", None), ("neighbours", neighbours_VK))
@@ -159,6 +169,8 @@ def context_stage(cfg: RobustnessConfig, model: Method, inputs: Inputs, order_NS
 
 def sampling_stage(cfg: RobustnessConfig, model: Method, inputs: Inputs, order: str) -> list[dict]:
     """Return how good samples are whose codes were misread; the distance is to real test images."""
+    if not cfg.num_samples:
+        return []
     label_N = torch.arange(cfg.num_samples) % model.config.classes
     reference_MF, _ = features_of(inputs.split.images_NHWC, inputs.extractor)
     plan, rows = Plan(order=order, cfg=cfg.cfg), []
@@ -182,7 +194,6 @@ def main(cfg: RobustnessConfig) -> dict:
     order = generator.order
     out = cfg.out or results_of(cfg.checkpoint)
 
-    order_NS = orders_for(model, order, len(inputs.test.label_N), cfg.seed)
     found = {
         "method": head["method"],
         "trained_order": head["config"]["order"],
@@ -190,8 +201,8 @@ def main(cfg: RobustnessConfig) -> dict:
         "parameters": parameters(model),
         "images": len(inputs.test.label_N),
         "num_samples": cfg.num_samples,
-        "corruptions": image_stage(cfg, model, inputs, order_NS),
-        "context": context_stage(cfg, model, inputs, order_NS),
+        "corruptions": image_stage(cfg, model, inputs, order),
+        "context": context_stage(cfg, model, inputs, order),
         "sampling": sampling_stage(cfg, model, inputs, order),
         "command": " ".join(["uv run", *sys.argv]),
         "config": plain(cfg),
