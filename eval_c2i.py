@@ -24,7 +24,7 @@ from models.methods import Generator, check_order, load_generator, parameters, r
 from models.orders import SCANS, Grouping
 from models.sampling import Plan, Schedule
 from models.tokenizer import find_tokenizer, load_tokenizer
-from models.training import pick_device
+from models.training import gpu_memory, pick_device
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,7 @@ def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path
     labels = torch.tensor(cfg.labels or range(len(classes)))
     label_N = labels[torch.arange(cfg.num_samples) % len(labels)]
     inputs = (model, tokenizer, label_N, plan)
+    sample_images(model, tokenizer, label_N[:2], plan, cfg.seed, cfg.batch)  # warm-up, not timed
     began = time.time()
     images_NHWC = sample_images(*inputs, cfg.seed, cfg.batch)
     speed = cfg.num_samples / (time.time() - began)
@@ -187,6 +188,7 @@ def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path
         "num_samples": cfg.num_samples,
         "seeds": list(seeds),
         "images_per_second": speed,
+        **gpu_memory(device),
         **about_run(cfg, device),
         "inputs": {"checkpoint": head["sha256"], **head["inputs"]},
     }

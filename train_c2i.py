@@ -35,9 +35,11 @@ from models.methods import (
 )
 from models.order_policy import Adaptive, Anneal, OrderName, OrderPolicy
 from models.training import (
+    LOG_EVERY,
     OptimizerName,
     batch_rows,
     check_finite,
+    gpu_memory,
     lr_at,
     make_optimizers,
     pick_device,
@@ -115,7 +117,6 @@ class TrainConfig:
 
 FREE = ("codes", "out", "tokenizer", "devices", "device")
 """fields of the config that may change between the two halves of a run"""
-LOG_EVERY = 50
 ECE = "heldout_ece"
 
 
@@ -224,7 +225,7 @@ def main(cfg: TrainConfig) -> Path:
             rows[-1][ECE] = token_ece(ema.module, heldout, eval_order)
         if at_save and fabric.is_global_zero:
             splits = {"heldout_bits": heldout, "test_bits": test}
-            rows[-1] |= split_bits(ema.module, splits, eval_order)
+            rows[-1] |= split_bits(ema.module, splits, eval_order) | gpu_memory(fabric.device)
             check_finite(rows[-1]["test_bits"], step, out / "last.pth")
             state = {
                 "weights": model.state_dict(),

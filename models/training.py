@@ -16,6 +16,8 @@ from models.contract import Method
 from models.errors import InputError
 
 OptimizerName = Literal["adamw", "muon"]
+LOG_EVERY = 50
+"""steps between the rows of a generator's log"""
 
 
 def seed_step(seed: int, step: int, device: torch.device, rank: int = 0) -> torch.Generator:
@@ -61,6 +63,13 @@ def pick_device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
         raise InputError(f"expected device auto, cpu or (with a GPU) cuda, got {name}")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def gpu_memory(device: torch.device) -> dict[str, float]:
+    """Return {"peak_memory_gb": the most that tensors took on a GPU so far}; {} on the CPU."""
+    if device.type != "cuda":
+        return {}
+    return {"peak_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
 
 
 def bf16_is_native(device: torch.device) -> bool:

@@ -5,6 +5,7 @@ The notebook `vq-vae.ipynb` beside this file calls the same functions and shows 
 The same command resumes a run that was cut; the result does not depend on the cut.
 """
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,7 @@ from models.tokenizer import load_tokenizer, save_tokenizer
 from models.training import (
     batch_rows,
     check_finite,
+    gpu_memory,
     lr_at,
     pick_device,
     same_run,
@@ -144,6 +146,7 @@ def main(cfg: TokenizerConfig) -> dict:
         start_codebook(model, train.images_NHWC, fabric.device, cfg.seed)
 
     bar = tqdm(initial=step, total=cfg.steps, desc="tokenizer", unit="step")
+    logged, began = step, time.time()
     while step < cfg.steps:
         generator = seed_step(cfg.seed, step + 1, fabric.device)
         for group in optimizer.param_groups:
@@ -158,23 +161,24 @@ def main(cfg: TokenizerConfig) -> dict:
         step += 1
         bar.update()
         at_save = step % cfg.save_every == 0 and step < cfg.steps
-        if at_save or step % cfg.log_every == 0 or step == cfg.steps:
-            row = {"step": step, "loss": reconstruction.item(), "commitment": commitment.item()}
-            check_finite(row["loss"], step, cfg.state)
-            rows.append(row)
-            bar.set_postfix(loss=f"{row['loss']:.4f}")
+        if not (at_save or step % cfg.log_every == 0 or step == cfg.steps):
+            continue
+        row = {"step": step, "loss": reconstruction.item(), "commitment": commitment.item()}
+        row["images_per_second"] = (step - logged) * cfg.batch / (time.time() - began)
+        check_finite(row["loss"], step, cfg.state)
+        rows.append(row)
+        bar.set_postfix(loss=f"{row['loss']:.4f}")
         if at_save:
-            rows[-1] |= _evaluate(
-                model, test.images_NHWC[evenly(len(test.images_NHWC), 1000)], step
-            )
+            rows[-1] |= _evaluate(model, test.images_NHWC, step, 1000)
             _save(cfg, head, model, optimizer, step, rows)
+        logged, began = step, time.time()  # without the evaluation and the save
     bar.close()
     return _finish(cfg, head, model, test.images_NHWC, rows)
 
 
-def _evaluate(model: VQVAE, images_NHWC: np.ndarray, step: int) -> dict:
+def _evaluate(model: VQVAE, images_NHWC: np.ndarray, step: int, count: int) -> dict:
     model.eval()
-    report = reconstruction_report(model, images_NHWC)
+    report = reconstruction_report(model, images_NHWC[evenly(len(images_NHWC), count)])
     model.train()
     return {"step": step} | report
 
@@ -196,8 +200,8 @@ def _resume(cfg: TokenizerConfig, head: dict, model, optimizer) -> tuple[int, li
 
 def _finish(cfg, head, model, test_NHWC, rows) -> dict:
     """Evaluate on the whole test set, write everything, drop the training state."""
-    report = _evaluate(model, test_NHWC, cfg.steps)
-    rows[-1] |= report
+    report = _evaluate(model, test_NHWC, cfg.steps, len(test_NHWC))
+    rows[-1] |= report | gpu_memory(next(model.parameters()).device)
     write_log(cfg.log, rows)
     save_figure(curve_figure(rows, PANELS), cfg.out.with_suffix(".png"))
     model.eval()

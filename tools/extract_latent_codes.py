@@ -1,5 +1,8 @@
 #!/usr/bin/env -S uv run
-"""Stage 3: encode every image and its mirror image. Images + tokenizer -> data/codes/*.npy."""
+"""Stage 3: encode every image and its mirror image. Images + tokenizer -> data/codes/*.npy.
+
+The speeds it prints count an image and its mirror image as one image, and the encoding only.
+"""
 
 import time
 from dataclasses import dataclass
@@ -60,12 +63,14 @@ def main(cfg: ExtractConfig) -> None:
                 f"on, or run: uv run tokenizer_vq/train_vqvae.py --data {cfg.data} --out NEW.pth"
             )
     model.to(pick_device(cfg.device)).to(memory_format=torch.channels_last)
-    encoded = {}
+    encoded, speed = {}, {}
     for split, found in splits.items():
+        since = time.time()
         chunks = np.array_split(found.images_NHWC, max(1, len(found.images_NHWC) // cfg.batch))
         encoded[split] = np.concatenate(
             [_views(model, chunk, cfg) for chunk in tqdm(chunks, desc=split, unit="batch")]
         )
+        speed[split] = len(found.images_NHWC) / (time.time() - since)
     shown = evenly(len(splits["test"].images_NHWC), 10_000)
     decoded_NHWC = decode_codes(model, torch.from_numpy(encoded["test"][shown, 0]))
     decibels = float(psnr(splits["test"].images_NHWC[shown], decoded_NHWC).mean())
@@ -82,7 +87,8 @@ def main(cfg: ExtractConfig) -> None:
         use = codebook_use(torch.from_numpy(encoded[split]), model.config.codebook_size)
         print(
             f"wrote {cfg.out}/{split}_codes.npy {encoded[split].shape}: "
-            f"usage {use['codebook_usage']:.1%}, perplexity {use['perplexity']:.0f}"
+            f"usage {use['codebook_usage']:.1%}, perplexity {use['perplexity']:.0f}; "
+            f"{speed[split]:.1f} images/s"
         )
     print(f"test images decode from their codes at {decibels:.2f} dB; {time.time() - began:.0f} s")
 

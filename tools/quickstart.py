@@ -8,8 +8,6 @@ results/quickstart/index.html. Nothing outside that folder is touched. A cut run
 import json
 import os
 import shlex
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ import tyro
 
 from metrics.likelihood import orders_for
 from metrics.reconstruction import decode_codes
+from metrics.stages import Ran, Stage, run_stage
 from models.artifacts import ROOT, write_text
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.gallery import command, gif, page, pair, picture, png_file, reveal_frames, table
@@ -64,10 +63,6 @@ class QuickstartConfig:
         """The orders to show: both, or the one that the method has."""
         method = METHODS[self.method]
         return ORDERS if method.any_order else method.scans[:1]
-
-
-Stage = tuple[str, list[str]]
-"""name, command"""
 
 
 def first_stages(cfg: QuickstartConfig) -> list[Stage]:
@@ -122,42 +117,14 @@ def generator_stages(cfg: QuickstartConfig, order: str) -> list[Stage]:
     ]
 
 
-def run_stage(stage: Stage, threads: int, show: bool = True) -> tuple[str, list[str], float]:
-    """Run a stage as the command that it is; return its name, its command and its seconds.
-
-    Its progress bars are passed on if `show`. Raises InputError, with the stage's own last line, if
-    it fails.
-    """
-    name, line = stage
-    shown = shlex.join(["uv", "run", *line])
-    print(f"\n== {name}\n{shown}", flush=True)
-    began = time.time()
-    child = subprocess.Popen(
-        [sys.executable, str(ROOT / line[0]), *line[1:]],
-        stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads)},
-        text=True,
-        errors="replace",
-    )
-    said = ""
-    while part := child.stderr.read(1):  # progress bars go to stderr without line ends
-        if show:
-            sys.stderr.write(part)
-        said = (said + part)[-2000:]
-    if child.wait() != 0:
-        last = (said.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
-        raise InputError(f"stage {name!r} failed: {last}; its command was: {shown}")
-    return name, line, time.time() - began
-
-
-def run_side_by_side(chains: list[list[Stage]], threads: int) -> list[tuple[str, list[str], float]]:
+def run_side_by_side(chains: list[list[Stage]], threads: int) -> list[Ran]:
     """Run chains of stages at once, each on its share of the threads; show the last one's bars.
 
     Small models do not fill two threads: two on one thread each are half as fast again.
     """
     share = max(1, threads // len(chains))
 
-    def run(chain: list[Stage]) -> list[tuple[str, list[str], float]]:
+    def run(chain: list[Stage]) -> list[Ran]:
         return [run_stage(stage, share, show=chain is chains[-1]) for stage in chain]
 
     with ThreadPoolExecutor(len(chains)) as pool:
@@ -192,14 +159,14 @@ def numbers(found: dict[str, dict]) -> str:
     return table(head, rows)
 
 
-def write_page(cfg: QuickstartConfig, done: list[tuple[str, list[str], float]]) -> Path:
-    """Write index.html from what the stages left; `done` is (name, command, seconds)."""
+def write_page(cfg: QuickstartConfig, done: list[Ran]) -> Path:
+    """Write index.html from what the stages left."""
     out, runs = cfg.out, {order: cfg.out / f"{cfg.method}_{order}" for order in cfg.orders}
     samples = {order: out / f"samples_{order}" for order in cfg.orders}
     found = {o: json.loads((path / "metrics.json").read_text()) for o, path in samples.items()}
     moving = {o: generation(out, run, o) for o, run in runs.items()}
-    said = [[name, f"{seconds:.0f}"] for name, _, seconds in done]
-    commands = "\n".join(shlex.join(["uv", "run", *line]) for _, line, _ in done)
+    said = [[ran.name, f"{ran.seconds:.0f}"] for ran in done]
+    commands = "\n".join(shlex.join(["uv", "run", *ran.line]) for ran in done)
     sections = {
         "Samples, one class a row": pair(
             [png_file(path / "samples.png", f"{o} order") for o, path in samples.items()]
