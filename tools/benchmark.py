@@ -61,6 +61,7 @@ class BenchmarkConfig:
     sample_batch: int = 500
     """of them at once"""
     threads: int = os.cpu_count() or 1
+    """of each stage"""
     seed: int = 0
     device: str = "auto"
     """auto, cpu or cuda"""
