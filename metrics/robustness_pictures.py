@@ -53,7 +53,7 @@ def robustness_figure(found: dict) -> Picture:
     samples.set(xlabel="rho, own codes misread", ylabel="label accuracy", ylim=(0, 1))
     guidance = f"guidance {found['config']['cfg']:g}"
     samples.set_title(f"{found['num_samples']} samples, {guidance}", fontsize=10)
-    for axes in (calibration, context):
+    for axes in (axes for axes in (calibration, context) if axes.lines):
         axes.legend(frameon=False, fontsize=8)
         axes.set_ylim(bottom=0)
     figure.tight_layout()

@@ -1,6 +1,5 @@
 """A stage as a command: what it said, its memory and no other's, and its last words."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -57,5 +56,4 @@ def test_a_stage_that_fails_says_its_last_line(run):
     with pytest.raises(InputError, match="stage 'a stage' failed: no such codes; its command was"):
         run("import sys", "sys.stderr.write('a bar\\n')", "sys.exit('error: no such codes')")
     with pytest.raises(InputError, match="'a stage' failed: no message"):
-        run(f"import os; os.kill(os.getpid(), {9})")
-    assert "OMP_NUM_THREADS" not in os.environ or os.environ["OMP_NUM_THREADS"] != "3"
+        run("import os; os.kill(os.getpid(), 9)")

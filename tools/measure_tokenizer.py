@@ -123,6 +123,7 @@ def main(cfg: MeasureConfig) -> dict:
         "codebook_size": model.config.codebook_size,
         "grid": model.grid,
         "train_steps": about["config"].get("steps"),
+        "train_batch": about["config"].get("batch"),
         "images": len(rows_N),
         "reference_images": len(reference.train_NHWC),
         "codes": measured,
