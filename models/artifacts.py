@@ -45,10 +45,19 @@ def git_commit() -> str:
 
 
 def plain(config: Any) -> Any:
-    """Return a dataclass (or dict) as JSON-ready values; paths become strings."""
+    """Return a dataclass (or dict) as JSON-ready values; paths become strings.
+
+    Those below the project lose its folder, so that what two clones write is the same.
+    """
     if is_dataclass(config):
         config = asdict(config)
-    return json.loads(json.dumps(config, default=str))
+    return json.loads(json.dumps(config, default=_text))
+
+
+def _text(value: Any) -> str:
+    """Return what JSON has no type for as text."""
+    below = isinstance(value, Path) and value.is_relative_to(ROOT)
+    return str(value.relative_to(ROOT) if below else value)
 
 
 def header(kind: str, producer: str, config: Any, inputs: dict[str, str] | None = None) -> dict:

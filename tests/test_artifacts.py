@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from models.artifacts import (
+    ROOT,
     header,
     load_array,
     load_checkpoint,
@@ -154,3 +155,9 @@ def test_mendable_errors_are_one_line_and_a_status(error):
 def test_bugs_keep_their_traceback():
     with pytest.raises(KeyError), one_line_errors():
         raise KeyError("ours")
+
+
+def test_a_header_names_no_folder_above_the_project(tmp_path):
+    config = {"a": ROOT / "data/codes", "b": tmp_path, "c": {"d": ROOT / "x.pth", "e": None}}
+    found = header("thing", "tests", config)["config"]
+    assert found == {"a": "data/codes", "b": str(tmp_path), "c": {"d": "x.pth", "e": None}}
