@@ -5,7 +5,6 @@ checkpoint + tokenizer -> results/<run>/{samples.png, samples.npz, metrics.json}
 """
 
 import json
-import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,7 +16,7 @@ import tyro
 from metrics.baselines import baseline_bits
 from metrics.evaluation import Reference, find_reference, likelihoods, over_seeds, sample_images
 from metrics.samples import read_samples, write_samples
-from models.artifacts import ROOT, git_commit, plain, sha256_of, write_text
+from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
 from models.codes import Codes, load_codes, load_codes_of
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.methods import Generator, check_order, load_generator, parameters, results_of
@@ -34,7 +33,7 @@ class EvalConfig:
     checkpoint: Path | None = None
     """last.pth of a run, or a file in checkpoints/"""
     tokenizer: Path | None = None
-    """default: the one in tokenizer_vq/ or checkpoints/ that made the generator's codes"""
+    """default: the one in tokenizer_vq/, checkpoints/ or data/*/ that made the generator's codes"""
     samples: Path | None = None
     """instead of a checkpoint: .npz with arr_0 uint8 (N, 32, 32, 3), perhaps arr_1 labels (ADM)"""
     num_samples: int = 10_000
@@ -132,7 +131,7 @@ def about_run(cfg: EvalConfig, device: torch.device) -> dict:
     """Return what metrics.json says of how it was made."""
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "command": " ".join(["uv run", *sys.argv]),
+        "command": this_command(),
         "config": plain(cfg),
         "git_commit": git_commit(),
     }

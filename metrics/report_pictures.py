@@ -14,6 +14,8 @@ from metrics.report_runs import Run
 from metrics.report_tables import DISTANCE, measured, names_of
 from models.pictures import Picture
 
+CORRUPTED, CONTEXT = "Corrupted test images", "Wrong codes in the context"
+
 
 def _panel(height: float = 3.6) -> tuple[Picture, Any]:
     figure = Picture(figsize=(5.2, height))
@@ -132,7 +134,7 @@ def robustness_figures(runs: Sequence[Run]) -> dict[str, Picture]:
             rows = run.robustness["corruptions"]["by_severity"]
             _draw(axes, rows, "severity", key, color=f"C{i}", label=run.name)
         axes.set(xlabel="severity of corruption", ylabel=label)
-        found[f"Corrupted test images: {label}"] = figure
+        found[f"{CORRUPTED}: {label}"] = figure
     figure, axes = _panel()
     for i, run in enumerate(runs):
         for (kind, rows), dashes in zip(
@@ -141,7 +143,7 @@ def robustness_figures(runs: Sequence[Run]) -> dict[str, Picture]:
             style = {"color": f"C{i}", "linestyle": dashes, "label": f"{run.name}, {kind}"}
             _draw(axes, rows, "rho", "more_bits_per_image", **style)
     axes.set(xlabel="rho, share of codes replaced", ylabel="more bits per image")
-    found["Wrong codes in the context"] = figure
+    found[CONTEXT] = figure
     for key in ("label_accuracy", DISTANCE):
         figure, axes = _panel()
         for i, run in enumerate(runs):
@@ -152,3 +154,10 @@ def robustness_figures(runs: Sequence[Run]) -> dict[str, Picture]:
     for figure in found.values():
         _name_runs(figure.axes[0])
     return found
+
+
+def overview(runs: Sequence[Run]) -> list[Picture]:
+    """Return the pictures of the README, those that the runs have: orders, contexts, corruption."""
+    found = robustness_figures([run for run in runs if run.robustness])
+    captions = [CONTEXT, f"{CORRUPTED}: ECE", f"{CORRUPTED}: class accuracy"]
+    return [orders_figure(runs), *(found[caption] for caption in captions if caption in found)]

@@ -1,8 +1,9 @@
-"""The runs that tools/report.py shows: their files read and checked, and kept small for git.
+"""What tools/report.py shows: its files read and checked, and kept small for git.
 
 A run is a folder of what measured it: metrics.json (eval_c2i.py), and perhaps calibration.json
-(tools/calibrate.py), robustness.json (tools/robustness.py), and from its training config.json and
-the curve metrics.jsonl.
+(tools/calibrate.py), robustness.json (tools/robustness.py), sweep.json (tools/sweep_cfg.py), and
+from its training config.json and the curve metrics.jsonl. What is measured of no run has one file
+in a folder of its own: see SINGLE.
 """
 
 import json
@@ -19,9 +20,15 @@ PRODUCERS = {
     "metrics.json": "eval_c2i.py",
     "calibration.json": "tools/calibrate.py",
     "robustness.json": "tools/robustness.py",
+    "sweep.json": "tools/sweep_cfg.py",
     "config.json": "train_c2i.py",
     "metrics.jsonl": "train_c2i.py",
+    "tokenizer.json": "tools/measure_tokenizer.py",
+    "benchmark.json": "tools/benchmark.py",
+    "quickstart.json": "tools/quickstart.py",
 }
+SINGLE = ("tokenizer.json", "benchmark.json", "quickstart.json")
+"""what is no run and has one file only"""
 NEEDED = {
     "metrics.json": """
         num_samples config command device git_commit plan?.order plan?.cfg bits_per_image?.*.mean
@@ -39,14 +46,25 @@ NEEDED = {
         classes.after.ece_equal_width.value entropy.difference_bits_per_image.value
     """,
     "robustness.json": """
-        images command corruptions.by_severity.*.severity corruptions.by_corruption.*.*.severity
+        images command corruptions.images corruptions.by_severity.*.severity
+        corruptions.by_severity.*.class_accuracy corruptions.by_severity.*.ece_equal_width
+        corruptions.by_corruption.*.*.severity
         context.*.*.rho context.*.*.more_bits_per_image.value sampling.*.rho
+    """,
+    "sweep.json": """
+        rows.*.plan.steps rows.*.plan.cfg rows.*.samples rows.*.control rows.*.num_samples
     """,
     "config.json": "config",
     "metrics.jsonl": "*.step",
+    "tokenizer.json": "codes.*.psnr.value codes.*.as_samples control images",
+    "benchmark.json": """
+        threads device cpu peak_memory rows.*.stage rows.*.method rows.*.order rows.*.what
+        rows.*.model rows.*.network_calls rows.*.peak_memory_gb rows.*.images_per_second
+    """,
+    "quickstart.json": "minutes cores resumed orders.*.label_accuracy orders.*.num_samples",
 }
 """what a file must hold to be shown; `*` is every item, `?` follows what may be missing"""
-STUDIES = ("calibration", "robustness")
+STUDIES = ("calibration", "robustness", "sweep")
 MODEL = ("method", "trained_order", "parameters")
 """in what the files of a run must agree"""
 LEFT_OUT = {
@@ -71,6 +89,7 @@ class Run:
     metrics: dict
     calibration: dict | None
     robustness: dict | None
+    sweep: dict | None
     training: dict | None
     """config.json: the header that its checkpoints carry"""
     curve: list[dict]
@@ -164,9 +183,23 @@ def read_runs(folders: Sequence[Path], trainings: Path | None = None) -> list[Ru
     return runs
 
 
+def single_file(folder: Path) -> str | None:
+    """Return the name of the one file of SINGLE in a folder that is no run, None if it is one."""
+    found = [name for name in SINGLE if (folder / name).exists()]
+    return found[0] if found and not (folder / "metrics.json").exists() else None
+
+
+def read_single(folder: Path, name: str) -> dict:
+    """Read a file of SINGLE. Raises InputError if it is missing or broken."""
+    found = _read([folder], name)
+    if found is None:
+        raise InputError(f"expected {folder / name}, found nothing; run {PRODUCERS[name]}")
+    return found
+
+
 def kept_folders(kept: Path) -> list[Path]:
     """Return the folders of kept runs. Raises InputError if there are none."""
-    folders = sorted(path for path in kept.glob("*") if path.is_dir())
+    folders = sorted(path for path in kept.glob("*") if path.is_dir() and not single_file(path))
     if not folders:
         raise InputError(f"no runs in {kept}; run: uv run tools/report.py --keep results/YOURS")
     return folders
@@ -194,25 +227,31 @@ def _thinned(curve: list[dict]) -> list[dict]:
     return [row for i, row in enumerate(curve) if "heldout_bits" in row or i in some]
 
 
+def _texts(folder: Path, trainings: Path | None) -> dict[str, str]:
+    """Return what is kept of a run, or of a single file: {name: text}."""
+    single = single_file(folder)
+    if single:
+        return {single: _lines(read_single(folder, single))}
+    run = read_run(folder, trainings)
+    parts = {"metrics.json": run.metrics, "config.json": run.training}
+    parts |= {f"{study}.json": getattr(run, study) for study in STUDIES}
+    texts = {name: _lines(part) for name, part in parts.items() if part is not None}
+    if run.curve:
+        rows = (json.dumps(_shortened(row)) + "\n" for row in _thinned(run.curve))
+        texts["metrics.jsonl"] = "".join(rows)
+    return texts
+
+
 def keep_run(folder: Path, kept: Path, trainings: Path | None = None) -> dict[str, int]:
-    """Copy a run's numbers to `kept`/<its name>, small; return the bytes of each file.
+    """Copy a run's numbers, or a single file's, to `kept`/<its name>; return the bytes of each.
 
     Floats are rounded to 6 significant digits, the lists of LEFT_OUT dropped, long curves thinned,
     paths below the project made relative. Raises InputError, before anything is written, if the run
     cannot be read or a file would still be too large for git.
     """
-    run = read_run(folder, trainings)
-    parts = {
-        "metrics.json": run.metrics,
-        "calibration.json": run.calibration,
-        "robustness.json": run.robustness,
-        "config.json": run.training,
-    }
-    texts = {name: _lines(part) for name, part in parts.items() if part is not None}
-    if run.curve:
-        rows = (json.dumps(_shortened(row)) + "\n" for row in _thinned(run.curve))
-        texts["metrics.jsonl"] = "".join(rows)
-    texts = {name: text.replace(f"{ROOT}/", "") for name, text in texts.items()}
+    name_of = folder.resolve().name
+    found = _texts(folder, trainings)
+    texts = {name: text.replace(f"{ROOT}/", "") for name, text in found.items()}
     for name, text in texts.items():
         if len(text) > LARGEST:
             raise InputError(
@@ -220,5 +259,5 @@ def keep_run(folder: Path, kept: Path, trainings: Path | None = None) -> dict[st
                 "file in git; nothing was kept"
             )
     for name, text in texts.items():
-        write_text(kept / run.name / name, text)
+        write_text(kept / name_of / name, text)
     return {name: len(text) for name, text in texts.items()}

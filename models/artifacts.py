@@ -10,7 +10,9 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -58,6 +60,11 @@ def _text(value: Any) -> str:
     """Return what JSON has no type for as text."""
     below = isinstance(value, Path) and value.is_relative_to(ROOT)
     return str(value.relative_to(ROOT) if below else value)
+
+
+def this_command() -> str:
+    """Return the command that runs now, as it can be typed again."""
+    return shlex.join(["uv", "run", *sys.argv])
 
 
 def header(kind: str, producer: str, config: Any, inputs: dict[str, str] | None = None) -> dict:

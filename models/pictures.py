@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from models.artifacts import replace_file
 
@@ -26,6 +27,19 @@ class Picture(Figure):
 def save_figure(figure: Picture, path: Path, dpi: int = 110) -> None:
     """Write a figure as PNG in one rename."""
     replace_file(path, lambda file: file.write(figure._repr_png_(dpi)))
+
+
+def side_by_side(figures: Sequence[Picture], columns: int = 2, dpi: int = 110) -> Image.Image:
+    """Return figures as one image on white, row by row, each at the top left of its place."""
+    images = [Image.open(io.BytesIO(figure._repr_png_(dpi))).convert("RGB") for figure in figures]
+    width = max(image.width for image in images)
+    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
+    heights = [max(image.height for image in row) for row in rows]
+    sheet = Image.new("RGB", (columns * width, sum(heights)), "white")
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            sheet.paste(image, (j * width, sum(heights[:i])))
+    return sheet
 
 
 def tile(images_NHWC: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:

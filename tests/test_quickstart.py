@@ -9,6 +9,7 @@ import pytest
 from helpers import script
 from PIL import Image
 
+from metrics.report_runs import read_single
 from models.errors import InputError
 
 stage = script("tools/quickstart.py")
@@ -35,6 +36,15 @@ def test_the_page_is_one_file_with_every_number(finished):
         for bits in found["bits_per_image"].values():
             assert f"{bits['mean']:.1f}" in page
         assert f"--order={order}" in page
+
+
+def test_its_numbers_can_be_kept(finished):
+    found = read_single(finished, "quickstart.json")
+    assert list(found["orders"]) == ["raster", "random"] and found["minutes"] > 0
+    for order, one in found["orders"].items():
+        measured = json.loads((finished / f"samples_{order}/metrics.json").read_text())
+        assert one == {"num_samples": 500} | measured["samples"]
+    assert len(found["seconds"]) == 8 and sum(found["seconds"].values()) > 0
 
 
 def test_the_animations_uncover_the_image_in_their_order(finished):

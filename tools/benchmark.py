@@ -16,7 +16,6 @@ memory      the largest resident set of the stage's process, with Python, torch 
 
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ import tyro
 
 from metrics.speeds import of_encoding, of_sampling, of_training, processor
 from metrics.stages import Ran, Stage, run_stage
-from models.artifacts import ROOT, git_commit, plain, write_text
+from models.artifacts import ROOT, git_commit, plain, this_command, write_text
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.methods import METHODS, load_generator, parameters
 from models.tokenizer import load_tokenizer
@@ -197,7 +196,7 @@ def main(cfg: BenchmarkConfig) -> Path:
         "threads": cfg.threads,
         "torch": torch.__version__,
         "git_commit": git_commit(),
-        "command": " ".join(["uv run", *sys.argv]),
+        "command": this_command(),
         "config": plain(cfg),
         "peak_memory": "tensors on the GPU" if on_gpu else "resident set of the process",
     }

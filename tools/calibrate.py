@@ -6,7 +6,6 @@ samples_calibration.png}
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from metrics.sample_calibration import (
     quality_report,
 )
 from metrics.temperature import temperature_report
-from models.artifacts import ROOT, git_commit, plain, sha256_of, write_text
+from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
 from models.codes import Codes, load_codes_of
 from models.contract import Method
 from models.dataset import evenly
@@ -51,7 +50,7 @@ class CalibrateConfig:
     codes: Path = ROOT / "data/codes"
     """test codes from stage 3"""
     tokenizer: Path | None = None
-    """default: the one in tokenizer_vq/ or checkpoints/ that made the generator's codes"""
+    """default: the one in tokenizer_vq/, checkpoints/ or data/*/ that made the generator's codes"""
     extractor: Path | None = None
     """judge of samples; default: checkpoints/extractor_<dataset>.pth if it is there"""
     images: int = 2000
@@ -164,7 +163,7 @@ def main(cfg: CalibrateConfig) -> dict:
         "classes": class_report(log_p_NC, test.label_N, cfg.seed),
         "entropy": entropy_report(own, held_out, cfg.seed),
         "quality": quality,
-        "command": " ".join(["uv run", *sys.argv]),
+        "command": this_command(),
         "config": plain(cfg),
         "git_commit": git_commit(),
         "inputs": {

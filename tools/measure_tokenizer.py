@@ -4,12 +4,11 @@
 tokenizer + test images (+ their codes) -> results/<tokenizer>/{tokenizer.json, reconstructions.png}
 
 Test images are decoded from the codes that lie nearest, and from those that stage 3 stored. rFID is
-the distance of decoded test images to the same images. Their distance to train images is the least
-that a generator of these codes can hope for, and stands beside that of the test images themselves.
+the distance of decoded test images to the same images. Their distance to train images is what a
+perfect generator of these codes would have, and stands beside that of the test images themselves.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +21,7 @@ from metrics.calibration import mean_of
 from metrics.evaluation import FEATURES, Reference, find_reference
 from metrics.fidelity import fidelity
 from metrics.reconstruction import codebook_use, decode_codes, encode_images, psnr
-from models.artifacts import ROOT, git_commit, plain, sha256_of, write_text
+from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
 from models.codes import load_codes_of
 from models.dataset import Split, evenly
 from models.errors import InputError, expect_at_least, one_line_errors
@@ -128,7 +127,7 @@ def main(cfg: MeasureConfig) -> dict:
         "reference_images": len(reference.train_NHWC),
         "codes": measured,
         "control": reference.measure(images_NHWC, label_N),
-        "command": " ".join(["uv run", *sys.argv]),
+        "command": this_command(),
         "config": plain(cfg),
         "git_commit": git_commit(),
         "inputs": {"tokenizer": sha256_of(cfg.tokenizer), "test_images": test.sha256},

@@ -32,7 +32,7 @@ class OrdersConfig:
     checkpoints: tuple[Path, ...] = ()
     """generators to animate: last.pth of runs, or files in checkpoints/"""
     tokenizer: Path | None = None
-    """default: the one in tokenizer_vq/ or checkpoints/ that made a generator's codes"""
+    """default: the one in tokenizer_vq/, checkpoints/ or data/*/ that made a generator's codes"""
     steps: tuple[int, ...] = (64, 16)
     """network calls an image, for methods that decode in parallel; others take their own number"""
     cfg: float = 2.0

@@ -7,25 +7,19 @@ results/quickstart/index.html. Nothing outside that folder is touched. A cut run
 
 import json
 import os
-import shlex
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 
-from metrics.likelihood import orders_for
-from metrics.reconstruction import decode_codes
+from metrics.quickstart_page import write_page
 from metrics.stages import Ran, Stage, run_stage
-from models.artifacts import ROOT, write_text
+from models.artifacts import ROOT, git_commit, plain, this_command, write_text
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.gallery import command, gif, page, pair, picture, png_file, reveal_frames, table
-from models.methods import METHODS, load_generator
-from models.sampling import Plan, sample_codes
-from models.tokenizer import load_tokenizer
+from models.methods import METHODS
 
 ORDERS = ("raster", "random")
 GUIDANCE = 3.0
@@ -131,74 +125,39 @@ def run_side_by_side(chains: list[list[Stage]], threads: int) -> list[Ran]:
         return [done for chain in pool.map(run, chains) for done in chain]
 
 
-def generation(out: Path, run: Path, order: str, count: int = 6) -> bytes:
-    """Return a GIF of `count` images being generated, one class each."""
-    model = load_generator(run / "last.pth").model
-    tokenizer, _ = load_tokenizer(out / "tokenizer.pth")
-    plan = Plan(order=order, cfg=GUIDANCE)
-    images_NHWC = decode_codes(tokenizer, sample_codes(model, torch.arange(count), plan, seed=1))
-    order_NS = orders_for(model, order, count, seed=1)
-    return gif(reveal_frames(images_NHWC, order_NS.numpy(), model.config.grid))
+def evaluations(cfg: QuickstartConfig) -> dict[str, dict]:
+    """Return what metrics.json of each order holds."""
+    paths = {order: cfg.out / f"samples_{order}/metrics.json" for order in cfg.orders}
+    return {order: json.loads(path.read_text()) for order, path in paths.items()}
 
 
-def numbers(found: dict[str, dict]) -> str:
-    """Return the table of both metrics.json, with the same measures of real images beside them."""
-    head = ["", *(f"{order} order" for order in found), "real test images"]
-    measured, first = list(found.values()), next(iter(found.values()))
-    rows = [
-        [f"bits per test image, read in {order} order"]
-        + [f"{m['bits_per_image'][order]['mean']:.1f}" for m in measured]
-        + [""]
-        for order in first["bits_per_image"]
-    ]
-    rows += [
-        [name, *(f"{m['samples'][name]:.3f}" for m in measured), f"{real:.3f}"]
-        for name, real in first["control"].items()
-    ]
-    rows += [["images per second", *(f"{m['images_per_second']:.1f}" for m in measured), ""]]
-    return table(head, rows)
-
-
-def write_page(cfg: QuickstartConfig, done: list[Ran]) -> Path:
-    """Write index.html from what the stages left."""
-    out, runs = cfg.out, {order: cfg.out / f"{cfg.method}_{order}" for order in cfg.orders}
-    samples = {order: out / f"samples_{order}" for order in cfg.orders}
-    found = {o: json.loads((path / "metrics.json").read_text()) for o, path in samples.items()}
-    moving = {o: generation(out, run, o) for o, run in runs.items()}
-    said = [[ran.name, f"{ran.seconds:.0f}"] for ran in done]
-    commands = "\n".join(shlex.join(["uv", "run", *ran.line]) for ran in done)
-    sections = {
-        "Samples, one class a row": pair(
-            [png_file(path / "samples.png", f"{o} order") for o, path in samples.items()]
-        ),
-        "Six images being generated": pair(
-            [picture(content, "gif", f"{o} order", pixels=True) for o, content in moving.items()]
-        ),
-        "Numbers": numbers(found),
-        "The tokenizer": png_file(out / "tokenizer.reconstructions.png", "Test images and decoded")
-        + png_file(out / "tokenizer.png", "Training"),
-        "The generators": "".join(
-            png_file(run / "curves.png", f"Training, {o} order") for o, run in runs.items()
-        ),
-        "How this page was made": table(["stage", "seconds"], said) + command(commands),
+def write_numbers(cfg: QuickstartConfig, done: list[Ran], about: dict) -> None:
+    """Write quickstart.json, what tools/report.py keeps of it."""
+    found = {
+        **about,
+        "seconds": {ran.name: ran.seconds for ran in done},
+        "orders": {
+            order: {"num_samples": one["num_samples"], **one["samples"]}
+            for order, one in evaluations(cfg).items()
+        },
+        "config": plain(cfg),
+        "command": this_command(),
+        "git_commit": git_commit(),
     }
-    introduction = (
-        "An image becomes an 8x8 grid of codes, and a transformer generates the 64 codes one after "
-        f"another. Here {cfg.method} learned it in {' and in '.join(cfg.orders)} order."
-    )
-    content = page("Quickstart: images in any token order", introduction, sections)
-    write_text(out / "index.html", content)
-    return out / "index.html"
+    write_text(cfg.out / "quickstart.json", json.dumps(found, indent=1) + "\n")
 
 
 def main(cfg: QuickstartConfig) -> Path:
     """Run everything and write the page; return its path."""
     cfg.check()
     began, threads = time.time(), os.cpu_count() or 1
+    resumed = cfg.out.exists() and any(cfg.out.iterdir())
     done = [run_stage(stage, threads) for stage in first_stages(cfg)]
     done += run_side_by_side([generator_stages(cfg, order) for order in cfg.orders], threads)
-    path = write_page(cfg, done)
-    print(f"\nquickstart finished in {(time.time() - began) / 60:.1f} minutes: open {path}")
+    path = write_page(cfg.out, cfg.method, evaluations(cfg), GUIDANCE, done)
+    minutes = (time.time() - began) / 60
+    write_numbers(cfg, done, {"minutes": minutes, "cores": threads, "resumed": resumed})
+    print(f"\nquickstart finished in {minutes:.1f} minutes: open {path}")
     return path
 
 

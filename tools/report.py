@@ -3,10 +3,12 @@
 
 uv run tools/report.py [RUNS ...]         RUNS, or the kept runs -> results/report/
 uv run tools/report.py --keep RUNS ...    numbers of RUNS -> checkpoints/reports/<run>/, for git
-uv run tools/report.py --readme           checkpoints/reports/ -> the marked parts of README.md
+uv run tools/report.py --readme           checkpoints/reports/ -> the marked parts of README.md,
+                                          checkpoints/report.png
 
 A run is a folder that eval_c2i.py wrote, results/<run>. What tools/calibrate.py and
 tools/robustness.py wrote beside it is shown too, and the training in checkpoints/runs/<run>.
+--keep also takes what tools/measure_tokenizer.py, benchmark.py and quickstart.py write.
 """
 
 from collections.abc import Sequence
@@ -15,12 +17,24 @@ from pathlib import Path
 
 import tyro
 
+from metrics.kept_numbers import pair
+from metrics.report_pictures import overview
 from metrics.report_readme import regenerate
-from metrics.report_runs import LEFT_OUT, Run, keep_run, kept_folders, other_checkpoints, read_runs
+from metrics.report_runs import (
+    LEFT_OUT,
+    Run,
+    keep_run,
+    kept_folders,
+    other_checkpoints,
+    read_runs,
+    read_single,
+    single_file,
+)
 from metrics.report_sections import sections
-from models.artifacts import ROOT, write_text
+from models.artifacts import ROOT, replace_file, write_text
 from models.errors import InputError, one_line_errors
 from models.gallery import page
+from models.pictures import side_by_side
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,12 @@ def checked(folders: Sequence[Path], trainings: Path) -> list[Run]:
 
 def keep(cfg: ReportConfig) -> None:
     """Copy the numbers of the runs; say how large they are and what was dropped."""
-    checked(cfg.runs, cfg.trainings)  # all or none: a broken one stops before the first is kept
+    singles = {folder: single_file(folder) for folder in cfg.runs}
+    # all or none: a broken one stops before the first is kept
+    checked([folder for folder, name in singles.items() if not name], cfg.trainings)
+    for folder, name in singles.items():
+        if name:
+            read_single(folder, name)
     for folder in cfg.runs:
         sizes = keep_run(folder, cfg.kept, cfg.trainings)
         said = ", ".join(f"{name} {size / 1000:.1f} kB" for name, size in sizes.items())
@@ -67,10 +86,12 @@ def keep(cfg: ReportConfig) -> None:
 
 
 def remake_readme(path: Path, kept: Path) -> None:
-    """Make the marked parts of README.md anew; the rest stays as it is, byte for byte."""
+    """Make the marked parts of README.md anew, the rest byte for byte as it is; and its picture."""
     text, names = regenerate(path.read_bytes().decode(), kept)
+    picture = side_by_side(overview(pair(kept)))
     write_text(path, text)
-    print(f"remade {', '.join(names)} in {path}")
+    replace_file(kept.parent / "report.png", lambda file: picture.save(file, "png"))
+    print(f"remade {', '.join(names)} in {path}, and {kept.parent / 'report.png'}")
 
 
 def find_grids(runs: Sequence[Run], folders: Sequence[Path], shipped: Path) -> dict[str, Path]:

@@ -5,7 +5,6 @@ checkpoint + tokenizer + test images and codes -> results/<run>/{robustness.json
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from metrics.robustness import (
     read_images,
 )
 from metrics.robustness_pictures import draw, table
-from models.artifacts import ROOT, git_commit, plain, sha256_of, write_text
+from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
 from models.codes import Codes, load_codes_of
 from models.contract import Method
 from models.dataset import Split, evenly, load_split
@@ -47,7 +46,7 @@ class RobustnessConfig:
     checkpoint: Path
     """last.pth of a run, or a file in checkpoints/"""
     tokenizer: Path | None = None
-    """default: the one in tokenizer_vq/ or checkpoints/ that made the generator's codes"""
+    """default: the one in tokenizer_vq/, checkpoints/ or data/*/ that made the generator's codes"""
     extractor: Path | None = None
     """ruler and judge of images; default: checkpoints/extractor_<dataset>.pth"""
     codes: Path = ROOT / "data/codes"
@@ -204,7 +203,7 @@ def main(cfg: RobustnessConfig) -> dict:
         "corruptions": image_stage(cfg, model, inputs, order),
         "context": context_stage(cfg, model, inputs, order),
         "sampling": sampling_stage(cfg, model, inputs, order),
-        "command": " ".join(["uv run", *sys.argv]),
+        "command": this_command(),
         "config": plain(cfg),
         "git_commit": git_commit(),
         "inputs": {**head["inputs"], "checkpoint": head["sha256"], **inputs.sha256},

@@ -6,7 +6,6 @@ checkpoint -> results/<run>/{sweep.json, sweep.png}. A cut sweep goes on where i
 
 import itertools
 import json
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import tyro
 from tqdm import tqdm
 
 from metrics.evaluation import Reference, find_reference, sample_images
-from models.artifacts import ROOT, git_commit, plain, write_text
+from models.artifacts import ROOT, git_commit, plain, this_command, write_text
 from models.contract import Method
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.methods import Generator, load_generator, results_of
@@ -50,7 +49,7 @@ class SweepConfig:
     seed: int = 0
     batch: int = 500
     tokenizer: Path | None = None
-    """default: the one in tokenizer_vq/ or checkpoints/ that made the generator's codes"""
+    """default: the one in tokenizer_vq/, checkpoints/ or data/*/ that made the generator's codes"""
     inception_weights: Path | None = None
     """FID-Inception state dict; default: torch-fidelity's download; `none`: do without"""
     fid_features: Literal["2048", "768", "192", "64"] = "2048"
@@ -208,7 +207,7 @@ def main(cfg: SweepConfig) -> dict:
     best = min(swept, key=lambda row: better(row, metric))["plan"]
     final = sweep.row(Plan(**best), cfg.final, cfg.seed + 1) if cfg.final else None
     made_by = {
-        "command": " ".join(["uv run", *sys.argv]),
+        "command": this_command(),
         "config": plain(cfg),
         "git_commit": git_commit(),
     }
