@@ -38,7 +38,7 @@ def test_the_readme_is_what_its_kept_numbers_make():
     text = (ROOT / "README.md").read_bytes().decode()
     made, names = regenerate(text, ROOT / "checkpoints/reports")
     assert made == text, "run: uv run tools/report.py --readme"
-    assert set(names) <= set(BLOCKS)
+    assert sorted(names) == sorted(BLOCKS)
     for path in (ROOT / "checkpoints/reports").rglob("*.*"):
         assert path.stat().st_size <= 100_000 and '"/' not in path.read_text(), path
 
@@ -228,6 +228,17 @@ def test_a_text_and_its_facts_must_agree(tmp_path):
         with pytest.raises(InputError, match=message):
             fill("text", facts, tmp_path)
     assert {path.stem for path in TEXTS.glob("*.md")} == set(PROSE_BLOCKS)
+
+
+def test_no_measured_number_stands_outside_of_the_blocks():
+    text = (ROOT / "README.md").read_text()
+    for what in (
+        r"<!-- report:.*?<!-- /report -->", r"```.*?```", r"`[^`]*`", r"\]\([^)]*\)",
+        r"\[\d{4}\.\d{5}", r"Python 3\.\d+",
+    ):  # fmt: skip
+        text = re.sub(what, "", text, flags=re.DOTALL)
+    measured = r"\d+\.\d+|\d+%|\d+ (?:bits|dB|minutes|images/s|kB|MB|hours|seconds)"
+    assert re.findall(measured, text) == []
 
 
 @pytest.mark.parametrize(
