@@ -2,21 +2,15 @@
 
 import json
 import re
-import shutil
 
 import pytest
 from helpers import script
 from PIL import Image
 from tiny_report import (
-    benchmark_of,
-    metrics_of,
-    quickstart_of,
-    robustness_of,
-    sweep_of,
+    readme_of,
     tokenizer_of,
+    write_everything,
     write_pair,
-    write_run,
-    write_single,
 )
 from tiny_report import report_config as config
 
@@ -43,44 +37,9 @@ def test_the_readme_is_what_its_kept_numbers_make():
         assert path.stat().st_size <= 100_000 and '"/' not in path.read_text(), path
 
 
-def readme_of(names) -> str:
-    """A README with these blocks, and text around them that must stay."""
-    blocks = "".join(f"<!-- report:{name} -->\nold {name}\n<!-- /report -->\n\n" for name in names)
-    return f"# Title \t\r\n| 1 | ± |\r\n\n{blocks}last line without end  "
-
-
 @pytest.fixture
-def everything(tmp_path, pair) -> list:
-    """All folders that the README's blocks ask for; the pair comes first."""
-    results = tmp_path / "results"
-    spread = {"FD_c10": {"mean": 0.9, "sd": 0.0123}, "label_accuracy": {"mean": 0.71, "sd": 0.004}}
-    for name, weight in (("five_rar_anneal", 0.5), ("five_gpt_raster", 0.0)):
-        _, method, order = name.split("_")
-        about = {"method": method, "trained_order": order, "cluster_weight": weight}
-        folder = write_run(results / name, "raster", studies=False, seeds=[0, 1, 2],
-                           over_seeds=spread, **about)  # fmt: skip
-        pair.append(folder)
-    (pair[-1] / "sweep.json").write_text(json.dumps(sweep_of()))
-    for order, sd in (("raster", 0.0125), ("random", 0.025)):
-        name, both = f"randar_{order}_nano_cifar10_seeds", {"mean": 0.7, "sd": sd}
-        folder = write_run(results / name, order, studies=False, seeds=[0, 1],
-                           over_seeds={"FD_c10": both})  # fmt: skip
-        found = json.loads((folder / "metrics.json").read_text())
-        del found["bits_per_image"]
-        (folder / "metrics.json").write_text(json.dumps(found))
-        pair.append(folder)
-        for seed in (0, 1):
-            shift = (seed + 1) * (3 if order == "random" else 1)
-            first = "ab"[seed] if order == "raster" else "ba"[seed]
-            name = f"{first}_randar_{order}"  # in the order of names their seeds differ
-            pair.append(write_run(results / name, order, shift, studies=False, seed=seed))
-            (pair[-1] / "robustness.json").write_text(json.dumps(robustness_of(order, shift)))
-    singles = {"vqvae_cifar10/tokenizer": tokenizer_of(), "benchmark/benchmark": benchmark_of(),
-               "quickstart/quickstart": quickstart_of()}  # fmt: skip
-    for path, found in singles.items():
-        folder, name = path.split("/")
-        pair.append(write_single(results / folder, f"{name}.json", found))
-    return pair
+def everything(tmp_path) -> list:
+    return write_everything(tmp_path)
 
 
 def test_the_readme_is_remade_between_its_markers_only(tmp_path, everything, monkeypatch):
@@ -140,42 +99,6 @@ def test_the_readme_is_remade_between_its_markers_only(tmp_path, everything, mon
             for top in (0, picture.height // 2):
                 part = picture.crop((left, top, right, top + picture.height // 2))
                 assert len(part.getcolors(part.width * part.height)) > 50  # curves, not white
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("nothing marked", "got none"),
-        ("<!-- report:first_run -->\n", "by turns"),
-        ("<!-- /report -->\n<!-- report:first_run -->\n", "by turns"),
-        ("<!-- report:a -->\n<!-- report:b -->\n<!-- /report -->\n<!-- /report -->\n", "by turns"),
-        ("<!-- report:pace -->\n<!-- /report -->\n", "blocks of quickstart, .*got pace"),
-    ],
-)
-def test_a_readme_with_wrong_markers_is_refused(tmp_path, text, message):
-    with pytest.raises(InputError, match=message):
-        regenerate(text, tmp_path)
-
-
-@pytest.mark.parametrize("file", ["metrics", "calibration", "robustness"])
-def test_a_block_without_its_files_is_refused(tmp_path, pair, file):
-    (pair[1] / f"{file}.json").unlink()
-    block = {"metrics": "first_run"}.get(file, file)
-    with pytest.raises(InputError, match=f"{pair[1].name}.*{file}.json|{file}.json.*--out"):
-        regenerate(readme_of([block]), tmp_path / "results")
-    with pytest.raises(InputError, match="five_"):
-        regenerate(readme_of(["methods"]), tmp_path / "results")
-
-
-def test_runs_that_cannot_be_compared_are_refused(tmp_path, pair):
-    about = metrics_of("random", 0.0)
-    for changes, message in (
-        ({"num_samples": 500}, "one num_samples, got 2000 .*500"),
-        ({"control": about["control"] | {"FD_c10": 0.5}}, "one control"),
-    ):
-        (pair[1] / "metrics.json").write_text(json.dumps(about | changes))
-        with pytest.raises(InputError, match=message):
-            regenerate(readme_of(["first_run"]), tmp_path / "results")
 
 
 def test_the_prose_says_the_kept_numbers(tmp_path, everything):
@@ -241,112 +164,8 @@ def test_no_measured_number_stands_outside_of_the_blocks():
     assert re.findall(measured, text) == []
 
 
-@pytest.mark.parametrize(
-    ("folder", "name", "block"),
-    [
-        ("vqvae_cifar10", "tokenizer.json", "parts"),
-        ("benchmark", "benchmark.json", "stages"),
-        ("quickstart", "quickstart.json", "quickstart"),
-    ],
-)
-def test_a_single_file_is_needed_whole(tmp_path, everything, folder, name, block):
-    path = tmp_path / "results" / folder / name
-    path.write_text("{}")
-    with pytest.raises(InputError, match=f"{name} has no .*: run tools/.* again"):
-        tool.main(config(tmp_path, *everything, keep=True))
-    assert not (tmp_path / "kept").exists()
-    path.unlink()
-    with pytest.raises(InputError, match=name):
-        BLOCKS[block](tmp_path / "results")
-
-
 def test_a_run_with_a_single_file_beside_it_is_a_run(tmp_path, pair):
     (pair[0] / "tokenizer.json").write_text(json.dumps(tokenizer_of()))
     tool.main(config(tmp_path, *pair, keep=True))
     assert (tmp_path / "kept" / pair[0].name / "metrics.json").exists()
     assert kept_folders(tmp_path / "kept") == sorted(tmp_path.glob("kept/*"))
-
-
-def without_one(found):
-    """Yield copies of parsed JSON that each lack one entry outside of numbers with intervals."""
-    if isinstance(found, dict) and not found.keys() & {"value", "mean"}:
-        for key, item in found.items():
-            yield {k: v for k, v in found.items() if k != key}
-            yield from (found | {key: less} for less in without_one(item))
-    for i, item in enumerate(found) if isinstance(found, list) else ():
-        yield from ([*found[:i], less, *found[i + 1 :]] for less in without_one(item))
-
-
-@pytest.mark.parametrize(("path", "blocks"), [
-    ("randar_random_nano_cifar10/metrics.json", "first_run first_run_setting beside_it finding"),
-    ("randar_random_nano_cifar10/calibration.json", "calibration finding"),
-    ("randar_random_nano_cifar10/robustness.json", "robustness finding"),
-    ("randar_random_nano_cifar10/config.json", "first_run_setting stages"),
-    ("five_gpt_raster/sweep.json", "calls"),
-    ("b_randar_raster/config.json", "training_seeds"),
-    ("b_randar_raster/metrics.json", "training_seeds"),
-    ("b_randar_raster/robustness.json", "training_seeds"),
-    ("vqvae_cifar10/tokenizer.json", "stages beside_it parts"),
-    ("benchmark/benchmark.json", "stages speed"),
-    ("quickstart/quickstart.json", "quickstart"),
-])  # fmt: skip
-def test_a_file_that_lacks_an_entry_is_read_or_refused(tmp_path, everything, path, blocks):
-    file, refused = tmp_path / "results" / path, 0
-    for less in without_one(json.loads(file.read_text())):
-        file.write_text(json.dumps(less))
-        for block in blocks.split():
-            try:
-                BLOCKS[block](tmp_path / "results")
-            except InputError as e:
-                assert "\n" not in str(e)
-                refused += 1
-    assert refused > 0
-
-
-def test_a_resumed_quickstart_is_refused(tmp_path, everything):
-    path = tmp_path / "results/quickstart/quickstart.json"
-    path.write_text(json.dumps(quickstart_of() | {"resumed": True}))
-    with pytest.raises(InputError, match="went on from a cut one"):
-        BLOCKS["quickstart"](tmp_path / "results")
-
-
-def test_training_seeds_are_compared_one_by_one(tmp_path, everything):
-    results = tmp_path / "results"
-    for order in ("raster", "random"):
-        write_run(results / f"again_randar_{order}", order, studies=False, seed=0)
-    with pytest.raises(InputError, match=r"got \[0, 0, 1\] and \[0, 0, 1\]"):
-        BLOCKS["training_seeds"](results)
-    for name in ("again_randar_raster", "again_randar_random", "b_randar_random"):
-        shutil.rmtree(results / name)
-    with pytest.raises(InputError, match=r"same training seeds.*got \[0, 1\] and \[1\]"):
-        BLOCKS["training_seeds"](results)
-
-
-@pytest.mark.parametrize(
-    ("file", "changes", "message"),
-    [
-        ("config.json", {"config": {"batch": 32}}, "one batch, got .*32"),
-        ("metrics.json", {"plan": {"cfg": 5.0}}, "one plan.cfg, got .*5.0"),
-        ("metrics.json", {"reference_images": 7}, "one reference_images, got .*7"),
-        ("metrics.json", {"num_samples": 7}, "one num_samples, got .*7"),
-    ],
-)
-def test_training_seeds_of_other_settings_are_refused(tmp_path, everything, file, changes, message):
-    path = tmp_path / "results/b_randar_random" / file
-    found = json.loads(path.read_text())
-    for key, value in changes.items():
-        found[key] = found[key] | value if isinstance(value, dict) else value
-    path.write_text(json.dumps(found))
-    for block in ("training_seeds", "finding"):
-        with pytest.raises(InputError, match=message):
-            BLOCKS[block](tmp_path / "results")
-
-
-def test_sweeps_over_more_than_the_calls_are_refused(tmp_path, everything):
-    path = tmp_path / "results/five_gpt_raster/sweep.json"
-    for change in ({"plan": {"steps": 16, "cfg": 7.0}}, {"num_samples": 3}, {"control": {}}):
-        found = sweep_of()
-        found["rows"][1] |= change
-        path.write_text(json.dumps(found))
-        with pytest.raises(InputError, match="over the network calls only, got 2 settings"):
-            BLOCKS["calls"](tmp_path / "results")

@@ -209,3 +209,43 @@ def benchmark_of() -> dict:
     rows = [dict(zip(columns, row, strict=True)) | {"model": "nano"} for row in rows]
     about = {"threads": 2, "device": "cpu", "cpu": "A CPU", "peak_memory": "resident"}
     return about | {"rows": rows}
+
+
+def write_everything(tmp_path) -> list:
+    """Write all folders that the README's blocks ask for; return them, the pair first."""
+    pair = write_pair(tmp_path)
+    results = tmp_path / "results"
+    spread = {"FD_c10": {"mean": 0.9, "sd": 0.0123}, "label_accuracy": {"mean": 0.71, "sd": 0.004}}
+    for name, weight in (("five_rar_anneal", 0.5), ("five_gpt_raster", 0.0)):
+        _, method, order = name.split("_")
+        about = {"method": method, "trained_order": order, "cluster_weight": weight}
+        folder = write_run(results / name, "raster", studies=False, seeds=[0, 1, 2],
+                           over_seeds=spread, **about)  # fmt: skip
+        pair.append(folder)
+    (pair[-1] / "sweep.json").write_text(json.dumps(sweep_of()))
+    for order, sd in (("raster", 0.0125), ("random", 0.025)):
+        name, both = f"randar_{order}_nano_cifar10_seeds", {"mean": 0.7, "sd": sd}
+        folder = write_run(results / name, order, studies=False, seeds=[0, 1],
+                           over_seeds={"FD_c10": both})  # fmt: skip
+        found = json.loads((folder / "metrics.json").read_text())
+        del found["bits_per_image"]
+        (folder / "metrics.json").write_text(json.dumps(found))
+        pair.append(folder)
+        for seed in (0, 1):
+            shift = (seed + 1) * (3 if order == "random" else 1)
+            first = "ab"[seed] if order == "raster" else "ba"[seed]
+            name = f"{first}_randar_{order}"  # in the order of names their seeds differ
+            pair.append(write_run(results / name, order, shift, studies=False, seed=seed))
+            (pair[-1] / "robustness.json").write_text(json.dumps(robustness_of(order, shift)))
+    singles = {"vqvae_cifar10/tokenizer": tokenizer_of(), "benchmark/benchmark": benchmark_of(),
+               "quickstart/quickstart": quickstart_of()}  # fmt: skip
+    for path, found in singles.items():
+        folder, name = path.split("/")
+        pair.append(write_single(results / folder, f"{name}.json", found))
+    return pair
+
+
+def readme_of(names) -> str:
+    """A README with these blocks, and text around them that must stay."""
+    blocks = "".join(f"<!-- report:{name} -->\nold {name}\n<!-- /report -->\n\n" for name in names)
+    return f"# Title \t\r\n| 1 | ± |\r\n\n{blocks}last line without end  "
