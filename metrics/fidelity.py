@@ -155,12 +155,14 @@ def fidelity(
     cache: Path,
     device: str = "cpu",
     verbose: bool = True,
+    frechet_only: bool = False,
 ) -> dict[str, float]:
     """Measure `samples_NHWC` against `reference_NHWC`, both uint8 (N, H, W, 3), N >= 10.
 
     Features are kept in the folder `cache` under the hash of images and weights. Precision is the
     share of samples inside the reference's manifold, recall the share of references inside the
-    samples'. Raises InputError for images of another type or shape.
+    samples'; `frechet_only` leaves both, KID and IS out. Raises InputError for images of another
+    type or shape.
     """
     for name, images in (("samples", samples_NHWC), ("reference", reference_NHWC)):
         shape = images.shape
@@ -184,9 +186,9 @@ def fidelity(
             feature_layer_prc=ruler.layer,
             feature_layer_isc=ruler.logits_layer,
             fid=True,
-            kid=True,
-            prc=True,
-            isc=ruler.logits_layer is not None,
+            kid=not frechet_only,
+            prc=not frechet_only,
+            isc=ruler.logits_layer is not None and not frechet_only,
             kid_subset_size=min(1000, len(samples_NHWC), len(reference_NHWC)),
             cuda=device.startswith("cuda"),
             batch_size=256 if device.startswith("cuda") else 32,

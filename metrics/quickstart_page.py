@@ -15,10 +15,10 @@ from models.sampling import Plan, sample_codes
 from models.tokenizer import load_tokenizer
 
 
-def generation(tokenizer: Path, run: Path, plan: Plan, count: int = 6) -> bytes:
+def generation(tokenizer_path: Path, run: Path, plan: Plan, count: int = 6) -> bytes:
     """Return a GIF of `count` images being generated, one class each."""
     model = load_generator(run / "last.pth").model
-    tokenizer, _ = load_tokenizer(tokenizer)
+    tokenizer, _ = load_tokenizer(tokenizer_path)
     images_NHWC = decode_codes(tokenizer, sample_codes(model, torch.arange(count), plan, seed=1))
     order_NS = orders_for(model, plan.order, count, seed=1)
     return gif(reveal_frames(images_NHWC, order_NS.numpy(), model.config.grid))

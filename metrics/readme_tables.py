@@ -119,7 +119,7 @@ def calls(kept: Path) -> str:
         raise InputError(f"README.md needs a run with a sweep.json in {kept}; there is none")
     rows = [(run, row) for run in runs for row in run.sweep["rows"]]
     settings = {
-        (row["num_samples"], row["plan"].get("cfg"), str(row["control"]))
+        (row["num_samples"], str(row["control"]))
         + tuple((key, x) for key, x in row["plan"].items() if key not in ("steps", "order"))
         for _, row in rows
     }

@@ -249,7 +249,6 @@ def keep_run(folder: Path, kept: Path, trainings: Path | None = None) -> dict[st
     paths below the project made relative. Raises InputError, before anything is written, if the run
     cannot be read or a file would still be too large for git.
     """
-    name_of = folder.resolve().name
     found = _texts(folder, trainings)
     texts = {name: text.replace(f"{ROOT}/", "") for name, text in found.items()}
     for name, text in texts.items():
@@ -259,5 +258,5 @@ def keep_run(folder: Path, kept: Path, trainings: Path | None = None) -> dict[st
                 "file in git; nothing was kept"
             )
     for name, text in texts.items():
-        write_text(kept / name_of / name, text)
+        write_text(kept / folder.resolve().name / name, text)
     return {name: len(text) for name, text in texts.items()}

@@ -16,12 +16,13 @@ from typing import Literal
 import numpy as np
 import torch
 import tyro
+from torch_fidelity.metric_fid import KEY_METRIC_FID
 
 from metrics.calibration import mean_of
 from metrics.evaluation import FEATURES, Reference, find_reference
 from metrics.fidelity import fidelity
 from metrics.reconstruction import codebook_use, decode_codes, encode_images, psnr
-from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
+from models.artifacts import ROOT, git_commit, plain, this_command, write_text
 from models.codes import load_codes_of
 from models.dataset import Split, evenly
 from models.errors import InputError, expect_at_least, one_line_errors
@@ -29,8 +30,6 @@ from models.methods import parameters
 from models.pictures import reconstruction_figure, save_figure
 from models.tokenizer import Tokenizer, load_tokenizer
 from models.training import pick_device
-
-FRECHET = "frechet_inception_distance"
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,9 @@ def measure(
     """Return what is known of decoded images: to the same images, and in the place of samples."""
     found = {"psnr": mean_of(torch.from_numpy(psnr(images_NHWC, decoded_NHWC)))}
     for ruler in reference.rulers:
-        about = fidelity(decoded_NHWC, images_NHWC, ruler, FEATURES, reference.device.type)
-        name = ruler.names[FRECHET]
-        found[f"r{name}"] = about[name]
+        inputs = (decoded_NHWC, images_NHWC, ruler, FEATURES, reference.device.type)
+        name = ruler.names[KEY_METRIC_FID]
+        found[f"r{name}"] = fidelity(*inputs, frechet_only=True)[name]
     return found | {"as_samples": reference.measure(decoded_NHWC, label_N)}
 
 
@@ -130,7 +129,7 @@ def main(cfg: MeasureConfig) -> dict:
         "command": this_command(),
         "config": plain(cfg),
         "git_commit": git_commit(),
-        "inputs": {"tokenizer": sha256_of(cfg.tokenizer), "test_images": test.sha256},
+        "inputs": {"tokenizer": about["sha256"], "test_images": test.sha256},
     }
     write_text(out / "tokenizer.json", json.dumps(found, indent=1) + "\n")
     shown = evenly(len(rows_N), 16)

@@ -131,14 +131,16 @@ def evaluations(cfg: QuickstartConfig) -> dict[str, dict]:
     return {order: json.loads(path.read_text()) for order, path in paths.items()}
 
 
-def write_numbers(cfg: QuickstartConfig, done: list[Ran], about: dict) -> None:
+def write_numbers(
+    cfg: QuickstartConfig, evaluated: dict[str, dict], done: list[Ran], about: dict
+) -> None:
     """Write quickstart.json, what tools/report.py keeps of it."""
     found = {
         **about,
         "seconds": {ran.name: ran.seconds for ran in done},
         "orders": {
             order: {"num_samples": one["num_samples"], **one["samples"]}
-            for order, one in evaluations(cfg).items()
+            for order, one in evaluated.items()
         },
         "config": plain(cfg),
         "command": this_command(),
@@ -154,9 +156,10 @@ def main(cfg: QuickstartConfig) -> Path:
     resumed = cfg.out.exists() and any(cfg.out.iterdir())
     done = [run_stage(stage, threads) for stage in first_stages(cfg)]
     done += run_side_by_side([generator_stages(cfg, order) for order in cfg.orders], threads)
-    path = write_page(cfg.out, cfg.method, evaluations(cfg), GUIDANCE, done)
+    evaluated = evaluations(cfg)
+    path = write_page(cfg.out, cfg.method, evaluated, GUIDANCE, done)
     minutes = (time.time() - began) / 60
-    write_numbers(cfg, done, {"minutes": minutes, "cores": threads, "resumed": resumed})
+    write_numbers(cfg, evaluated, done, {"minutes": minutes, "cores": threads, "resumed": resumed})
     print(f"\nquickstart finished in {minutes:.1f} minutes: open {path}")
     return path
 
