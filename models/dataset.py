@@ -61,6 +61,19 @@ class Split:
     """of the images; later stages record it in what they write"""
 
 
+def canonical_rows(images_NHWC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """Return the row numbers int64 (N,) that sort images by the sha256 of their pixels.
+
+    The official archive, its folder and a folder of PNGs hold the same images in three orders; all
+    that is derived from a split (hashes, codes, shipped tokenizers) depends on the order.
+    """
+    keys = [
+        (hashlib.sha256(image_HWC.tobytes()).digest(), label)  # the label decides between twins
+        for image_HWC, label in zip(images_NHWC, labels_N.tolist(), strict=True)
+    ]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+
+
 def save_split(
     folder: Path,
     split: SplitName,
@@ -72,7 +85,7 @@ def save_split(
     config: Any,
     inputs: dict[str, str],
 ) -> None:
-    """Write a split: images uint8 (N, 32, 32, 3) first, then labels int64 (N,) that name them.
+    """Write a split in canonical order: images uint8 (N, 32, 32, 3), then labels int64 (N,).
 
     Raises ValueError for another shape or dtype, OSError if the folder cannot be written.
     """
@@ -80,6 +93,8 @@ def save_split(
     expected = (np.uint8, (len(labels_N), *IMAGE_SHAPE), np.int64, (len(labels_N),))
     if found != expected:
         raise ValueError(f"expected images and labels of {expected}, got {found}")
+    row_N = canonical_rows(images_NHWC, labels_N)
+    images_NHWC, labels_N = images_NHWC[row_N], labels_N[row_N]
     about = {"classes": list(classes), "dataset": dataset}
     of_images = inputs | {"images": sha256_of(images_NHWC)}
     save_array(
