@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from models.artifacts import ROOT, write_text
-from models.dataset import evenly
+from models.data import evenly
 from models.errors import InputError
 
 PRODUCERS = {

@@ -15,9 +15,10 @@ from metrics.extractor import (
 )
 from metrics.fidelity import fidelity
 from models.artifacts import header, load_checkpoint, save_checkpoint
-from models.dataset import load_split, save_split
+from models.data import load_split, save_splits
 from models.errors import InputError
-from models.shapes import make_shapes
+
+make_shapes = script("data/shapes.py").make_shapes
 
 stage = script("tools/train_extractor.py")
 
@@ -113,9 +114,8 @@ def colours(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_training_learns_and_says_what_it_wrote(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stage, "ROOT", tmp_path)
     names = tuple("abcdefghij")
-    for split, count in (("train", 400), ("test", 100)):
-        of_split = colours(count, seed=count)
-        save_split(tmp_path, split, *of_split, names, "colours", "test", {}, {})
+    arrays = {"train": colours(400, seed=0), "test": colours(100, seed=1)}
+    save_splits(tmp_path, arrays, names, "colours", "test", {})
     stage.main(stage.ExtractorConfig(data=tmp_path, epochs=4, batch=32, width=8))
     written = tmp_path / "checkpoints" / "extractor_colours.pth"  # never over another dataset's
     head = load_checkpoint(written, "extractor", "")["header"]

@@ -20,7 +20,7 @@ from metrics.reconstruction import (
     to_uint8,
 )
 from models.artifacts import load_checkpoint
-from models.dataset import load_split
+from models.data import load_split
 from models.errors import InputError
 from models.tokenizer import find_tokenizer, load_tokenizer
 from models.vqvae import VQVAE, CosineQuantizer, VQVAEConfig

@@ -158,7 +158,7 @@ def method_measurements(
 
 def measure(cfg: BenchmarkConfig, work: Path, on_gpu: bool) -> list[dict]:
     """Run everything in `work`, one stage at a time; return a row for each measurement."""
-    draw = ["data/load_CIFAR10.py", "--dataset=shapes", f"--out={work / 'data'}"]
+    draw = ["data/shapes.py", f"--out={work / 'data'}"]
     draw += [f"--count-train={cfg.images}", f"--count-test={cfg.images}", f"--seed={cfg.seed}"]
     device = f"--device={'cuda' if on_gpu else 'cpu'}"
     todo = tokenizer_measurements(cfg, work, device)

@@ -63,9 +63,10 @@ def first_stages(cfg: QuickstartConfig) -> list[Stage]:
     """Return what comes before the generators, in order."""
     out, seed = cfg.out, f"--seed={cfg.seed}"
     data, tokenizer = out / "data", out / "tokenizer.pth"
-    load = ["data/load_CIFAR10.py", f"--dataset={cfg.dataset}", f"--out={data}"]
+    load = ["data/load_CIFAR10.py", f"--out={data}"]
     if cfg.dataset == "shapes":
-        load += [f"--count-train={cfg.images}", f"--count-test={cfg.images // 10}", seed]
+        counts = [f"--count-train={cfg.images}", f"--count-test={cfg.images // 10}"]
+        load = ["data/shapes.py", f"--out={data}", *counts, seed]
     if cfg.source is not None:
         load.append(f"--source={cfg.source}")
     return [

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from metrics.extractor import Extractor, label_accuracy, save_extractor
 from models.artifacts import ROOT, header
-from models.dataset import Split, load_split
+from models.data import Split, load_split
 from models.errors import expect_at_least, one_line_errors
 from models.training import batch_rows, lr_at, pick_device, seed_step, start_fabric
 
