@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 import tyro
 
-from metrics.baselines import baseline_bits
 from metrics.evaluation import Reference, find_reference, likelihoods, over_seeds, sample_images
+from metrics.likelihood import baseline_bits
 from metrics.samples import read_samples, write_samples
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
 from models.data import Codes, load_codes, load_codes_of

@@ -108,7 +108,7 @@ ROBUSTNESS = {
     "more bits, codes replaced by any others": ("context.uniform", "rho", "more_bits_per_image", 1),
     "more bits, by similar ones": ("context.neighbours", "rho", "more_bits_per_image", 1),
     "label accuracy": ("sampling", "rho", "label_accuracy", 1, True),
-    "FD_c10": ("sampling", "rho", "FD_c10", 2),
+    "FD": ("sampling", "rho", "FD_", 2),
 }
 """measure: list of rows, what it is measured against, key, how it is shown"""
 
@@ -128,7 +128,7 @@ def robustness(runs: Runs) -> str:
         rows = []
         for step in steps:
             cells = [
-                show(run.at(f"robustness.{path}", **{key: step}).get(name), *how)
+                show(_starting(run.at(f"robustness.{path}", **{key: step}), name), *how)
                 for path, key, name, *how in shown.values()
                 for run in every
             ]
@@ -138,6 +138,11 @@ def robustness(runs: Runs) -> str:
     counts = [shared(every, f"robustness.{n}") for n in ("corruptions.images", "images")]
     text = "{:,} corrupted test images, {:,} of replaced codes; in brackets: 95% interval."
     return "\n".join(parts) + below(every, text.format(*counts), "robustness")
+
+
+def _starting(row: dict, name: str) -> Any:
+    """Return the value whose key starts with a name: FD_ goes by the classifier's data set."""
+    return next((value for key, value in row.items() if key.startswith(name)), None)
 
 
 def methods(runs: Runs) -> str:

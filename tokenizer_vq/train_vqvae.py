@@ -16,11 +16,13 @@ import torch.nn.functional as F
 import tyro
 from tqdm import tqdm
 
+from metrics.pictures import plot_reconstructions, save_figure
+from metrics.plots import plot_curves
 from metrics.reconstruction import decode_codes, encode_images, reconstruction_report, to_float
+from metrics.report import Run
 from models.artifacts import ROOT, header, load_checkpoint, save_checkpoint, sha256_of
 from models.data import evenly, load_split
 from models.errors import expect_at_least, expect_fraction, one_line_errors
-from models.pictures import curve_figure, reconstruction_figure, save_figure
 from models.tokenizer import load_tokenizer, save_tokenizer
 from models.training import (
     batch_rows,
@@ -203,11 +205,11 @@ def _finish(cfg, head, model, test_NHWC, rows) -> dict:
     report = _evaluate(model, test_NHWC, cfg.steps, len(test_NHWC))
     rows[-1] |= report | gpu_memory(next(model.parameters()).device)
     write_log(cfg.log, rows)
-    save_figure(curve_figure(rows, PANELS), cfg.out.with_suffix(".png"))
+    save_figure(plot_curves([Run("tokenizer", {}, rows)], PANELS), cfg.out.with_suffix(".png"))
     model.eval()
     shown_NHWC = test_NHWC[evenly(len(test_NHWC), 16)]
     decoded_NHWC = decode_codes(model, encode_images(model, shown_NHWC))
-    figure = reconstruction_figure(shown_NHWC, decoded_NHWC)
+    figure = plot_reconstructions(shown_NHWC, decoded_NHWC)
     save_figure(figure, cfg.out.with_suffix(".reconstructions.png"))
     save_tokenizer(cfg.out, model, head | {"test": report})
     cfg.state.unlink(missing_ok=True)

@@ -21,12 +21,12 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID
 from metrics.calibration import mean_of
 from metrics.evaluation import FEATURES, Reference, find_reference
 from metrics.fidelity import fidelity
+from metrics.pictures import plot_reconstructions, save_figure
 from metrics.reconstruction import codebook_use, decode_codes, encode_images, psnr
 from models.artifacts import ROOT, git_commit, plain, this_command, write_text
 from models.data import Split, evenly, load_codes_of
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.methods import parameters
-from models.pictures import reconstruction_figure, save_figure
 from models.tokenizer import Tokenizer, load_tokenizer
 from models.training import pick_device
 
@@ -132,7 +132,7 @@ def main(cfg: MeasureConfig) -> dict:
     }
     write_text(out / "tokenizer.json", json.dumps(found, indent=1) + "\n")
     shown = evenly(len(rows_N), 16)
-    figure = reconstruction_figure(images_NHWC[shown], decoded_NHWC[shown])
+    figure = plot_reconstructions(images_NHWC[shown], decoded_NHWC[shown])
     save_figure(figure, out / "reconstructions.png")
     report(found, out)
     return found

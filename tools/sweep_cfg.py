@@ -16,16 +16,16 @@ import tyro
 from tqdm import tqdm
 
 from metrics.evaluation import Reference, find_reference, sample_images
+from metrics.pictures import save_figure
+from metrics.plots import HIGHER_IS_BETTER, plot_sweep
+from metrics.report import Run
 from models.artifacts import ROOT, git_commit, plain, this_command, write_text
 from models.contract import Method
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.methods import Generator, load_generator, results_of
-from models.pictures import Picture, save_figure
 from models.sampling import Plan, Schedule
 from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from models.training import pick_device
-
-HIGHER_IS_BETTER = ("IS", "precision", "recall", "label_accuracy")
 
 
 @dataclass(frozen=True)
@@ -89,27 +89,6 @@ def better(row: dict, metric: str) -> float:
     """Return what to minimise for the best `metric` of a row."""
     value = row["samples"][metric]
     return -value if metric.startswith(HIGHER_IS_BETTER) else value
-
-
-def sweep_figure(rows: list[dict], metric: str) -> Picture:
-    """Draw the metric against guidance, a line for each other setting, and against speed."""
-    figure = Picture(figsize=(10, 3.8))
-    by_cfg, by_speed = figure.subplots(1, 2)
-    lines: dict[str, list[dict]] = {}
-    for row in rows:
-        plan = row["plan"]
-        steps = f", {plan['steps']} steps" if plan["steps"] else ""
-        lines.setdefault(f"{plan['schedule']}, T {plan['temperature']:g}{steps}", []).append(row)
-    for name, some in lines.items():
-        some.sort(key=lambda row: row["plan"]["cfg"])
-        value = [row["samples"][metric] for row in some]
-        by_cfg.plot([row["plan"]["cfg"] for row in some], value, "o-", label=name)
-        by_speed.plot([row["images_per_second"] for row in some], value, "o", label=name)
-    by_cfg.set(xlabel="guidance scale", ylabel=metric)
-    by_speed.set(xlabel="images per second", ylabel=metric)
-    by_cfg.legend(fontsize=8)
-    figure.tight_layout()
-    return figure
 
 
 @dataclass(frozen=True)
@@ -212,7 +191,9 @@ def main(cfg: SweepConfig) -> dict:
         "git_commit": git_commit(),
     }
     found = sweep.write({"metric": metric, "best": best, "final": final} | made_by)
-    save_figure(sweep_figure(swept, metric), sweep.file.with_suffix(".png"))
+    run = Run(sweep.file.parent.name, {"sweep": {"rows": swept}}, [])
+    figure = plot_sweep([run], metric, ("cfg_scale", "decode_steps", "images_per_second"))
+    save_figure(figure, sweep.file.with_suffix(".png"))
     report(swept, final, metric, sweep.file)
     return found
 
