@@ -23,6 +23,9 @@ PAD = 4
 WARMUP = 0.2
 """share of the steps in which the learning rate rises to its peak"""
 
+SAVE_EVERY = 200
+"""steps between saves of the training state"""
+
 
 def crop_and_flip(
     padded_NHWC: torch.Tensor, pick_B: torch.Tensor, generator: torch.Generator
@@ -52,11 +55,10 @@ def fit_classifier(
     batch: int,
     lr: float,
     seed: int,
-    save_every: int = 200,
 ) -> None:
     """Train `model`, images (B, 3, H, W) in [0, 1] -> (anything, logits_BC), in place.
 
-    `state` is written every `save_every` steps, resumed if it is there, and left to be deleted.
+    `state` is written every SAVE_EVERY steps, resumed if it is there, and left to be deleted.
     """
     edges = ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0))
     padded_NHWC = torch.tensor(
@@ -91,6 +93,6 @@ def fit_classifier(
         if step % 20 == 0:
             right = (logits_BC.argmax(1) == label_N[pick_B]).float().mean().item()
             bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right:.3f}", refresh=False)
-        if (step + 1) % save_every == 0:
+        if (step + 1) % SAVE_EVERY == 0:
             learned = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             save_checkpoint(state, head | {"kind": kind}, step=step + 1, **learned)
