@@ -21,8 +21,7 @@ from tqdm import tqdm
 from metrics.progress import show_progress, split_bits, token_ece, tokenizer_of
 from models.artifacts import ROOT, header, write_text
 from models.cluster_loss import cluster_cross_entropy
-from models.codes import Codes, draw_batch, load_codes, split_heldout
-from models.dataset import SPLITS
+from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
 from models.errors import InputError, expect_at_least, expect_fraction, one_line_errors
 from models.methods import (
     KIND,

@@ -2,85 +2,68 @@
 """Stage 1: CIFAR-10, from the network, an archive or a folder of images, becomes .npy arrays.
 
 Reads     the official archive (downloaded, or given by --source), the extracted
-          cifar-10-batches-py, or a folder of {train,test}/<class>/*.png; or draws the shapes set.
-Writes    {train,test}_{images,labels}.npy with sidecars, and classes.png to look at.
-All is read and checked before the first file is written.
+          cifar-10-batches-py, or a folder of {train,test}/<class>/ images
+Writes    {train,test}_{images,labels}.npy with sidecars, and classes.png to look at
+All is read and checked before the first file is written. Rows are sorted by the sha256 of their
+pixels, so every source of the same images gives the same bytes. CIFAR-10: "Learning Multiple Layers
+of Features from Tiny Images", Krizhevsky 2009, read by torchvision.
 """
 
+import contextlib
 import hashlib
-import http.client
+import shutil
+import socket
+import tempfile
 import time
-import urllib.error
-import urllib.request
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from models.artifacts import ROOT, replace_file
-from models.dataset import (
-    SPLITS,
-    Source,
-    check_classes,
-    read_archive,
-    read_batch_folder,
-    read_image_folder,
-    save_split,
-)
+from models.artifacts import ROOT
+from models.data import CLASSES, IMAGE_SHAPE, SPLITS, SplitName, save_splits
 from models.errors import InputError, one_line_errors
-from models.shapes import SHAPE_CLASSES, make_shapes
+from models.pictures import first_images, save_figure
 
 PRODUCER = "data/load_CIFAR10.py"
-ARCHIVE = "cifar-10-python.tar.gz"
+SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
+"""images that are read, and what they must really be"""
 
 
 @dataclass(frozen=True)
 class LoadConfig:
-    """Turn CIFAR-10 (or the drawn shapes set) into the arrays that the later stages read."""
+    """Turn CIFAR-10 (or CIFAR-100, or your own images) into the arrays that later stages read."""
 
     source: Path | None = None
-    """official archive, cifar-10-batches-py, or {train,test}/<class>/*.png; none: download"""
-    dataset: Literal["cifar10", "shapes"] = "cifar10"
-    """shapes: ten kinds of drawn figures, made here in seconds, for a quick look at every stage"""
+    """official archive, its extracted folder, or {train,test}/<class>/*.png; none: download"""
+    dataset: Literal["cifar10", "cifar100"] = "cifar10"
+    """which archive; a folder of images brings its own classes, two or more"""
+    size: Literal[32] | None = None
+    """for images that are not 32x32: resize the shorter side to this and crop the middle"""
     out: Path | None = None
-    """folder to write to; data/cifar10 or data/shapes if not given"""
-    count_train: int = 10_000
-    """shapes: training images"""
-    count_test: int = 2_000
-    """shapes: test images"""
-    seed: int = 0
-    """shapes: everything drawn follows from it"""
+    """folder to write to; default data/<dataset>, or data/<name of the image folder>"""
     url: str | None = None
-    """where the archive is downloaded from; torchvision's CIFAR10.url if not given"""
+    """where the archive is downloaded from; default: torchvision's address"""
     md5: str | None = None
-    """MD5 that the archive must have; torchvision's CIFAR10.tgz_md5 if not given"""
+    """MD5 of an archive that is not the official one. An archive holds pickles, which can run
+    code: give this only for one that you trust"""
     downloads: Path = ROOT / "data" / "downloads"
     """folder that keeps the downloaded archive"""
 
-    def check(self) -> None:
-        """Raises InputError for values that fit no run."""
-        if self.dataset == "shapes" and self.source is not None:
-            raise InputError("--dataset shapes is drawn, not read: leave out --source")
-        if min(self.count_train, self.count_test) < 10:
-            raise InputError("--count-train and --count-test must be at least 10, one per class")
-        if self.seed < 0:
-            raise InputError(f"--seed must be at least 0, got {self.seed}")
 
-    @property
-    def folder(self) -> Path:
-        """Where the arrays go."""
-        return self.out or ROOT / "data" / self.dataset
+@dataclass(frozen=True)
+class Source:
+    """Both splits as read, before they are written."""
 
-
-def official(name: Literal["url", "tgz_md5"]) -> str:
-    """Return what torchvision says of the archive; imported here only, because it takes seconds."""
-    from torchvision.datasets import CIFAR10
-
-    return getattr(CIFAR10, name)
+    arrays: dict[SplitName, tuple[np.ndarray, np.ndarray]]
+    """images uint8 (N, 32, 32, 3) and labels int64 (N,) of each split"""
+    classes: tuple[str, ...]
+    dataset: str
 
 
 def md5_of(path: Path) -> str:
@@ -89,130 +72,161 @@ def md5_of(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def fetch(url: str, part: Path) -> None:
-    """Append to `part` what it lacks of `url`, or write it anew where the server cannot resume.
+def published(dataset: str) -> Any:
+    """Return torchvision's class of the data set; imported here only, because it takes seconds."""
+    from torchvision import datasets
 
-    Raises OSError, HTTPException or ValueError when the connection or the address fails.
-    """
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[dataset]
+
+
+def download(url: str, md5: str, archive: Path) -> Path:
+    """Return the archive, fetching it unless it is there. Raises InputError if that fails."""
+    from torchvision.datasets.utils import download_url
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)  # torchvision sets none: a silent server would hang the stage
     try:
-        response = urllib.request.urlopen(request, timeout=30)
-    except urllib.error.HTTPError as e:
-        if e.code == 416 and have:  # nothing is left to send: the part is whole, or not this file
-            return
-        raise
-    with response:
-        have = have if response.status == 206 else 0
-        left = response.headers.get("Content-Length")
-        total = have + int(left) if left else None
-        bar = tqdm(initial=have, total=total, unit="B", unit_scale=True, desc=part.stem)
-        with open(part, "ab" if have else "wb") as file, bar:
-            while block := response.read(1 << 16):
-                file.write(block)
-                bar.update(len(block))
-    if total and part.stat().st_size < total:  # read() ends without an error on a cut connection
-        raise ConnectionError(f"connection closed after {part.stat().st_size} of {total} bytes")
-
-
-def download(url: str, md5: str, folder: Path) -> Path:
-    """Return the archive at `url` in `folder`, fetching what is not there yet.
-
-    Raises InputError if the network fails (what came is kept) or the MD5 is wrong (it is deleted).
-    """
-    archive = folder / ARCHIVE
-    if archive.exists() and md5_of(archive) == md5:
-        return archive
-    part = archive.with_name(archive.name + ".part")
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        fetch(url, part)
-    except (OSError, http.client.HTTPException, ValueError) as e:
+        download_url(url, archive.parent, archive.name, md5)
+    except (OSError, RuntimeError, ValueError) as e:
+        archive.unlink(missing_ok=True)
         raise InputError(
-            f"download of {url} failed ({e}); the same command again continues it, "
-            "--source PATH takes a local copy"
+            f"download of {url} failed ({e}); run the same command again, or give a local copy "
+            "with --source"
         ) from None
-    if (found := md5_of(part)) != md5:
-        part.unlink()
+    finally:
+        socket.setdefaulttimeout(before)
+    return archive
+
+
+def read_archive(archive: Path, md5: str | None, kind: Any) -> Source:
+    """Read an official archive. Raises InputError unless it has this MD5 (None: the official)."""
+    if (found := md5_of(archive)) != (md5 or kind.tgz_md5):
         raise InputError(
-            f"{url}: expected MD5 {md5}, found {found}; deleted, the same command starts afresh"
+            f"{archive}: expected MD5 {md5 or kind.tgz_md5}, found {found}; get the archive anew"
         )
-    return part.replace(archive)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            shutil.unpack_archive(archive, folder, "gztar", filter="data")
+        except (OSError, EOFError, ValueError, shutil.ReadError) as e:
+            raise InputError(f"{archive} is no .tar.gz ({e}); get it anew") from None
+        return read_batches(Path(folder) / kind.base_folder, kind, vouched=md5 is not None)
 
 
-def read_folder(folder: Path) -> Source:
-    """Read the extracted archive or a folder of images, whichever this is.
+def read_batches(folder: Path, kind: Any, vouched: bool = False) -> Source:
+    """Read the extracted archive through torchvision, which checks each file's MD5 before it opens.
 
-    Raises InputError, in one line, if it is neither or something in it is wrong.
+    `vouched`: whatever MD5 the files have, because the archive's own was given by the user. Raises
+    InputError for a file that is missing or another.
     """
-    if any(folder.glob("*_batch*")):
-        return read_batch_folder(folder)
-    if any((folder / split).is_dir() for split in SPLITS):
-        return read_image_folder(folder, lambda files: tqdm(files, unit="image"))
-    raise InputError(
-        f"--source {folder}: expected {ARCHIVE}, the folder cifar-10-batches-py, "
-        "or a folder of {train,test}/<class>/*.png, found none of them"
-    )
+    lists = {"train": kind.train_list, "test": kind.test_list}
+    names = [name for files in lists.values() for name, _ in files] + [kind.meta["filename"]]
+    for name in names:
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: expected {name} in it, found nothing")
+    changes: dict[str, Any] = {"base_folder": folder.name}
+    if vouched:
+        for split, files in lists.items():
+            changes[f"{split}_list"] = [[name, md5_of(folder / name)] for name, _ in files]
+        changes["meta"] = kind.meta | {"md5": md5_of(folder / kind.meta["filename"])}
+    reader = type(kind.__name__, (kind,), changes)
+    try:
+        both = {split: reader(folder.parent, train=split == "train") for split in SPLITS}
+        arrays = {s: (np.asarray(b.data), np.array(b.targets, np.int64)) for s, b in both.items()}
+    except RuntimeError:  # torchvision's word for a wrong MD5
+        raise InputError(
+            f"{folder}: its files do not have the official MD5s, and pickles of others are not "
+            "opened; get the archive anew"
+        ) from None
+    except Exception as e:  # a vouched archive that is another thing: almost any type
+        raise InputError(f"{folder} is no {kind.__name__} ({e!r})") from None
+    return Source(arrays, tuple(both["train"].classes), kind.__name__.lower())
+
+
+def read_image(path: str, size: int | None, bar: tqdm) -> np.ndarray:
+    """Return one image as uint8 (32, 32, 3).
+
+    Raises InputError, with the path, for anything but an 8-bit RGB still of that size: what would
+    have to be clipped, flattened or chosen from is refused, not guessed.
+    """
+    file = Path(path)
+    bar.update()
+    try:
+        if not file.is_file():  # a FIFO would wait for ever
+            raise OSError("it is no file")
+        with warnings.catch_warnings(), Image.open(file) as image:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            kind = image.format, image.mode, getattr(image, "n_frames", 1)
+            sixteen = image.format == "PNG" and file.read_bytes()[24] != 8
+            if kind != (SUFFIXES.get(file.suffix.lower()), "RGB", 1) or sixteen:
+                bits = ", 16 bits" if sixteen else ""
+                raise ValueError(f"it is {kind[0]} of mode {kind[1]}, {kind[2]} frames{bits}")
+            if "transparency" in image.info:
+                raise ValueError("it has transparent pixels")
+            if size is None and image.size != IMAGE_SHAPE[1::-1]:
+                raise ValueError(f"it is {image.width}x{image.height}; --size 32 would resize it")
+            return np.asarray(ImageOps.fit(image, IMAGE_SHAPE[:2], Image.Resampling.LANCZOS))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as e:
+        raise InputError(f"{path}: expected an 8-bit RGB still of 32x32 pixels: {e}") from None
+
+
+def read_image_folder(folder: Path, size: int | None) -> Source:
+    """Read {train,test}/<class>/ images. Raises InputError with the path of a bad one."""
+    from torchvision.datasets import ImageFolder
+
+    arrays, classes = {}, {}
+    for split in SPLITS:
+        with tqdm(desc=split, unit="image") as bar:
+            try:
+                found = ImageFolder(folder / split, is_valid_file=is_image)
+            except FileNotFoundError as e:
+                raise InputError(f"{folder / split}: {' '.join(str(e).split())[:150]}") from None
+            images = [read_image(path, size, bar) for path, _ in found.samples]
+        arrays[split] = np.stack(images), np.array(found.targets, np.int64)
+        classes[split] = tuple(found.classes)
+    if classes["train"] != classes["test"]:
+        differ = sorted(set(classes["train"]) ^ set(classes["test"]))
+        raise InputError(f"{folder}: classes in one split only: {', '.join(differ[:12])}")
+    cifar10 = classes["train"] == CLASSES["cifar10"] and size is None
+    return Source(arrays, classes["train"], "cifar10" if cifar10 else folder.resolve().name)
+
+
+def is_image(path: str) -> bool:
+    """Tell an image by its name, as ImageFolder wants it; hidden files are none."""
+    return Path(path).suffix.lower() in SUFFIXES and not Path(path).name.startswith(".")
 
 
 def read_source(cfg: LoadConfig) -> Source:
-    """Read what the config names, downloading it if it names nothing.
-
-    Raises InputError, in one line, for anything wrong with it.
-    """
-    if cfg.source is not None and not cfg.source.is_file():
-        return read_folder(cfg.source)
-    md5 = cfg.md5 or official("tgz_md5")
+    """Read what the config names, downloading it if it names nothing."""
+    kind = published(cfg.dataset)
     if cfg.source is None:
-        return read_archive(download(cfg.url or official("url"), md5, cfg.downloads))
-    if (found := md5_of(cfg.source)) != md5:
-        raise InputError(f"{cfg.source}: expected MD5 {md5}, found {found}; get the archive anew")
-    return read_archive(cfg.source)
-
-
-def draw_shapes(count_train: int, count_test: int, seed: int) -> Source:
-    """Draw the shapes set: the test images are the ones that follow the training images."""
-    images_NHWC, labels_N = make_shapes(count_train + count_test, seed)
-    arrays = {
-        "train": (images_NHWC[:count_train], labels_N[:count_train]),
-        "test": (images_NHWC[count_train:], labels_N[count_train:]),
-    }
-    return Source(arrays, SHAPE_CLASSES, "shapes", inputs={})
-
-
-def save_picture(
-    path: Path, images_NHWC: np.ndarray, labels_N: np.ndarray, classes: tuple[str, ...]
-) -> None:
-    """Write a PNG of ten rows, a class each, with the first ten images of the class."""
-    canvas = np.full((10, 10, 34, 34, 3), 255, np.uint8)  # a white pixel around each image
-    for label in range(10):
-        first_NHWC = images_NHWC[labels_N == label][:10]
-        canvas[label, : len(first_NHWC), 1:33, 1:33] = first_NHWC
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(canvas.transpose(0, 2, 1, 3, 4).reshape(340, 340, 3))
-    axes.set_yticks(np.arange(10) * 34 + 16.5, classes)
-    axes.set_xticks([])
-    replace_file(path, lambda file: figure.savefig(file, format="png", dpi=120))
+        archive = cfg.downloads / kind.filename
+        download(cfg.url or kind.url, cfg.md5 or kind.tgz_md5, archive)
+        return read_archive(archive, cfg.md5, kind)
+    if cfg.source.is_file():
+        return read_archive(cfg.source, cfg.md5, kind)
+    for folder in (cfg.source, cfg.source / kind.base_folder):
+        if (folder / kind.meta["filename"]).exists():
+            return read_batches(folder.resolve(), kind)
+    if any((cfg.source / split).is_dir() for split in SPLITS):
+        return read_image_folder(cfg.source, cfg.size)
+    raise InputError(
+        f"--source {cfg.source}: expected {kind.filename}, the folder {kind.base_folder}, or a "
+        "folder of {train,test}/<class>/ images, found none of them"
+    )
 
 
 def main(cfg: LoadConfig) -> None:
     """Read and check everything, then write the four arrays and the picture."""
-    cfg.check()
     start = time.perf_counter()
-    cfg.folder.mkdir(parents=True, exist_ok=True)  # before the long part, should it be impossible
-    if cfg.dataset == "shapes":
-        source = draw_shapes(cfg.count_train, cfg.count_test, cfg.seed)
-    else:
+    if cfg.out:
+        cfg.out.mkdir(parents=True, exist_ok=True)  # before the long part, should it be impossible
+    with contextlib.redirect_stdout(None):  # torchvision prints "Files already downloaded"
         source = read_source(cfg)
-    check_classes(source, str(cfg.source or "the archive"))
-    about = (source.classes, source.dataset, PRODUCER, cfg, source.inputs)
-    for split in SPLITS:
-        save_split(cfg.folder, split, *source.arrays[split], *about)
-    save_picture(cfg.folder / "classes.png", *source.arrays["train"], source.classes)
+    out = cfg.out or ROOT / "data" / source.dataset
+    save_splits(out, source.arrays, source.classes, source.dataset, PRODUCER, cfg)
+    save_figure(first_images(*source.arrays["train"], source.classes), out / "classes.png")
     counts = ", ".join(f"{len(labels)} {split}" for split, (_, labels) in source.arrays.items())
-    seconds = time.perf_counter() - start
-    print(f"{source.dataset}: {counts} images -> {cfg.folder} in {seconds:.1f} s")
+    print(f"{source.dataset}: {counts} images -> {out} in {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

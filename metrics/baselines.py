@@ -6,7 +6,7 @@ Dirichlet prior. Its strength is the one that predicts half of the train images 
 
 import torch
 
-from models.codes import Codes
+from models.data import Codes
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """pseudo-counts of the prior that are tried"""

@@ -22,7 +22,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as vision
 
 from metrics.reconstruction import to_float, to_uint8
-from models.dataset import IMAGE_SHAPE
+from models.data import IMAGE_SHAPE
 from models.errors import InputError
 
 SEVERITIES = (1, 2, 3, 4, 5)

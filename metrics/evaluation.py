@@ -12,9 +12,8 @@ from metrics.fidelity import Ruler, download_inception, fidelity, inception_rule
 from metrics.likelihood import bits_per_code, orders_for
 from metrics.reconstruction import decode_codes
 from models.artifacts import ROOT
-from models.codes import Codes
 from models.contract import Method
-from models.dataset import SPLITS, Split, evenly, load_split
+from models.data import SPLITS, Codes, Split, evenly, load_split
 from models.sampling import Plan, sample_codes
 from models.vqvae import VQVAE
 

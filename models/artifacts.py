@@ -3,17 +3,21 @@
 Every artifact carries a header: kind, producer, config, git commit, sha256 of its inputs, and for
 an array its shape, dtype and own sha256. A .pth holds it under the key `header`; an .npy has it in
 a sidecar `NAME.npy.json`. Files are written beside their target and renamed, so a reader sees the
-old file or the new one, never a part. Pickled code is never run (`weights_only=True`).
+old file or the new one, never a part. Pickled code is never run (`weights_only=True`), and no file
+from outside can ask for more memory than a valid file of its size would need.
 """
 
 import contextlib
 import hashlib
+import io
 import json
 import os
+import secrets
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +41,18 @@ def sha256_of(source: Path | np.ndarray) -> str:
 
 def git_commit() -> str:
     """Return this checkout's commit, `+` added if tracked files differ, "unknown" without git."""
-    git = ["git", "-C", str(ROOT)]
+
+    def git(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        clean = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
+        top = git("rev-parse", "--show-toplevel", "HEAD")
+        folder, _, head = top.stdout.strip().partition("\n")
+        if top.returncode or Path(folder).resolve() != ROOT:  # unpacked inside another's repository
+            return "unknown"
+        return head + "+" * git("diff", "--quiet", "HEAD").returncode
     except OSError:
         return "unknown"
-    return head.stdout.strip() + "+" * clean.returncode if head.returncode == 0 else "unknown"
 
 
 def plain(config: Any) -> Any:
@@ -84,10 +93,13 @@ def replace_file(path: Path, write: Callable[[Any], None]) -> None:
     Raises OSError with the path in it when the folder cannot be written or the disk is full.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.tmp")  # one name: a killed run leaves at most one
+    # a name of this process's own, created exclusively: two writers never share a file, and a
+    # symbolic link that lies there is not followed
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
+        _remove_leftovers(path)
+        with open(beside, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -99,9 +111,69 @@ def replace_file(path: Path, write: Callable[[Any], None]) -> None:
             beside.unlink(missing_ok=True)
 
 
+def _remove_leftovers(path: Path) -> None:
+    """Delete the temporary files that killed processes left beside `path`."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        process = left.name.removeprefix(f".{path.name}.").split(".")[0]
+        if not process.isdigit() or not _is_alive(int(process)):
+            left.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # alive, and another user's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into a run's folder; the system ends a dead one's lock.
+
+    Raises InputError naming the process that holds it. Without `fcntl` (Windows) nothing is locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(
+                f"{folder} is being written by process {file.read(20).strip() or 'unknown'}; "
+                "wait for it, or choose another --out"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small text file in one rename."""
     replace_file(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path, limit: int = 1 << 24) -> dict:
+    """Read a JSON file that holds an object. Raises ValueError for anything else in it."""
+    with open(path, "rb") as file:
+        raw = file.read(limit + 1)
+    if len(raw) > limit:
+        raise ValueError(f"{path}: expected at most {limit} bytes of JSON, found more")
+    try:
+        found = json.loads(raw)
+    except RecursionError:
+        raise ValueError(f"{path}: the JSON is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
 
 
 def sidecar(path: Path) -> Path:
@@ -116,24 +188,33 @@ def save_array(path: Path, array: np.ndarray, head: dict) -> None:
     write_text(sidecar(path), json.dumps(head | about, indent=1) + "\n")
 
 
-def load_array(path: Path, kind: str, rerun: str) -> tuple[np.ndarray, dict]:
-    """Read an .npy and its header, checked against each other.
+def load_array(path: Path, kind: str, rerun: str, dtype: type, ndim: int) -> tuple:
+    """Read an .npy and its header, checked against each other: (array, header).
 
     Raises InputError, naming the command `rerun` that makes the file, if it is missing, torn,
-    changed since it was written, or of another kind.
+    changed since it was written, of another kind, dtype or number of dimensions.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"expected {kind} at {path}, found nothing; run: {rerun}")
     try:
-        about = json.loads(sidecar(path).read_text())
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        raise InputError(f"cannot read {path} with its sidecar ({e}); run: {rerun}") from None
+        about = read_json(sidecar(path))
+        # mapped, not read: a header that claims more elements than the file holds is an error here
+        array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError, TypeError, OverflowError, SyntaxError) as e:
+        reason = " ".join(str(e).split())[:150]
+        raise InputError(f"cannot read {path} with its sidecar ({reason}); run: {rerun}") from None
     if about.get("kind") != kind:
         raise InputError(f"{path}: expected {kind}, found {about.get('kind')}; run: {rerun}")
     if sha256_of(array) != about.get("sha256"):
         raise InputError(f"{path} is not the array its sidecar describes; run: {rerun}")
+    if array.dtype != dtype or array.ndim != ndim:
+        raise InputError(
+            f"{path}: expected {np.dtype(dtype)} of {ndim} dimensions, "
+            f"found {array.dtype} {array.shape}; run: {rerun}"
+        )
+    if not isinstance(about.get("inputs"), dict):
+        raise InputError(f"{sidecar(path)} does not say its inputs; run: {rerun}")
     return array, about
 
 
@@ -145,25 +226,56 @@ def save_checkpoint(path: Path, head: dict, **contents: Any) -> None:
 def load_checkpoint(path: Path, kind: str, rerun: str) -> dict[str, Any]:
     """Read a .pth of ours onto the CPU: its `header` and whatever was saved beside it.
 
-    Raises InputError, naming `rerun`, if it is missing, broken, unsafe or of another kind.
+    The header's `sha256` is that of the bytes that were read. Raises InputError, naming `rerun`, if
+    the file is missing, broken, unsafe, of another kind, or holds NaN or infinite weights.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"expected {kind} at {path}, found nothing; run: {rerun}")
+    contents, digest = safe_load(path, f"run: {rerun}")
+    head = contents.get("header") if isinstance(contents, dict) else None
+    found = head.get("kind") if isinstance(head, dict) else "a file without our header"
+    if found != kind:
+        raise InputError(f"{path}: expected {kind}, found {found}; run: {rerun}")
+    for name, tensor in _tensors(contents):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: {name} holds NaN or infinite values; run: {rerun}")
+    return contents | {"header": {"inputs": {}, "config": {}} | head | {"sha256": digest}}
+
+
+def safe_load(path: Path, mend: str) -> tuple[Any, str]:
+    """Read any .pth onto the CPU, once, without running what is in it: (contents, sha256).
+
+    Raises InputError, ending in what to do (`mend`), for a file that is torn, unsafe, or expands to
+    more than its own size.
+    """
+    raw = Path(path).read_bytes()
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        if zipfile.is_zipfile(io.BytesIO(raw)):  # else the format of PyTorch < 1.6, a plain stream
+            with zipfile.ZipFile(io.BytesIO(raw)) as members:
+                if any(m.compress_type or m.file_size > len(raw) for m in members.infolist()):
+                    raise ValueError("compressed, or longer than the file: torch.save writes none")
+        contents = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        for name, tensor in _tensors(contents):
+            if tensor.layout != torch.strided or tensor.nbytes > len(raw):
+                raise ValueError(f"{name} claims {tuple(tensor.shape)}, more than the file holds")
     except Exception as e:  # torch raises many types for a torn, foreign or unsafe file
         reason = " ".join(str(e).split())[:100]
         raise InputError(
-            f"{path} is broken or unsafe and was not loaded ({reason}); run: {rerun}"
+            f"{path} is broken or unsafe and was not loaded ({reason}); {mend}"
         ) from None
-    found = contents["header"].get("kind") if _has_header(contents) else "a file without our header"
-    if found != kind:
-        raise InputError(f"{path}: expected {kind}, found {found}; run: {rerun}")
-    return contents
+    return contents, hashlib.sha256(raw).hexdigest()
 
 
-def _has_header(contents: Any) -> bool:
-    return isinstance(contents, dict) and isinstance(contents.get("header"), dict)
+def _tensors(contents: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every tensor in nested dicts and lists, with the path of keys that leads to it."""
+    if depth > 20:
+        raise ValueError("nested more than 20 deep")
+    if isinstance(contents, torch.Tensor):
+        yield name, contents
+    elif isinstance(contents, dict):
+        for key, value in contents.items():
+            yield from _tensors(value, f"{name}.{key}".lstrip("."), depth + 1)
+    elif isinstance(contents, list | tuple):
+        for i, value in enumerate(contents):
+            yield from _tensors(value, f"{name}[{i}]", depth + 1)

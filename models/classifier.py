@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from models.artifacts import load_checkpoint, save_checkpoint
-from models.dataset import Split
+from models.data import Split
 from models.training import batch_rows, lr_at, same_run, seed_step
 
 PAD = 4

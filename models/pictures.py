@@ -76,6 +76,13 @@ def class_grid(images_NHWC: np.ndarray, labels_N: np.ndarray, classes: Sequence[
     return figure
 
 
+def first_images(images_NHWC: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]) -> Picture:
+    """Draw up to ten images of each of the first twenty classes."""
+    shown = first_of_each(labels_N, 10)
+    shown = shown[labels_N[shown] < 20]
+    return class_grid(images_NHWC[shown], labels_N[shown], classes[:20])
+
+
 def reconstruction_figure(
     images_NHWC: np.ndarray,
     others_NHWC: np.ndarray,

@@ -29,14 +29,21 @@ def one_thread():
 def world(tmp_path_factory) -> World:
     """Run stages 1 to 3 once, at a size that takes seconds."""
     root = tmp_path_factory.mktemp("world")
-    load, train = script("data/load_CIFAR10.py"), script("tokenizer_vq/train_vqvae.py")
+    shapes, train = script("data/shapes.py"), script("tokenizer_vq/train_vqvae.py")
     extract = script("tools/extract_latent_codes.py")
     made = World(root / "data", root / "tokenizer.pth", root / "codes")
-    load.main(load.LoadConfig(dataset="shapes", out=made.data, count_train=120, count_test=40))
+    shapes.main(shapes.ShapesConfig(out=made.data, count_train=120, count_test=40))
     size = VQVAEConfig(codebook_size=32, width=8, blocks=1)
     train.main(
         train.TokenizerConfig(
-            data=made.data, out=made.tokenizer, model=size, steps=6, batch=16, warmup=2
+            data=made.data,
+            out=made.tokenizer,
+            model=size,
+            steps=6,
+            batch=16,
+            warmup=2,
+            init=None,
+            perceptual=0,
         )
     )
     extract.main(extract.ExtractConfig(tokenizer=made.tokenizer, data=made.data, out=made.codes))

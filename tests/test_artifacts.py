@@ -18,6 +18,7 @@ from models.artifacts import (
     replace_file,
     save_array,
     save_checkpoint,
+    sha256_of,
     sidecar,
 )
 from models.errors import InputError, one_line_errors
@@ -28,12 +29,14 @@ HEAD = header("thing", "tests", {"a": 1})
 def test_arrays_and_checkpoints_come_back(tmp_path):
     array = np.arange(6, dtype=np.uint16).reshape(2, 3)
     save_array(tmp_path / "a.npy", array, HEAD)
-    found, about = load_array(tmp_path / "a.npy", "thing", "remake")
+    found, about = load_array(tmp_path / "a.npy", "thing", "remake", np.uint16, 2)
     assert np.array_equal(found, array) and found.dtype == np.uint16
     assert about["shape"] == [2, 3] and about["dtype"] == "uint16"
     save_checkpoint(tmp_path / "a.pth", HEAD, x=torch.ones(2), rows=[{"step": 1}])
     found = load_checkpoint(tmp_path / "a.pth", "thing", "remake")
-    assert found["header"] == HEAD and found["rows"] == [{"step": 1}]
+    assert found["header"] == HEAD | {"sha256": sha256_of(tmp_path / "a.pth")} and found[
+        "rows"
+    ] == [{"step": 1}]
 
 
 def damage_missing(path):
@@ -64,7 +67,7 @@ def test_damaged_arrays_are_refused_with_the_command_to_rerun(tmp_path, damage):
     save_array(tmp_path / "a.npy", np.arange(100), HEAD)
     damage(tmp_path / "a.npy")
     with pytest.raises(InputError, match="remake it"):
-        load_array(tmp_path / "a.npy", "thing", "remake it")
+        load_array(tmp_path / "a.npy", "thing", "remake it", np.int64, 1)
 
 
 class Bomb:

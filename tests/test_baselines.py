@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metrics.baselines import baseline_bits
-from models.codes import Codes
+from models.data import Codes
 
 TOKENS, SIZE, CLASSES = 16, 8, 4
 

@@ -174,7 +174,7 @@ def test_on_a_gpu_memory_is_what_the_stage_recorded(tmp_path, monkeypatch):
 
 def test_a_stage_that_fails_is_one_line_and_leaves_the_last_record(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "ROOT", tmp_path)
-    scripts = {"data/load_CIFAR10.py": "", "tokenizer_vq/train_vqvae.py": "exit('error: no luck')"}
+    scripts = {"data/shapes.py": "", "tokenizer_vq/train_vqvae.py": "exit('error: no luck')"}
     for name, text in scripts.items():
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(text)

@@ -10,7 +10,7 @@ from helpers import script
 from tiny_extractor import write_extractor
 
 from models.artifacts import header
-from models.codes import load_codes, save_codes
+from models.data import load_codes, save_codes
 from models.errors import InputError
 from models.methods import METHODS, build, save_generator
 from models.trunk import ModelConfig

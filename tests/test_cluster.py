@@ -19,7 +19,7 @@ from models.cluster_loss import (
     relabelling,
     spread,
 )
-from models.codes import load_codes
+from models.data import load_codes
 from models.errors import InputError
 from models.tokenizer import load_tokenizer, save_tokenizer
 
@@ -142,8 +142,12 @@ def test_new_codes_decode_to_the_same_images_bit_for_bit(world, clustered):
 def test_the_whole_codebook_state_is_relabelled(world, clustered):
     """What training would go on from: vectors, running sums, and counts of uses."""
     old, new = (load_tokenizer(path)[0] for path in (world.tokenizer, clustered / "tokenizer.pth"))
-    new_of_old_V = torch.from_numpy(load_array(clustered / "relabelling.npy", "relabelling", "")[0])
-    inverse_V = torch.from_numpy(load_array(clustered / "inverse.npy", "inverse", "")[0])
+    new_of_old_V = torch.from_numpy(
+        load_array(clustered / "relabelling.npy", "relabelling", "", np.int64, 1)[0]
+    )
+    inverse_V = torch.from_numpy(
+        load_array(clustered / "inverse.npy", "inverse", "", np.int64, 1)[0]
+    )
     assert new_of_old_V.dtype == torch.int64
     assert torch.equal(new_of_old_V[inverse_V], torch.arange(32))
     moved = 0

@@ -9,7 +9,7 @@ from helpers import script
 
 from metrics.reconstruction import decode_codes, encode_images, psnr
 from models.code_search import error_around, search_codes
-from models.dataset import load_split
+from models.data import load_split
 from models.errors import InputError
 from models.tokenizer import load_tokenizer
 

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from helpers import script
 
 from metrics.corruptions import CORRUPTIONS, OFFICIAL, SEVERITIES, corrupt, drawn, official
 from models.errors import InputError
-from models.shapes import make_shapes
+
+make_shapes = script("data/shapes.py").make_shapes
 
 SHAPES_NHWC = make_shapes(20, seed=0)[0]
 DRAWN = {"gaussian_noise", "shot_noise", "impulse_noise", "motion_blur", "haze", "elastic"}

@@ -14,8 +14,7 @@ from helpers import script
 from metrics.extractor import Extractor, save_extractor
 from metrics.likelihood import bits_per_code, orders_for
 from models.artifacts import header
-from models.codes import load_codes, save_codes
-from models.dataset import load_split
+from models.data import load_codes, load_split, save_codes
 from models.errors import InputError
 from models.methods import METHODS, build, load_generator
 from models.trunk import ModelConfig
@@ -285,9 +284,9 @@ def test_codes_are_those_of_the_images_and_their_mirror_images(world):
 
 
 def test_a_tokenizer_of_other_images_is_refused(world, tmp_path):
-    load, extract = script("data/load_CIFAR10.py"), script("tools/extract_latent_codes.py")
+    shapes, extract = script("data/shapes.py"), script("tools/extract_latent_codes.py")
     other = tmp_path / "other"
-    load.main(load.LoadConfig(dataset="shapes", out=other, count_train=20, count_test=10, seed=9))
+    shapes.main(shapes.ShapesConfig(out=other, count_train=20, count_test=10, seed=9))
     with pytest.raises(InputError, match="trained on other images"):
         extract.main(
             extract.ExtractConfig(tokenizer=world.tokenizer, data=other, out=tmp_path / "codes")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from helpers import script
 from tiny_extractor import write_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -20,7 +21,8 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from metrics.extractor import SmallClassifier, extractor_ruler, load_extractor
 from metrics.fidelity import Ruler, download_inception, fidelity, inception_ruler
 from models.errors import InputError
-from models.shapes import make_shapes
+
+make_shapes = script("data/shapes.py").make_shapes
 
 measure = partial(fidelity, verbose=False)
 

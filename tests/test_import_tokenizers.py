@@ -10,7 +10,7 @@ from torch import nn
 
 from models.artifacts import load_checkpoint, save_checkpoint
 from models.baseline_vqvae import BaselineConfig, BaselineVQVAE
-from models.codes import load_codes
+from models.data import load_codes
 from models.errors import InputError
 from models.methods import parameters
 from models.published_sizes import infer_config, recognise

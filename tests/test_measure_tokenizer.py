@@ -18,8 +18,7 @@ from metrics.reconstruction import (
     reconstruction_report,
 )
 from metrics.robustness import features_of, frechet
-from models.codes import load_codes, save_codes
-from models.dataset import evenly, load_split
+from models.data import evenly, load_codes, load_split, save_codes
 from models.errors import InputError
 from models.tokenizer import load_tokenizer, save_tokenizer
 

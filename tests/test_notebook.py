@@ -9,6 +9,7 @@ from unittest.mock import patch
 import nbformat
 import pytest
 import torch
+from helpers import script
 from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
 from torch_fidelity.feature_extractor_inceptionv3 import (
@@ -17,8 +18,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 )
 
 from models.artifacts import ROOT
-from models.dataset import save_split
-from models.shapes import SHAPE_CLASSES, make_shapes
+from models.data import CLASSES, save_splits
 from models.tokenizer import load_tokenizer
 
 NOTEBOOK = ROOT / "tokenizer_vq/vq-vae.ipynb"
@@ -79,9 +79,9 @@ def kernel_home(tmp_path, monkeypatch) -> Path:
 
 def run_tiny(notebook, folder: Path) -> None:
     """Execute the page, outputs and all, with a tiny config set after the first code cell."""
-    for split, count, seed in (("train", 128, 0), ("test", 40, 1)):
-        made = make_shapes(count, seed)
-        save_split(folder, split, *made, SHAPE_CLASSES, "shapes", "test", {}, {})
+    make_shapes = script("data/shapes.py").make_shapes
+    arrays = {"train": make_shapes(128, 0), "test": make_shapes(40, 1)}
+    save_splits(folder, arrays, CLASSES["shapes"], "shapes", "test", {})
     config = notebook.cells.index(code_cells(notebook)[0])
     tiny = nbformat.v4.new_code_cell(TINY.format(folder=str(folder)))
     notebook.cells.insert(config + 1, tiny)

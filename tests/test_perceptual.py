@@ -1,12 +1,13 @@
-"""The perceptual loss: the distance that it says it is, by a net that a cut training leaves equal."""
+"""The perceptual loss: the distance it says it is, by a net that a cut training leaves equal."""
 
-import numpy as np
 import pytest
 import torch
 from helpers import script
+from tiny_extractor import colours
 
 from models.artifacts import load_checkpoint
-from models.dataset import load_split, save_split
+from models.classifier import PAD, crop_and_flip
+from models.data import load_split, save_splits
 from models.errors import InputError
 from models.perceptual import (
     KIND,
@@ -73,17 +74,26 @@ def test_a_net_comes_back_frozen_and_another_file_does_not(trained_a_bit, tmp_pa
         load_perceptual(world.tokenizer)
 
 
-def colours(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy images of ten colours, uint8 (count, 32, 32, 3), and which one each has."""
-    palette_C3 = 50 + 75 * np.indices((3, 3, 3)).reshape(3, 27).T[:10]
-    labels_N = np.arange(count) % 10
-    noise = np.random.default_rng(count).normal(0, 10, (count, 32, 32, 3))
-    return (palette_C3[labels_N][:, None, None] + noise).clip(0, 255).astype(np.uint8), labels_N
+def test_crops_are_windows_and_half_are_mirrored():
+    side = 8 + 2 * PAD
+    here = torch.arange(side)
+    padded_NHWC = torch.stack([here[:, None].expand(side, side), here.expand(side, side)], -1)[None]
+    pick_B = torch.zeros(1000, dtype=torch.int64)
+    crops_BCHW = crop_and_flip(padded_NHWC, pick_B, torch.Generator().manual_seed(0))
+    assert crops_BCHW.shape == (1000, 2, 8, 8)
+    row_BHW, column_BHW = crops_BCHW.unbind(1)
+    assert (row_BHW.diff(dim=1) == 1).all() and (row_BHW.diff(dim=2) == 0).all()
+    step_BHW = column_BHW.diff(dim=2)
+    mirrored_B = step_BHW[:, 0, 0] == -1
+    assert (step_BHW == torch.where(mirrored_B, -1, 1)[:, None, None]).all()
+    assert (column_BHW.diff(dim=1) == 0).all() and 400 < mirrored_B.sum() < 600
+    for cells_BHW in (row_BHW, column_BHW):
+        assert cells_BHW.amin((1, 2)).unique().tolist() == list(range(2 * PAD + 1))
 
 
 def test_a_cut_training_ends_as_an_undisturbed_one_and_has_learnt(tmp_path, monkeypatch):
-    for split, count in (("train", 200), ("test", 50)):
-        save_split(tmp_path, split, *colours(count), tuple("abcdefghij"), "x", "test", {}, {})
+    arrays = {"train": colours(200, seed=0), "test": colours(50, seed=1)}
+    save_splits(tmp_path, arrays, tuple("abcdefghij"), "colours", "test", {})
     monkeypatch.setattr(stage, "PerceptualNet", lambda classes: PerceptualNet(WIDTHS, classes))
     monkeypatch.setattr("models.classifier.SAVE_EVERY", 5)
     files = [tmp_path / "whole.pth", tmp_path / "cut.pth"]
@@ -105,7 +115,7 @@ def test_a_cut_training_ends_as_an_undisturbed_one_and_has_learnt(tmp_path, monk
     whole, cut = (load_checkpoint(path, KIND, "") for path in files)
     for name, value in whole["state"].items():
         assert torch.equal(value, cut["state"][name]), name
-    assert whole["header"]["test_accuracy"] == cut["header"]["test_accuracy"] > 0.5
+    assert whole["header"]["test_accuracy"] == cut["header"]["test_accuracy"] > 0.3
     train = load_split(tmp_path, "train")
     assert whole["header"]["inputs"] == {"train_images": train.sha256}
     assert not (tmp_path / "cut.state.pth").exists()

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import script
 from tiny_extractor import write_extractor
 
 from metrics.calibration import Predictions
@@ -28,10 +29,11 @@ from models.contract import Method
 from models.errors import InputError
 from models.methods import METHODS, build
 from models.sampling import Plan, sample_chance, sample_codes
-from models.shapes import make_shapes
 from models.trunk import ModelConfig
 from models.vq16 import VQ16, VQ16Config
 from models.vqvae import VQVAE, VQVAEConfig
+
+make_shapes = script("data/shapes.py").make_shapes
 
 CODES = 7
 

@@ -16,8 +16,7 @@ from metrics.reconstruction import decode_codes, encode_images, psnr
 from metrics.robustness import read_images
 from metrics.sample_calibration import class_log_p
 from models.artifacts import header
-from models.codes import load_codes, save_codes
-from models.dataset import evenly, load_split
+from models.data import evenly, load_codes, load_split, save_codes
 from models.errors import InputError
 from models.methods import build, load_generator, save_generator
 from models.tokenizer import load_tokenizer

@@ -9,13 +9,16 @@ import time
 
 import numpy as np
 import pytest
+from helpers import script
 from PIL import Image
-from tiny_cifar import bytes_in, load
+from tiny_cifar import bytes_in
 
 from models.artifacts import ROOT
-from models.dataset import SPLITS, load_split
+from models.data import CLASSES, SPLITS, canonical_rows, load_split
 from models.errors import InputError
-from models.shapes import SHAPE_CLASSES, make_shapes
+
+stage = script("data/shapes.py")
+make_shapes = stage.make_shapes
 
 
 def test_shapes_follow_from_the_seed_and_are_balanced():
@@ -29,13 +32,17 @@ def test_shapes_follow_from_the_seed_and_are_balanced():
 
 
 def test_train_and_test_shapes_are_different_images(tmp_path):
-    splits = load(tmp_path, dataset="shapes", count_train=95, count_test=25)
+    stage.main(stage.ShapesConfig(tmp_path, count_train=95, count_test=25))
+    splits = {split: load_split(tmp_path, split) for split in SPLITS}
     assert [len(splits[split].labels_N) for split in SPLITS] == [95, 25]
     images = np.concatenate([splits[split].images_NHWC for split in SPLITS])
     assert len({image.tobytes() for image in images}) == 120
-    assert splits["test"].classes == SHAPE_CLASSES
+    assert splits["test"].classes == CLASSES["shapes"]
     assert splits["test"].dataset == "shapes"
-    np.testing.assert_array_equal(splits["test"].labels_N, (np.arange(25) + 95) % 10)
+    images, labels = (array[95:] for array in make_shapes(120, 0))
+    rows = canonical_rows(images, labels)
+    np.testing.assert_array_equal(splits["test"].images_NHWC, images[rows])
+    np.testing.assert_array_equal(splits["test"].labels_N, labels[rows])
 
 
 def figure_of(image_HWC: np.ndarray) -> np.ndarray:
@@ -62,17 +69,18 @@ def test_a_figure_shows_its_class():
     distance_NN = product_NN.diagonal()[:, None] + product_NN.diagonal() - 2 * product_NN
     np.fill_diagonal(distance_NN, np.inf)
     right_C = np.bincount(labels[labels[distance_NN.argmin(1)] == labels], minlength=10)
-    assert right_C.min() >= 57, dict(zip(SHAPE_CLASSES, right_C, strict=True))  # of 60
+    assert right_C.min() >= 57, dict(zip(CLASSES["shapes"], right_C, strict=True))  # of 60
 
 
 WARM = """
 import json, os, runpy, sys, time
-script = runpy.run_path("data/load_CIFAR10.py")  # imports take seconds: once here, not per child
+
+script = runpy.run_path("data/shapes.py")  # imports take seconds: once here, not per child
 for line in sys.stdin:
     delay, arguments = json.loads(line)
     if not (child := os.fork()):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.argv = ["data/load_CIFAR10.py", *arguments]
+        sys.argv = ["data/shapes.py", *arguments]
         runpy.run_path(sys.argv[0], run_name="__main__")
         os._exit(0)
     if delay is not None:
@@ -106,7 +114,7 @@ def test_killed_at_any_moment_it_leaves_no_mixture_and_a_rerun_mends_it(tmp_path
 
     def arguments(seed):
         count = ["--count-train", str(700 + seed), "--count-test", str(200 + seed)]
-        return ["--dataset", "shapes", "--seed", str(seed), *count, "--out", str(out)]
+        return ["--seed", str(seed), *count, "--out", str(out)]
 
     whole, written = {}, set()
     for seed in (1, 2):
@@ -127,4 +135,4 @@ def test_killed_at_any_moment_it_leaves_no_mixture_and_a_rerun_mends_it(tmp_path
             with contextlib.suppress(InputError):  # a torn pair, refused as one
                 assert load_split(out, split).sha256 in written
     assert command(*arguments(1)) == 0
-    assert whole[1].items() <= bytes_in(out).items()  # beside what a killed run left as *.tmp
+    assert bytes_in(out) == whole[1]  # and nothing that a killed run left

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.artifacts import ROOT, load_checkpoint
-from models.codes import draw_batch, load_codes, split_heldout
+from models.data import draw_batch, load_codes, split_heldout
 from models.errors import InputError
 from models.methods import KIND, METHODS
 from models.orders import SCANS, scan

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-import struct
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -10,58 +10,62 @@ import numpy as np
 import pytest
 from helpers import script
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
-from models.artifacts import sha256_of
-from models.dataset import CIFAR10_CLASSES, SPLITS, Split, load_split
+from models.data import CLASSES, SPLITS, Split, canonical_rows, load_split
 from models.errors import InputError
 
 stage = script("data/load_CIFAR10.py")
 
 
-def tiny_images(seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def tiny_images(seed: int = 0, classes: int = 10) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Images of noise, sorted by class: two of each in train, one in test."""
     rng = np.random.default_rng(seed)
     return {
         split: (
-            rng.integers(0, 256, (10 * each, 32, 32, 3)).astype(np.uint8),
-            np.repeat(np.arange(10), each),
+            rng.integers(0, 256, (classes * each, 32, 32, 3)).astype(np.uint8),
+            np.repeat(np.arange(classes), each),
         )
         for split, each in (("train", 2), ("test", 1))
     }
 
 
-def python2_pickle(images_NHWC: np.ndarray, labels_N: np.ndarray) -> bytes:
-    """A batch as the official ones are: protocol 2 by Python 2 and numpy 1, where text is bytes."""
-
-    def text(value: bytes) -> bytes:
-        return b"T" + struct.pack("<i", len(value)) + value
-
-    def number(value: int) -> bytes:
-        return b"J" + struct.pack("<i", value)
-
-    rebuild = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85"
-    rebuild += text(b"b") + b"\x87R"
-    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R"
-    dtype += b"(K\x03" + text(b"|") + b"NNN" + number(-1) * 2 + b"K\x00tb"
-    shape = number(len(images_NHWC)) + number(3 * 32 * 32) + b"\x86"
-    planes = images_NHWC.transpose(0, 3, 1, 2).tobytes()
-    data = rebuild + b"(K\x01" + shape + dtype + b"\x89" + text(planes) + b"tb"
-    labels = b"](" + b"".join(number(label) for label in labels_N.tolist()) + b"e"
-    return b"\x80\x02}(" + text(b"data") + data + text(b"labels") + labels + b"u."
+def batch(images_NHWC: np.ndarray | None, labels, key: str = "labels") -> bytes:
+    """A batch as the official ones are: text is str to torchvision, which reads latin1."""
+    contents = {key: [value if isinstance(value, str) else int(value) for value in labels]}
+    if images_NHWC is not None:
+        contents["data"] = images_NHWC.transpose(0, 3, 1, 2).reshape(len(images_NHWC), -1)
+    return pickle.dumps(contents, protocol=2)
 
 
-def tiny_batches(seed: int = 0) -> dict[str, bytes]:
-    """The six pickles of the tiny set, by name."""
-    tiny = tiny_images(seed)
+def tiny_batches(shuffle: int | None = None) -> dict[str, bytes]:
+    """The pickles of the tiny set by name, its rows in another order if `shuffle` is a seed."""
+    tiny = tiny_images()
+    if shuffle is not None:
+        order = np.random.default_rng(shuffle).permutation(len(tiny["train"][1]))
+        tiny["train"] = tuple(array[order] for array in tiny["train"])
     images, labels = (np.array_split(array, 5) for array in tiny["train"])
-    batches = {f"data_batch_{i + 1}": python2_pickle(images[i], labels[i]) for i in range(5)}
-    return batches | {"test_batch": python2_pickle(*tiny["test"])}
+    batches = {f"data_batch_{i + 1}": batch(images[i], labels[i]) for i in range(5)}
+    names = batch(None, CLASSES["cifar10"], key="label_names")
+    return batches | {"test_batch": batch(*tiny["test"]), "batches.meta": names}
 
 
-def write_archive(path: Path, batches: dict[str, bytes]) -> Path:
+def make_official(monkeypatch, files: dict[str, bytes]) -> None:
+    """Let torchvision expect the MD5s of these files."""
+
+    def md5s(names):
+        return [[name, hashlib.md5(files[name]).hexdigest()] for name, _ in names]
+
+    meta = hashlib.md5(files["batches.meta"]).hexdigest()
+    monkeypatch.setattr(CIFAR10, "train_list", md5s(CIFAR10.train_list))
+    monkeypatch.setattr(CIFAR10, "test_list", md5s(CIFAR10.test_list))
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": meta})
+
+
+def write_archive(path: Path, files: dict[str, bytes], folder="cifar-10-batches-py") -> Path:
     with tarfile.open(path, "w:gz") as tar:
-        for name, pickled in batches.items():
-            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+        for name, pickled in files.items():
+            member = tarfile.TarInfo(f"{folder}/{name}")
             member.size = len(pickled)
             tar.addfile(member, io.BytesIO(pickled))
     return path
@@ -74,12 +78,12 @@ def write_batch_folder(folder: Path, batches: dict[str, bytes]) -> Path:
     return folder
 
 
-def write_image_folder(folder: Path) -> Path:
-    for split, (images, labels) in tiny_images().items():
+def write_image_folder(folder: Path, classes=CLASSES["cifar10"], size=(32, 32)) -> Path:
+    for split, (images, labels) in tiny_images(classes=len(classes)).items():
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            file = folder / split / CIFAR10_CLASSES[label] / f"{i:02d}.png"
+            file = folder / split / classes[label] / f"{i:02d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(file)
+            Image.fromarray(image).resize(size).save(file)
     return folder
 
 
@@ -108,13 +112,13 @@ def refused(message: str, folder: Path, **options) -> None:
 
 
 def assert_tiny(splits: dict[str, Split]) -> None:
-    """The stage's output is the tiny set, value by value."""
+    """The stage's output is the tiny set in canonical order, value by value."""
     for split, (images, labels) in tiny_images().items():
-        np.testing.assert_array_equal(splits[split].images_NHWC, images)
-        np.testing.assert_array_equal(splits[split].labels_N, labels)
-        assert splits[split].classes == CIFAR10_CLASSES
+        rows = canonical_rows(images, labels)
+        np.testing.assert_array_equal(splits[split].images_NHWC, images[rows])
+        np.testing.assert_array_equal(splits[split].labels_N, labels[rows])
+        assert splits[split].classes == CLASSES["cifar10"]
         assert splits[split].dataset == "cifar10"
-        assert splits[split].sha256 == sha256_of(images)
 
 
 def bytes_in(folder: Path) -> dict[str, bytes]:

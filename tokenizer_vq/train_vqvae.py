@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from metrics.reconstruction import decode_codes, encode_images, reconstruction_report, to_float
 from models.artifacts import ROOT, header, load_checkpoint, save_checkpoint, sha256_of
-from models.dataset import Split, evenly, load_split
+from models.data import Split, evenly, load_split
 from models.errors import InputError, expect_at_least, expect_fraction, one_line_errors
 from models.perceptual import PerceptualNet, load_perceptual, perceptual_distance
 from models.pictures import curve_figure, reconstruction_figure, save_figure
@@ -198,9 +198,8 @@ def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQ
     revive_below = 0.1 * cfg.batch * VQVAE.grid**2 / cfg.model.codebook_size
     model = VQVAE(cfg.model, revive_below).to(memory_format=torch.channels_last)
     judge = load_perceptual(cfg.perceptual_weights).to(fabric.device) if cfg.perceptual else None
-    trained = model if cfg.train == "all" else model.decoder
     optimizer = torch.optim.AdamW(
-        trained.parameters(), lr=cfg.lr, betas=(0.5, 0.99), weight_decay=1e-4
+        model.parameters(), lr=cfg.lr, betas=(0.5, 0.99), weight_decay=1e-4
     )
     net, optimizer = fabric.setup(model, optimizer)
     if cfg.init:

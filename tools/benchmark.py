@@ -110,6 +110,7 @@ def tokenizer_measurements(cfg: BenchmarkConfig, work: Path, device: str) -> lis
         return found | {"parameters": parameters(load_tokenizer(path)[0])}
 
     train = ["tokenizer_vq/train_vqvae.py", f"--data={data}", f"--out={path}", f"--seed={cfg.seed}"]
+    train += ["--init=None", "--loss=l2", "--perceptual=0"]
     train += [f"--steps={cfg.tokenizer_steps}", f"--save-every={cfg.tokenizer_steps}"]
     train += [f"--log-every={-(-cfg.tokenizer_steps // 5)}", f"--batch={TOKENIZER_BATCH}", device]
     log, row = path.with_suffix(".jsonl"), about | {"batch": TOKENIZER_BATCH}
@@ -158,7 +159,7 @@ def method_measurements(
 
 def measure(cfg: BenchmarkConfig, work: Path, on_gpu: bool) -> list[dict]:
     """Run everything in `work`, one stage at a time; return a row for each measurement."""
-    draw = ["data/load_CIFAR10.py", "--dataset=shapes", f"--out={work / 'data'}"]
+    draw = ["data/shapes.py", f"--out={work / 'data'}"]
     draw += [f"--count-train={cfg.images}", f"--count-test={cfg.images}", f"--seed={cfg.seed}"]
     device = f"--device={'cuda' if on_gpu else 'cpu'}"
     todo = tokenizer_measurements(cfg, work, device)

@@ -28,9 +28,8 @@ from metrics.sample_calibration import (
 )
 from metrics.temperature import temperature_report
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
-from models.codes import Codes, load_codes_of
 from models.contract import Method
-from models.dataset import evenly
+from models.data import Codes, evenly, load_codes_of
 from models.errors import expect_at_least, one_line_errors
 from models.methods import load_generator, parameters, results_of
 from models.tokenizer import find_tokenizer, load_tokenizer

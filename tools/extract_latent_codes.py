@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from metrics.reconstruction import codebook_use, decode_codes, encode_images, mirror, psnr
 from models.artifacts import ROOT, header
-from models.codes import VIEWS, save_codes
-from models.dataset import SPLITS, evenly, load_split
+from models.data import SPLITS, VIEWS, evenly, load_split, save_codes
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.tokenizer import load_tokenizer
 from models.training import pick_device

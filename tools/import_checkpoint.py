@@ -17,17 +17,15 @@ from torch import nn
 
 from models.artifacts import ROOT, header, sha256_of
 from models.contract import Method
-from models.dataset import CIFAR10_CLASSES
+from models.data import CLASSES
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.methods import KIND, METHODS, parameters, save_generator
 from models.published import Published, Which, read_published, restore
-from models.shapes import SHAPE_CLASSES
 from models.tokenizer import KIND as TOKENIZER_KIND
 from models.tokenizer import load_tokenizer, save_tokenizer
 from models.vq16 import VQ16
 
 PRODUCER = "tools/import_checkpoint.py"
-CLASSES = {"cifar10": CIFAR10_CLASSES, "shapes": SHAPE_CLASSES}
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from metrics.evaluation import FEATURES, Reference, find_reference
 from metrics.fidelity import fidelity
 from metrics.reconstruction import codebook_use, decode_codes, encode_images, psnr
 from models.artifacts import ROOT, git_commit, plain, this_command, write_text
-from models.codes import load_codes_of
-from models.dataset import Split, evenly
+from models.data import Split, evenly, load_codes_of
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.methods import parameters
 from models.pictures import reconstruction_figure, save_figure

@@ -63,9 +63,10 @@ def first_stages(cfg: QuickstartConfig) -> list[Stage]:
     """Return what comes before the generators, in order."""
     out, seed = cfg.out, f"--seed={cfg.seed}"
     data, tokenizer = out / "data", out / "tokenizer.pth"
-    load = ["data/load_CIFAR10.py", f"--dataset={cfg.dataset}", f"--out={data}"]
+    load = ["data/load_CIFAR10.py", f"--out={data}"]
     if cfg.dataset == "shapes":
-        load += [f"--count-train={cfg.images}", f"--count-test={cfg.images // 10}", seed]
+        counts = [f"--count-train={cfg.images}", f"--count-test={cfg.images // 10}"]
+        load = ["data/shapes.py", f"--out={data}", *counts, seed]
     if cfg.source is not None:
         load.append(f"--source={cfg.source}")
     return [
@@ -74,6 +75,7 @@ def first_stages(cfg: QuickstartConfig) -> list[Stage]:
             "2 tokenizer",
             ["tokenizer_vq/train_vqvae.py", f"--data={data}", f"--out={tokenizer}", seed]
             + [f"--steps={cfg.steps(400)}", "--batch=64", "--lr=3e-3", "--warmup=40"]
+            + ["--init=None", "--loss=l2", "--perceptual=0"]
             + ["--model.codebook-size=64", "--model.width=32", "--model.blocks=1"],
         ),
         (

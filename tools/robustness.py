@@ -29,9 +29,8 @@ from metrics.robustness import (
 )
 from metrics.robustness_pictures import draw, table
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
-from models.codes import Codes, load_codes_of
 from models.contract import Method
-from models.dataset import Split, evenly, load_split
+from models.data import Codes, Split, evenly, load_codes_of, load_split
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.methods import load_generator, parameters, results_of
 from models.sampling import Plan

@@ -15,7 +15,7 @@ import tyro
 from metrics.extractor import label_accuracy
 from models.artifacts import ROOT, header
 from models.classifier import fit_classifier
-from models.dataset import load_split
+from models.data import load_split
 from models.errors import expect_at_least, one_line_errors
 from models.perceptual import KIND, PerceptualNet, save_perceptual
 from models.training import pick_device, start_fabric

@@ -1,4 +1,7 @@
-"""The shapes set: ten kinds of figures, drawn from a seed, to try every stage without CIFAR-10.
+#!/usr/bin/env -S uv run
+"""Stage 1 without CIFAR-10: the shapes set, ten kinds of figures drawn from a seed.
+
+Writes    {train,test}_{images,labels}.npy with sidecars, and classes.png, as data/load_CIFAR10.py
 
 An image shows one figure of its class with its own place, size, tilt and colours, on a background
 that fades from one shade to another. Figures are signed distance fields: a function of the plane
@@ -7,8 +10,16 @@ anti-aliased edge for free. In `x, y` the figure has radius about 1, x points ri
 """
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import tyro
+
+from models.artifacts import ROOT
+from models.data import CLASSES, save_splits
+from models.errors import expect_at_least, one_line_errors
+from models.pictures import first_images, save_figure
 
 SIDE = 32
 BLOCK = 1000
@@ -88,7 +99,7 @@ def checker(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 FIGURES = (disc, ring, square, triangle, plus, star, heart, crescent, bars, checker)
-SHAPE_CLASSES = tuple(figure.__name__ for figure in FIGURES)
+"""in the order of CLASSES["shapes"]"""
 
 
 def draw_colours(count: int, light: bool, rng: np.random.Generator) -> np.ndarray:
@@ -155,3 +166,36 @@ def make_shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         for block in range(math.ceil(count / BLOCK))
     ]
     return np.concatenate(blocks)[:count], np.resize(labels_N, count)
+
+
+@dataclass(frozen=True)
+class ShapesConfig:
+    """Draw the shapes set, in seconds, for a quick look at every stage."""
+
+    out: Path = ROOT / "data/shapes"
+    """folder to write to"""
+    count_train: int = 10_000
+    """training images"""
+    count_test: int = 2_000
+    """test images: those that follow the training images"""
+    seed: int = 0
+    """everything drawn follows from it"""
+
+
+def main(cfg: ShapesConfig) -> None:
+    """Draw both splits and write them."""
+    expect_at_least(cfg, count_train=10, count_test=10, seed=0)
+    images_NHWC, labels_N = make_shapes(cfg.count_train + cfg.count_test, cfg.seed)
+    train, test = slice(cfg.count_train), slice(cfg.count_train, None)
+    arrays = {
+        "train": (images_NHWC[train], labels_N[train]),
+        "test": (images_NHWC[test], labels_N[test]),
+    }
+    save_splits(cfg.out, arrays, CLASSES["shapes"], "shapes", "data/shapes.py", cfg)
+    save_figure(first_images(*arrays["train"], CLASSES["shapes"]), cfg.out / "classes.png")
+    print(f"shapes: {cfg.count_train} train, {cfg.count_test} test images -> {cfg.out}")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(ShapesConfig))

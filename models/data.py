@@ -1,0 +1,251 @@
+"""The two data sets that the stages share, as arrays on disk: images (stage 1) and codes (stage 3).
+
+A split of images is `{train,test}_images.npy` and `{train,test}_labels.npy` in one folder, with a
+sidecar each; a split of codes is `{train,test}_codes.npy` and `{train,test}_labels.npy`. The
+labels' sidecar names the sha256 of what they belong to, so a pair that a killed run left half new
+and half old is noticed.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from models.artifacts import header, load_array, save_array, sha256_of
+from models.errors import InputError
+
+SplitName = Literal["train", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "test")
+CLASSES = {
+    "cifar10": tuple(
+        ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    ),
+    "shapes": tuple(
+        [
+            "disc",
+            "ring",
+            "square",
+            "triangle",
+            "plus",
+            "star",
+            "heart",
+            "crescent",
+            "bars",
+            "checker",
+        ]
+    ),
+}
+"""class names by label, of the data sets whose names are known beforehand"""
+IMAGE_SHAPE = (32, 32, 3)
+PRODUCERS = {
+    "cifar10": "data/load_CIFAR10.py",
+    "cifar100": "data/load_CIFAR10.py --dataset cifar100",
+    "shapes": "data/shapes.py",
+}
+"""name of a folder in data/ -> the command that makes it"""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split in memory."""
+
+    images_NHWC: np.ndarray
+    """uint8 (N, 32, 32, 3), RGB, in canonical order"""
+    labels_N: np.ndarray
+    """int64 (N,), in [0, len(classes))"""
+    classes: tuple[str, ...]
+    """names by label"""
+    dataset: str
+    """"cifar10", "cifar100", "shapes", or the name of the image folder it came from"""
+    sha256: str
+    """of the images; later stages record it in what they write"""
+    labels_sha256: str
+
+
+def canonical_rows(images_NHWC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """Return the row numbers int64 (N,) that sort images by the sha256 of their pixels.
+
+    The official archive, its folder and a folder of PNGs hold the same images in three orders; all
+    that is derived from a split (hashes, codes, shipped tokenizers) depends on the order.
+    """
+    keys = [
+        (hashlib.sha256(image_HWC.tobytes()).digest(), label)  # the label decides between twins
+        for image_HWC, label in zip(images_NHWC, labels_N.tolist(), strict=True)
+    ]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+
+
+def save_splits(
+    folder: Path,
+    arrays: dict[SplitName, tuple[np.ndarray, np.ndarray]],
+    classes: tuple[str, ...],
+    dataset: str,
+    producer: str,
+    config: Any,
+) -> None:
+    """Write both splits in canonical order.
+
+    `arrays` holds images uint8 (N, 32, 32, 3) and labels int64 (N,) of each split. Raises
+    InputError unless there are two or more classes with images in both, and OSError if the folder
+    cannot be written.
+    """
+    if len(classes) < 2:
+        raise InputError(f"expected images of at least 2 classes, found {len(classes)}")
+    for split, (images_NHWC, labels_N) in arrays.items():
+        assert images_NHWC.dtype == np.uint8 and images_NHWC.shape[1:] == IMAGE_SHAPE
+        if outside := set(labels_N.tolist()) - set(range(len(classes))):
+            raise InputError(
+                f"expected labels in 0..{len(classes) - 1}, found {outside} in {split}"
+            )
+        if missing := set(range(len(classes))) - set(labels_N.tolist()):
+            raise InputError(f"class {classes[min(missing)]!r} has no {split} images")
+    about = {"classes": list(classes), "dataset": dataset}
+    for split, (images_NHWC, labels_N) in arrays.items():
+        row_N = canonical_rows(images_NHWC, labels_N)
+        images_NHWC, labels_N = images_NHWC[row_N], labels_N[row_N]
+        of_images = {"images": sha256_of(images_NHWC)}
+        head = header("images", producer, config) | about
+        save_array(folder / f"{split}_images.npy", images_NHWC, head)
+        head = header("labels", producer, config, of_images) | about
+        save_array(folder / f"{split}_labels.npy", labels_N, head)
+
+
+def load_split(folder: Path, split: SplitName) -> Split:
+    """Read a split that stage 1 wrote.
+
+    Raises InputError, naming the command to rerun, if a file is missing or changed, the labels were
+    written for other images, or a label is not in [0, 10).
+    """
+    folder = Path(folder)
+    rerun = f"uv run {PRODUCERS.get(folder.name, PRODUCERS['cifar10'])} --out {folder}"
+    images_NHWC, about = load_array(folder / f"{split}_images.npy", "images", rerun, np.uint8, 4)
+    path = folder / f"{split}_labels.npy"
+    labels_N, of_labels = load_array(path, "labels", rerun, np.int64, 1)
+    if of_labels["inputs"].get("images") != about["sha256"]:
+        raise InputError(f"{path} was written for other images than lie beside it; run: {rerun}")
+    if images_NHWC.shape != (len(labels_N), *IMAGE_SHAPE):
+        raise InputError(
+            f"{folder}: expected images of {(len(labels_N), *IMAGE_SHAPE)}, "
+            f"found {images_NHWC.shape}; run: {rerun}"
+        )
+    classes = check_labels(path, labels_N, about, rerun)
+    hashes = about["sha256"], of_labels["sha256"]
+    return Split(images_NHWC, labels_N, classes, about["dataset"], *hashes)
+
+
+def check_labels(path: Path, labels_N: np.ndarray, about: dict, rerun: str) -> tuple[str, ...]:
+    """Return the class names in a header. Raises InputError unless all labels are among them."""
+    classes = about.get("classes")
+    if not isinstance(classes, list) or not isinstance(about.get("dataset"), str):
+        raise InputError(f"{path}: its header does not name data set and classes; run: {rerun}")
+    if not ((labels_N >= 0) & (labels_N < len(classes))).all():
+        raise InputError(
+            f"{path}: expected labels in 0..{len(classes) - 1}, found others; run: {rerun}"
+        )
+    return tuple(map(str, classes))
+
+
+def evenly(total: int, count: int) -> np.ndarray:
+    """Return min(count, total) row numbers, evenly spaced: images may lie sorted by class."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(np.int64)
+
+
+KIND = "codes"
+VIEWS = 2
+"""A, encodings of an image: as it is, and mirrored"""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """One split's codes in memory."""
+
+    codes_NAT: torch.Tensor
+    """int64 (N, A, T)"""
+    label_N: torch.Tensor
+    """int64 (N,)"""
+    header: dict
+    """with codebook_size, grid, classes, dataset, and the sha256 of the array"""
+
+    def to(self, device: torch.device) -> "Codes":
+        """Return the same codes on a device; all of CIFAR-10 takes 51 MB."""
+        return replace(self, codes_NAT=self.codes_NAT.to(device), label_N=self.label_N.to(device))
+
+    def rows(self, rows_N: torch.Tensor) -> "Codes":
+        """Return the images of these row numbers."""
+        return replace(self, codes_NAT=self.codes_NAT[rows_N], label_N=self.label_N[rows_N])
+
+
+def save_codes(
+    folder: Path, split: str, codes_NAT: np.ndarray, labels_N: np.ndarray, head: dict
+) -> None:
+    """Write {split}_codes.npy, uint16 (N, A, T), and {split}_labels.npy, int64 (N,)."""
+    save_array(folder / f"{split}_codes.npy", codes_NAT.astype(np.uint16), head)
+    labels_head = header("code labels", head["producer"], head["config"], head["inputs"])
+    save_array(folder / f"{split}_labels.npy", labels_N, labels_head)
+
+
+def load_codes(folder: Path, split: str) -> Codes:
+    """Read a split's codes and labels.
+
+    Raises InputError for files that are missing, changed, from different runs of stage 3, or out of
+    range.
+    """
+    folder = Path(folder)
+    rerun = f"uv run tools/extract_latent_codes.py --out {folder}"
+    path = folder / f"{split}_labels.npy"
+    codes_NAT, head = load_array(folder / f"{split}_codes.npy", KIND, rerun, np.uint16, 3)
+    labels_N, labels_head = load_array(path, "code labels", rerun, np.int64, 1)
+    if labels_head["inputs"] != head["inputs"] or len(labels_N) != len(codes_NAT):
+        raise InputError(f"{folder}: {split} codes and labels are not of one run; run: {rerun}")
+    size, grid = head.get("codebook_size"), head.get("grid")
+    if not isinstance(size, int) or not isinstance(grid, int) or codes_NAT.shape[2] != grid**2:
+        raise InputError(f"{folder}: {split} codes do not fit their header; run: {rerun}")
+    if codes_NAT.size and int(codes_NAT.max()) >= size:
+        raise InputError(
+            f"{folder}: expected codes in [0, {size}), found {codes_NAT.max()}; run: {rerun}"
+        )
+    check_labels(path, labels_N, head, rerun)
+    return Codes(torch.from_numpy(codes_NAT.astype(np.int64)), torch.from_numpy(labels_N), head)
+
+
+def load_codes_of(tokenizer: str, folder: Path, split: str, whose: Path) -> Codes:
+    """Read codes that must be of the tokenizer with this sha256, that of the generator `whose`.
+
+    Raises InputError if they are of another one, or as `load_codes`.
+    """
+    codes = load_codes(folder, split)
+    if codes.header["inputs"]["tokenizer"] != tokenizer:
+        raise InputError(
+            f"{folder} holds codes of another tokenizer than {whose} was trained on; "
+            "run: uv run tools/extract_latent_codes.py --tokenizer THE_ONE --out NEW, "
+            "then give --codes NEW"
+        )
+    return codes
+
+
+def draw_batch(
+    codes: Codes, rows_B: torch.Tensor, drop_label: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (codes_BT, label_B) of these rows: a random view of each, some labels made null."""
+    device, null = generator.device, len(codes.header["classes"])
+    rows_B = rows_B.to(device)
+    views = codes.codes_NAT.shape[1]
+    view_B = torch.randint(views, rows_B.shape, generator=generator, device=device)
+    drop_B = torch.rand(rows_B.shape, generator=generator, device=device) < drop_label
+    return codes.codes_NAT[rows_B, view_B], torch.where(drop_B, null, codes.label_N[rows_B])
+
+
+def split_heldout(codes: Codes, heldout: int, seed: int) -> tuple[Codes, Codes]:
+    """Return (train, held-out): `heldout` images at random, with all their views, kept apart.
+
+    Raises InputError if nothing would be left to train on.
+    """
+    if not 1 <= heldout < len(codes.label_N):
+        raise InputError(f"expected --heldout in 1..{len(codes.label_N) - 1}, got {heldout}")
+    shuffled_N = torch.randperm(
+        len(codes.label_N), generator=torch.Generator().manual_seed(seed)
+    ).to(codes.label_N.device)
+    return codes.rows(shuffled_N[heldout:]), codes.rows(shuffled_N[:heldout])
