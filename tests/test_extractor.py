@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import script
-from tiny_extractor import write_extractor
+from tiny_extractor import colours, write_extractor
 
 from metrics.extractor import (
     SmallClassifier,
@@ -83,32 +83,6 @@ def test_label_accuracy_counts_what_was_asked_for():
         label_accuracy(colours, np.array([0, 1]), extractor)
     with pytest.raises(InputError, match="expected images uint8"):
         class_probabilities(colours / 255, extractor)
-
-
-def test_crops_are_windows_and_half_are_mirrored():
-    side = 8 + 2 * stage.PAD
-    here = torch.arange(side)
-    padded_NHWC = torch.stack([here[:, None].expand(side, side), here.expand(side, side)], -1)[None]
-    pick_B = torch.zeros(1000, dtype=torch.int64)
-    crops_BCHW = stage.crop_and_flip(padded_NHWC, pick_B, torch.Generator().manual_seed(0))
-    assert crops_BCHW.shape == (1000, 2, 8, 8)
-    row_BHW, column_BHW = crops_BCHW.unbind(1)
-    assert (row_BHW.diff(dim=1) == 1).all() and (row_BHW.diff(dim=2) == 0).all()
-    step_BHW = column_BHW.diff(dim=2)
-    mirrored_B = step_BHW[:, 0, 0] == -1
-    assert (step_BHW == torch.where(mirrored_B, -1, 1)[:, None, None]).all()
-    assert (column_BHW.diff(dim=1) == 0).all() and 400 < mirrored_B.sum() < 600
-    for cells_BHW in (row_BHW, column_BHW):
-        assert cells_BHW.amin((1, 2)).unique().tolist() == list(range(2 * stage.PAD + 1))
-
-
-def colours(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return noisy images of ten colours, uint8 (count, 32, 32, 3), and which one each has."""
-    palette_C3 = 50 + 75 * np.indices((3, 3, 3)).reshape(3, 27).T[:10]
-    labels_N = np.arange(count) % 10
-    noise = np.random.default_rng(seed).normal(0, 10, (count, 32, 32, 3))
-    images_NHWC = (palette_C3[labels_N][:, None, None] + noise).clip(0, 255).astype(np.uint8)
-    return images_NHWC, labels_N
 
 
 def test_training_learns_and_says_what_it_wrote(tmp_path, monkeypatch, capsys):

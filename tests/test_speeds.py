@@ -46,6 +46,7 @@ def test_stage_2_times_its_steps_alone(world, tmp_path, monkeypatch):
     stage.main(
         stage.TokenizerConfig(
             data=world.data, out=tmp_path / "a.pth", model=size, steps=5, batch=16, warmup=1,
+            init=None, perceptual=0,
             save_every=2, device="cpu",
         )
     )  # fmt: skip
