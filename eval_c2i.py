@@ -23,7 +23,7 @@ from models.methods import Generator, check_order, load_generator, parameters, r
 from models.orders import SCANS, Grouping
 from models.sampling import Plan, Schedule
 from models.tokenizer import find_tokenizer, load_tokenizer
-from models.training import gpu_memory, pick_device
+from models.training import peak_memory, pick_device
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path
         "num_samples": cfg.num_samples,
         "seeds": list(seeds),
         "images_per_second": speed,
-        **gpu_memory(device),
+        **peak_memory(device),
         **about_run(cfg, device),
         "inputs": {"checkpoint": head["sha256"], **head["inputs"]},
     }

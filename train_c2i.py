@@ -39,9 +39,9 @@ from models.training import (
     OptimizerName,
     batch_rows,
     check_finite,
-    gpu_memory,
     lr_at,
     make_optimizers,
+    peak_memory,
     pick_device,
     seed_step,
     start_fabric,
@@ -225,7 +225,7 @@ def main(cfg: TrainConfig) -> Path:
             rows[-1][ECE] = token_ece(ema.module, heldout, eval_order)
         if at_save and fabric.is_global_zero:
             splits = {"heldout_bits": heldout, "test_bits": test}
-            rows[-1] |= split_bits(ema.module, splits, eval_order) | gpu_memory(fabric.device)
+            rows[-1] |= split_bits(ema.module, splits, eval_order) | peak_memory(fabric.device)
             check_finite(rows[-1]["test_bits"], step, out / "last.pth")
             state = {
                 "weights": model.state_dict(),
