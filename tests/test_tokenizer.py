@@ -25,6 +25,7 @@ from models.data import load_split
 from models.errors import InputError
 from models.perceptual import KIND, PerceptualNet, save_perceptual
 from models.tokenizer import find_tokenizer, load_tokenizer
+from models.training import averaged
 from models.vqvae import VQVAE, CosineQuantizer, VQVAEConfig
 
 TINY = VQVAEConfig(codebook_size=32, width=8, blocks=1)
@@ -260,7 +261,7 @@ def test_codes_are_perturbed_to_near_ones_at_the_rate_asked_for():
 def test_averaged_weights_forget_the_first_ones():
     """Weights that jump after the first step: of 300 steps' average the first is a thousandth."""
     model = started()
-    ema = stage.averaged(model, 0.999)
+    ema = averaged(model, 0.999)
     for step in range(300):
         torch.nn.init.constant_(model.decoder[0].bias, float(step > 0))
         model.quantizer.codebook_VC.fill_(step)
