@@ -15,7 +15,6 @@ import torch
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from metrics.baselines import baseline_bits
 from metrics.evaluation import (
     Done,
     MeasureConfig,
@@ -24,9 +23,10 @@ from metrics.evaluation import (
     sample_images,
 )
 from metrics.fidelity import LEAST
+from metrics.likelihood import baseline_bits
 from metrics.samples import read_samples, write_samples
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
-from models.data import SPLITS, load_codes_of
+from models.data import load_codes_of
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.methods import Generator, check_order, load_generator, parameters, results_of
 from models.orders import SCANS, Grouping
@@ -164,7 +164,7 @@ def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path
     reference = cfg.against.load(head["dataset"], device, cfg.labels)
     codes, out = {}, cfg.out or results_of(cfg.checkpoint)
     if (cfg.codes / "test_codes.npy").exists():
-        codes = {s: load_codes_of(head, cfg.codes, s, cfg.checkpoint) for s in SPLITS}
+        codes = {s: load_codes_of(head, cfg.codes, s, cfg.checkpoint) for s in ("test", "train")}
     else:
         print(f"no codes at {cfg.codes}: no likelihood; run: uv run tools/extract_latent_codes.py")
     labels = torch.tensor(cfg.labels or range(len(classes)))
@@ -203,7 +203,9 @@ def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path
             )
             for order in sorted(orders)
         }
-        metrics["baseline_bits"] = done("baselines", lambda: baseline_bits(*codes.values()))
+        metrics["baseline_bits"] = done(
+            "baselines", lambda: baseline_bits(codes["train"], codes["test"])
+        )
     if reference is not None:
         metrics |= reference.report(images_NHWC, label_N.numpy(), done)
     if reference is not None and cfg.seeds > 1:

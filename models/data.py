@@ -230,8 +230,8 @@ def load_codes_of(made_with: dict, folder: Path, split: str, whose: Path) -> Cod
     if not same or (search is not None and found["config"].get("search", 0) != search):
         flags = f" --search {search}" * bool(search) + " --out NEW"
         raise InputError(
-            f"{folder} holds codes of another {'--search' if same else 'tokenizer'} than {whose} was "
-            f"trained on; run: uv run tools/extract_latent_codes.py --tokenizer THE_ONE{flags}, "
+            f"{folder} holds codes of another {'--search' if same else 'tokenizer'} than {whose} "
+            f"was trained on; run: uv run tools/extract_latent_codes.py --tokenizer ITS{flags}, "
             "then give --codes NEW"
         )
     if split == "train" and wanted.get("codes") not in (None, found["sha256"]):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import script
+from models.pictures import order_figure
 from PIL import Image
 
 from models.artifacts import header
@@ -15,7 +16,6 @@ from models.errors import InputError
 from models.gallery import TITLE, stacked_frames
 from models.methods import build, save_generator
 from models.orders import SCANS, scan
-from models.pictures import order_figure
 from models.tokenizer import load_tokenizer
 from models.trunk import ModelConfig
 
