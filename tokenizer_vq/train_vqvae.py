@@ -186,7 +186,7 @@ def main(cfg: TokenizerConfig) -> dict:
     if cfg.out.exists():
         _, saved = load_tokenizer(cfg.out)
         same_run(saved["config"] | saved["inputs"], head["config"] | inputs, FREE, cfg.out)
-        print(f"{cfg.out} is finished already: test PSNR {saved['test']['psnr']:.2f} dB")
+        print(f"{cfg.out.name} is finished already: test PSNR {saved['test']['psnr']:.2f} dB")
         return saved["test"]
 
     ema, rows = fit(cfg, head, train, test)
