@@ -230,7 +230,7 @@ def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQ
 
 def _evaluate(model: VQVAE, test: Split, count: int) -> dict:
     """Return what is known of decoded test images, by the offline classifier too if it is there."""
-    from metrics.extractor import label_accuracy, load_extractor  # slow to import
+    from metrics.extractor import label_accuracy, load_classifier  # slow to import
 
     picked = evenly(len(test.labels_N), count)
     images_NHWC = test.images_NHWC[picked]
@@ -238,7 +238,7 @@ def _evaluate(model: VQVAE, test: Split, count: int) -> dict:
     classifier = ROOT / f"checkpoints/extractor_{test.dataset}.pth"
     if classifier.exists():
         decoded_NHWC = decode_codes(model, encode_images(model, images_NHWC))
-        judge = load_extractor(classifier)
+        judge = load_classifier(classifier)[0]
         report["label_accuracy"] = label_accuracy(decoded_NHWC, test.labels_N[picked], judge)
     return report
 
