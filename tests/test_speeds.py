@@ -41,7 +41,7 @@ def test_stage_2_times_its_steps_alone(world, tmp_path, monkeypatch):
     clock.slow("start_codebook", 1000)
     clock.slow("draw_images", 4, 4, 2, 2, 1)  # once a step
     clock.slow("_evaluate", 1000)
-    clock.slow("_save", 1000)
+    clock.slow("save_checkpoint", 1000)
     size = VQVAEConfig(codebook_size=32, width=8, blocks=1)
     stage.main(
         stage.TokenizerConfig(

@@ -10,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import script
+from tiny_extractor import write_extractor
 from vector_quantize_pytorch import VectorQuantize
 
+from metrics.extractor import label_accuracy, load_classifier
 from metrics.reconstruction import (
     codebook_use,
     decode_codes,
@@ -218,6 +220,17 @@ def test_training_learns(world, tmp_path):
     model, about = load_tokenizer(tmp_path / "a.pth")
     again = psnr(images_NHWC, decode_codes(model, encode_images(model, images_NHWC))).mean()
     assert about["test"]["psnr"] == pytest.approx(again)
+
+
+def test_decoded_images_are_classified_where_there_is_a_classifier(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "ROOT", tmp_path)
+    write_extractor(tmp_path / "checkpoints/extractor_shapes.pth", dataset="shapes")
+    report = stage.main(config(world, tmp_path / "a.pth"))
+    model, test = load_tokenizer(tmp_path / "a.pth")[0], load_split(world.data, "test")
+    decoded_NHWC = decode_codes(model, encode_images(model, test.images_NHWC))
+    classifier = load_classifier(tmp_path / "checkpoints/extractor_shapes.pth")[0]
+    share = label_accuracy(decoded_NHWC, test.labels_N, classifier)
+    assert report["label_accuracy"] == pytest.approx(share)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(world, tmp_path, monkeypatch):
