@@ -5,17 +5,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metrics.extractor import Extractor, save_extractor
+from metrics.extractor import Classifier, save_classifier
 from models.artifacts import header
 
 
-def write_extractor(path: Path, seed: int = 0, dataset: str = "cifar10") -> Extractor:
+def write_extractor(path: Path, seed: int = 0, dataset: str = "cifar10") -> Classifier:
     """Write a classifier with random weights, whose batch norms have seen images; return it."""
     torch.manual_seed(seed)
-    extractor = Extractor(width=4, classes=10)
+    extractor = Classifier(width=4, classes=10)
     extractor(torch.rand(50, 3, 32, 32))
     about = {"dataset": dataset, "classes": [str(label) for label in range(10)]}
-    save_extractor(path, extractor, header("extractor", "test", {}) | about)
+    save_classifier(path, extractor, header("extractor", "test", {}) | about)
     return extractor.eval()
 
 

@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from metrics.calibration import ClassBins, calibration_report, collect
-from metrics.extractor import Extractor, class_probabilities, load_extractor
+from metrics.extractor import Classifier, class_probabilities, load_classifier
 from metrics.likelihood import (
     bits_by_order,
     logit_batches,
@@ -106,7 +106,7 @@ def order_stage(cfg: CalibrateConfig, model: Method, test: Codes) -> dict:
     return order_report(bits, cfg.seed)
 
 
-Judge = tuple[VQVAE, Extractor, str]
+Judge = tuple[VQVAE, Classifier, str]
 """what turns codes into images, what looks at them, and the sha256 of the latter's file"""
 
 
@@ -117,7 +117,7 @@ def find_judge(cfg: CalibrateConfig, head: dict, device: torch.device) -> Judge 
     if cfg.extractor is None and not path.exists():
         print(f"no {path}: quality of samples not judged; run: uv run tools/train_extractor.py")
         return None
-    extractor = load_extractor(path).to(device)
+    extractor = load_classifier(path)[0].to(device)
     return load_tokenizer(tokenizer)[0].to(device), extractor, sha256_of(path)
 
 
@@ -147,7 +147,7 @@ def main(cfg: CalibrateConfig) -> dict:
     device = pick_device(cfg.device)
     generator = load_generator(cfg.checkpoint)
     head, model = generator.header, generator.model.to(device)
-    test = load_codes_of(head["inputs"]["tokenizer"], cfg.codes, "test", cfg.checkpoint)
+    test = load_codes_of(head, cfg.codes, "test", cfg.checkpoint)
     test = test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
     judge = find_judge(cfg, head, device)
     order = generator.order

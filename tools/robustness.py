@@ -15,7 +15,8 @@ import tyro
 
 from metrics.calibration import mean_of
 from metrics.corruptions import SEVERITIES, Corrupted, drawn, official
-from metrics.extractor import Extractor, extractor_ruler, load_extractor
+from metrics.extractor import Classifier, classifier_extractor, load_classifier
+from metrics.fidelity import FULL
 from metrics.likelihood import orders_for
 from metrics.pictures import save_figure
 from metrics.plots import plot_context, plot_corruptions, plot_misread
@@ -87,7 +88,7 @@ class Inputs:
     """What is measured, and on what; read before the long part."""
 
     tokenizer: Tokenizer
-    extractor: Extractor
+    extractor: Classifier
     distance: str
     """name of the extractor's distance, as FD_c10"""
     test: Codes
@@ -102,7 +103,7 @@ class Inputs:
 
 def load_inputs(cfg: RobustnessConfig, head: dict, device: torch.device) -> Inputs:
     """Read what belongs to a generator. Raises InputError for a file that is another's."""
-    test = load_codes_of(head["inputs"]["tokenizer"], cfg.codes, "test", cfg.checkpoint)
+    test = load_codes_of(head, cfg.codes, "test", cfg.checkpoint)
     tokenizer = find_tokenizer(head["inputs"]["tokenizer"], cfg.tokenizer)
     folder = cfg.data or ROOT / "data" / head["dataset"]
     split = load_split(folder, "test")
@@ -119,8 +120,8 @@ def load_inputs(cfg: RobustnessConfig, head: dict, device: torch.device) -> Inpu
     extractor = cfg.extractor or ROOT / f"checkpoints/extractor_{head['dataset']}.pth"
     return Inputs(
         load_tokenizer(tokenizer)[0].to(device),
-        load_extractor(extractor).to(device),
-        extractor_ruler(extractor).names["frechet_inception_distance"],
+        load_classifier(extractor)[0].to(device),
+        classifier_extractor(extractor).frechet_name(FULL),
         test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images))),
         split,
         rows_N,

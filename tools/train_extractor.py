@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from metrics.extractor import Extractor, label_accuracy, save_extractor
+from metrics.extractor import Classifier, label_accuracy, save_classifier
 from models.artifacts import ROOT, header
 from models.classifier import fit_classifier
 from models.data import load_split
@@ -55,13 +55,13 @@ def main(cfg: ExtractorConfig) -> None:
     inputs = {"train_images": train.sha256, "test_images": test.sha256}
     head = header("extractor", "tools/train_extractor.py", cfg, inputs)
     torch.manual_seed(cfg.seed)
-    extractor, state = Extractor(cfg.width, len(train.classes)), out.with_suffix(".state.pth")
+    extractor, state = Classifier(cfg.width, len(train.classes)), out.with_suffix(".state.pth")
     recipe = {"epochs": cfg.epochs, "batch": cfg.batch, "lr": cfg.lr, "seed": cfg.seed}
     fit_classifier(extractor, train, fabric, head, state, **recipe)
     extractor.half().float().eval()  # rounds the weights to those that the file holds
     accuracy = label_accuracy(test.images_NHWC, test.labels_N, extractor)
     head |= {"dataset": train.dataset, "classes": list(train.classes), "test_accuracy": accuracy}
-    save_extractor(out, extractor, head)
+    save_classifier(out, extractor, head)
     state.unlink(missing_ok=True)
     print(f"{out}: test accuracy {accuracy:.4f}, {out.stat().st_size / 1e6:.2f} MB")
 
