@@ -20,19 +20,12 @@ from tqdm import tqdm
 
 from metrics.progress import show_progress, split_bits, token_ece, tokenizer_of
 from models.artifacts import ROOT, header, write_text
+from models.checkpoint import KIND, resume, save_generator
 from models.cluster_loss import cluster_cross_entropy
 from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
 from models.errors import InputError, expect_at_least, expect_fraction, one_line_errors
-from models.methods import (
-    KIND,
-    METHODS,
-    build,
-    check_order,
-    parameters,
-    resume,
-    save_generator,
-)
-from models.order_policy import Adaptive, Anneal, OrderName, OrderPolicy
+from models.methods import METHODS, build, check_order
+from models.orders import Adaptive, Anneal, OrderName, OrderPolicy
 from models.training import (
     LOG_EVERY,
     OptimizerName,
@@ -41,11 +34,12 @@ from models.training import (
     gpu_memory,
     lr_at,
     make_optimizers,
+    parameters,
     pick_device,
     seed_step,
     start_fabric,
 )
-from models.trunk import SIZES, ModelConfig
+from models.transformer import SIZES, ModelConfig
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from tqdm import tqdm
 from metrics.extractor import Extractor, extractor_ruler, label_accuracy, load_extractor
 from metrics.fidelity import Ruler, download_inception, fidelity, inception_ruler
 from metrics.likelihood import bits_per_code, orders_for
-from metrics.reconstruction import decode_codes
 from models.artifacts import ROOT
-from models.contract import Method
 from models.data import SPLITS, Codes, Split, evenly, load_split
+from models.method import Method
 from models.sampling import Plan, sample_codes
+from models.tokenizer import decode_codes
 from models.vqvae import VQVAE
 
 FEATURES = ROOT / "results/features"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from models.contract import Method
+from models.method import Method
 from models.sampling import sample_chance
 
 

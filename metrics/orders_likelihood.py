@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from metrics.calibration import estimate, mean_of
 from metrics.likelihood import bits_per_code, orders_for
-from models.contract import Method
 from models.errors import InputError
+from models.method import Method
 from models.orders import SCANS
 
 RANDOM = "random_"

@@ -6,12 +6,11 @@ import torch
 
 from metrics.calibration import collect, ece, equal_width_edges
 from metrics.likelihood import bits_per_code, logit_batches, orders_for
-from metrics.reconstruction import decode_codes
-from models.contract import Method
 from models.data import Codes, evenly
+from models.method import Method
 from models.pictures import class_grid, curve_figure, save_figure
 from models.sampling import Plan, sample_codes
-from models.tokenizer import load_tokenizer
+from models.tokenizer import decode_codes, load_tokenizer
 from models.training import write_log
 from models.vqvae import VQVAE
 

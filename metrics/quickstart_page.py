@@ -6,13 +6,12 @@ from pathlib import Path
 import torch
 
 from metrics.likelihood import orders_for
-from metrics.reconstruction import decode_codes
 from metrics.stages import Ran
 from models.artifacts import write_text
+from models.checkpoint import load_generator
 from models.gallery import command, gif, page, pair, picture, png_file, reveal_frames, table
-from models.methods import load_generator
 from models.sampling import Plan, sample_codes
-from models.tokenizer import load_tokenizer
+from models.tokenizer import decode_codes, load_tokenizer
 
 
 def generation(tokenizer_path: Path, run: Path, plan: Plan, count: int = 6) -> bytes:

@@ -23,7 +23,7 @@ from metrics.calibration import (
 )
 from metrics.likelihood import bits_per_code, logit_batches, orders_for
 from metrics.temperature import best_temperature, halves
-from models.contract import Method
+from models.method import Method
 from models.sampling import Plan, sample_codes
 
 LN2 = math.log(2)

@@ -11,13 +11,14 @@ from helpers import script
 from PIL import Image
 
 from models.artifacts import header
+from models.checkpoint import save_generator
 from models.errors import InputError
 from models.gallery import TITLE, stacked_frames
-from models.methods import build, save_generator
+from models.methods import build
 from models.orders import SCANS, scan
 from models.pictures import order_figure
 from models.tokenizer import load_tokenizer
-from models.trunk import ModelConfig
+from models.transformer import ModelConfig
 
 stage = script("tools/orders.py")
 

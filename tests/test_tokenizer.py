@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from helpers import script
 from vector_quantize_pytorch import VectorQuantize
 
-from metrics.reconstruction import (
-    codebook_use,
-    decode_codes,
-    encode_images,
-    psnr,
-    to_float,
-    to_uint8,
-)
+from metrics.reconstruction import codebook_use, psnr
 from models.artifacts import load_checkpoint
 from models.data import load_split
 from models.errors import InputError
-from models.tokenizer import find_tokenizer, load_tokenizer
+from models.tokenizer import (
+    decode_codes,
+    encode_images,
+    find_tokenizer,
+    load_tokenizer,
+    to_float,
+    to_uint8,
+)
 from models.vqvae import VQVAE, CosineQuantizer, VQVAEConfig
 
 TINY = VQVAEConfig(codebook_size=32, width=8, blocks=1)

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 import tyro
 from tqdm import tqdm
 
-from metrics.reconstruction import decode_codes, encode_images, reconstruction_report, to_float
+from metrics.reconstruction import reconstruction_report
 from models.artifacts import ROOT, header, load_checkpoint, save_checkpoint, sha256_of
 from models.data import evenly, load_split
 from models.errors import expect_at_least, expect_fraction, one_line_errors
 from models.pictures import curve_figure, reconstruction_figure, save_figure
-from models.tokenizer import load_tokenizer, save_tokenizer
+from models.tokenizer import decode_codes, encode_images, load_tokenizer, save_tokenizer, to_float
 from models.training import (
     batch_rows,
     check_finite,

@@ -18,7 +18,6 @@ from metrics.calibration_pictures import draw_all, summary
 from metrics.extractor import Extractor, class_probabilities, load_extractor
 from metrics.likelihood import logit_batches, orders_for
 from metrics.orders_likelihood import bits_by_order, order_report, orders_to_measure
-from metrics.reconstruction import decode_codes
 from metrics.sample_calibration import (
     class_log_p,
     class_report,
@@ -28,12 +27,12 @@ from metrics.sample_calibration import (
 )
 from metrics.temperature import temperature_report
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
-from models.contract import Method
+from models.checkpoint import load_generator, results_of
 from models.data import Codes, evenly, load_codes_of
 from models.errors import expect_at_least, one_line_errors
-from models.methods import load_generator, parameters, results_of
-from models.tokenizer import find_tokenizer, load_tokenizer
-from models.training import pick_device
+from models.method import Method
+from models.tokenizer import decode_codes, find_tokenizer, load_tokenizer
+from models.training import parameters, pick_device
 from models.vqvae import VQVAE
 
 STEPS = {"t < 8": (0, 8), "t 8-32": (8, 33), "t > 32": (33, None)}

@@ -9,15 +9,14 @@ import torch
 import tyro
 
 from metrics.likelihood import orders_for
-from metrics.reconstruction import decode_codes
 from models.artifacts import ROOT, replace_file, write_text
+from models.checkpoint import Generator, load_generator
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.gallery import gif, page, pair, picture, png_file, reveal_frames, stacked_frames
-from models.methods import Generator, load_generator
 from models.orders import SCANS, scan
 from models.pictures import order_figure, save_figure
 from models.sampling import Plan, sample_chance, sample_codes
-from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
+from models.tokenizer import Tokenizer, decode_codes, find_tokenizer, load_tokenizer
 
 GRID = 8
 CLASSES_SHOWN = 5

@@ -16,7 +16,6 @@ from metrics.calibration import mean_of
 from metrics.corruptions import SEVERITIES, Corrupted, drawn, official
 from metrics.extractor import Extractor, extractor_ruler, load_extractor
 from metrics.likelihood import orders_for
-from metrics.reconstruction import decode_codes
 from metrics.robustness import (
     RHOS,
     code_vectors,
@@ -29,13 +28,13 @@ from metrics.robustness import (
 )
 from metrics.robustness_pictures import draw, table
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
-from models.contract import Method
+from models.checkpoint import load_generator, results_of
 from models.data import Codes, Split, evenly, load_codes_of, load_split
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import load_generator, parameters, results_of
+from models.method import Method
 from models.sampling import Plan
-from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
-from models.training import pick_device
+from models.tokenizer import Tokenizer, decode_codes, find_tokenizer, load_tokenizer
+from models.training import parameters, pick_device
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from metrics.evaluation import Reference, find_reference, sample_images
 from models.artifacts import ROOT, git_commit, plain, this_command, write_text
-from models.contract import Method
+from models.checkpoint import Generator, load_generator, results_of
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import Generator, load_generator, results_of
+from models.method import Method
 from models.pictures import Picture, save_figure
 from models.sampling import Plan, Schedule
 from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
