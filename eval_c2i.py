@@ -6,19 +6,28 @@ checkpoint + tokenizer -> results/<run>/{samples.png, samples.npz, metrics.json}
 
 import json
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import tyro
+from tyro.conf import OmitArgPrefixes
 
-from metrics.baselines import baseline_bits
-from metrics.evaluation import Reference, find_reference, likelihoods, over_seeds, sample_images
+from metrics.evaluation import (
+    Done,
+    MeasureConfig,
+    likelihood,
+    over_seeds,
+    sample_images,
+)
+from metrics.fidelity import LEAST
+from metrics.likelihood import baseline_bits
 from metrics.samples import read_samples, write_samples
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
 from models.checkpoint import Generator, load_generator, results_of
-from models.data import Codes, load_codes, load_codes_of
+from models.data import load_codes_of
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.methods import check_order
 from models.orders import SCANS, Grouping
@@ -65,16 +74,7 @@ class EvalConfig:
     batch: int = 500
     random_orders: int = 1
     """random orders an image that its likelihood is averaged over"""
-    inception_weights: Path | None = None
-    """FID-Inception state dict; default: torch-fidelity's download; `none`: do without"""
-    fid_features: Literal["2048", "768", "192", "64"] = "2048"
-    """Inception layer; any but 2048 is printed as FID768 and so on"""
-    extractor: Path | None = None
-    """offline ruler; default: checkpoints/extractor_<dataset>.pth if it is there"""
-    data: Path | None = None
-    """real images from stage 1; default data/<dataset>"""
-    reference: int | None = None
-    """use this many real train images, evenly spaced, as the reference; default all"""
+    against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
     codes: Path = ROOT / "data/codes"
     """test codes for the likelihood, from stage 3"""
     out: Path | None = None
@@ -86,7 +86,7 @@ class EvalConfig:
         """Raise InputError for numbers that no evaluation can have."""
         if (self.checkpoint is None) == (self.samples is None):
             raise InputError("expected either --checkpoint or --samples")
-        expect_at_least(self, num_samples=10, batch=1, steps=1, reference=2, seeds=1)
+        expect_at_least(self, num_samples=LEAST, batch=1, steps=1, seeds=1)
         expect_at_least(self, cfg=0, temperature=0, top_k=0, random_orders=1)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"expected --top-p in (0, 1], got {self.top_p}")
@@ -103,30 +103,6 @@ class EvalConfig:
         plan.groups(generator.model)  # refuses a number of steps that the method cannot take
         return plan
 
-    def reference_for(self, dataset: str, device: torch.device) -> Reference | None:
-        """Return what samples are held against; None, with a line, without real images."""
-        data = self.data or ROOT / "data" / dataset
-        if self.data is None and not data.exists():
-            print(f"no real images at {data}: no FD, no FID; run: uv run data/load_CIFAR10.py")
-            return None
-        return find_reference(
-            data,
-            self.reference,
-            self.extractor,
-            self.inception_weights,
-            self.fid_features,
-            device,
-        )
-
-    def test_codes(self, generator: Generator) -> Codes | None:
-        """Return the codes for the likelihood; None, with a line, if there are none."""
-        if not (self.codes / "test_codes.npy").exists():
-            run = "uv run tools/extract_latent_codes.py"
-            print(f"no codes at {self.codes}: no likelihood; run: {run}")
-            return None
-        tokenizer = generator.header["inputs"]["tokenizer"]
-        return load_codes_of(tokenizer, self.codes, "test", self.checkpoint)
-
 
 def about_run(cfg: EvalConfig, device: torch.device) -> dict:
     """Return what metrics.json says of how it was made."""
@@ -140,44 +116,71 @@ def about_run(cfg: EvalConfig, device: torch.device) -> dict:
 
 def measure_samples(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path]:
     """Measure the images of --samples; return what metrics.json holds and its folder."""
-    reference = cfg.reference_for("cifar10", device)
+    reference = cfg.against.load("cifar10", device)
     if reference is None:
         raise InputError("expected real images to hold --samples against; give --data")
     size, classes = reference.train_NHWC.shape[1], len(reference.test.classes)
     images_NHWC, label_N = read_samples(cfg.samples, size, classes)
-    found = {
+    metrics = {
         "num_samples": len(images_NHWC),
         **about_run(cfg, device),
-        "inputs": {"samples": sha256_of(cfg.samples)},
+        "inputs": {"samples": sha256_of(cfg.samples), **reference.inputs},
         **reference.report(images_NHWC, label_N),
     }
-    return found, cfg.out or ROOT / "results" / cfg.samples.stem
+    return metrics, cfg.out or ROOT / "results" / cfg.samples.stem
+
+
+def first_samples(
+    done: Done, out: Path, sampler: tuple, cfg: EvalConfig, classes: list[str]
+) -> tuple[np.ndarray, float]:
+    """Return samples of the first seed and images/s, from samples.npz if a cut run wrote it."""
+    label_N = sampler[2]
+    kept = done.parts.get("samples", {})
+    if kept and (out / "samples.npz").exists():
+        images_NHWC, _ = read_samples(out / "samples.npz", 32, len(classes))
+        if sha256_of(images_NHWC) == kept["sha256"]:
+            return images_NHWC, kept["images_per_second"]
+    sample_images(*sampler[:2], label_N[:2], sampler[3], cfg.seed, cfg.batch)  # warm-up, not timed
+    began = time.time()
+    images_NHWC = sample_images(*sampler, cfg.seed, cfg.batch)
+    speed = cfg.num_samples / (time.time() - began)
+    write_samples(out, images_NHWC, label_N.numpy(), classes)
+    done.parts.pop("samples", None)
+    done("samples", lambda: {"sha256": sha256_of(images_NHWC), "images_per_second": speed})
+    return images_NHWC, speed
 
 
 def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path]:
-    """Sample and measure; write samples; return what metrics.json holds and its folder."""
+    """Sample and measure; write samples; return what metrics.json holds and its folder.
+
+    What a cut evaluation had done (samples, then bits, then each measure) is not done again.
+    """
     generator = load_generator(cfg.checkpoint)
     head, model = generator.header, generator.model.to(device)
-    plan = cfg.plan(generator)
-    path = find_tokenizer(head["inputs"]["tokenizer"], cfg.tokenizer)
-    tokenizer = load_tokenizer(path)[0].to(device)
-    classes = head["classes"]
+    plan, classes = cfg.plan(generator), head["classes"]
     if not set(cfg.labels) <= set(range(len(classes))):
         raise InputError(f"expected --labels in 0..{len(classes) - 1}, got {cfg.labels}")
-    reference, test = cfg.reference_for(head["dataset"], device), cfg.test_codes(generator)
-    out = cfg.out or results_of(cfg.checkpoint)
-
+    path = find_tokenizer(head["inputs"]["tokenizer"], cfg.tokenizer)
+    tokenizer = load_tokenizer(path)[0].to(device)
+    reference = cfg.against.load(head["dataset"], device, cfg.labels)
+    codes, out = {}, cfg.out or results_of(cfg.checkpoint)
+    if (cfg.codes / "test_codes.npy").exists():
+        codes = {s: load_codes_of(head, cfg.codes, s, cfg.checkpoint) for s in ("test", "train")}
+    else:
+        print(f"no codes at {cfg.codes}: no likelihood; run: uv run tools/extract_latent_codes.py")
     labels = torch.tensor(cfg.labels or range(len(classes)))
     label_N = labels[torch.arange(cfg.num_samples) % len(labels)]
-    inputs = (model, tokenizer, label_N, plan)
-    sample_images(model, tokenizer, label_N[:2], plan, cfg.seed, cfg.batch)  # warm-up, not timed
-    began = time.time()
-    images_NHWC = sample_images(*inputs, cfg.seed, cfg.batch)
-    speed = cfg.num_samples / (time.time() - began)
-    write_samples(out, images_NHWC, label_N.numpy(), classes)
+    inputs = {"checkpoint": head["sha256"], **head["inputs"]}
+    inputs |= {f"{split} codes": one.header["sha256"] for split, one in codes.items()}
+    inputs |= reference.inputs if reference else {}
+    asked = {"plan": asdict(plan), "labels": cfg.labels, "num_samples": cfg.num_samples}
+    asked |= {"seed": cfg.seed, "random_orders": cfg.random_orders}
+    done = Done(out / ".partial.json", inputs | asked)
 
+    sampler = (model, tokenizer, label_N, plan)
+    images_NHWC, speed = first_samples(done, out, sampler, cfg, classes)
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
-    found = {
+    metrics = {
         "method": head["method"],
         "trained_order": head["config"]["order"],
         "cluster_weight": head["config"].get("cluster_weight", 0.0),
@@ -190,20 +193,30 @@ def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path
         "images_per_second": speed,
         **gpu_memory(device),
         **about_run(cfg, device),
-        "inputs": {"checkpoint": head["sha256"], **head["inputs"]},
+        "inputs": inputs,
     }
-    if test is not None:
-        found["bits_per_image"] = likelihoods(model, test, plan.order, cfg.random_orders)
-        found["baseline_bits"] = baseline_bits(load_codes(cfg.codes, "train"), test)
+    if codes:
+        orders = {plan.order, "raster", "random"} if model.any_order else {model.config.scan}
+        metrics["bits_per_image"] = {
+            order: done(
+                f"bits {order}",
+                lambda order=order: likelihood(model, codes["test"], order, cfg.random_orders),
+            )
+            for order in sorted(orders)
+        }
+        metrics["baseline_bits"] = done(
+            "baselines", lambda: baseline_bits(codes["train"], codes["test"])
+        )
     if reference is not None:
-        found |= reference.report(images_NHWC, label_N.numpy())
+        metrics |= reference.report(images_NHWC, label_N.numpy(), done)
     if reference is not None and cfg.seeds > 1:
-        measured = [found["samples"]]
-        for seed in seeds[1:]:
-            again_NHWC = sample_images(*inputs, seed, cfg.batch)
-            measured.append(reference.measure(again_NHWC, label_N.numpy()))
-        found["over_seeds"] = over_seeds(measured)
-    return found, out
+
+        def again(seed: int) -> dict[str, float]:
+            return reference.measure(sample_images(*sampler, seed, cfg.batch), label_N.numpy())
+
+        others = [done(f"seed {seed}", lambda seed=seed: again(seed)) for seed in seeds[1:]]
+        metrics["over_seeds"] = over_seeds([metrics["samples"], *others])
+    return metrics, out
 
 
 def main(cfg: EvalConfig) -> dict:
@@ -211,27 +224,29 @@ def main(cfg: EvalConfig) -> dict:
     cfg.check()
     device = pick_device(cfg.device)
     measure = measure_samples if cfg.samples else measure_generator
-    found, out = measure(cfg, device)
-    write_text(out / "metrics.json", json.dumps(found, indent=1) + "\n")
-    report(found, out)
-    return found
+    metrics, out = measure(cfg, device)
+    write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    (out / ".partial.json").unlink(missing_ok=True)
+    report(metrics, out)
+    return metrics
 
 
-def report(found: dict, out: Path) -> None:
+def report(metrics: dict, out: Path) -> None:
     """Print the numbers, each beside the same measure of real images."""
-    if "method" in found:
-        print(f"{found['method']} ({found['trained_order']}), {found['parameters']:,} parameters")
-    for order, bits in found.get("bits_per_image", {}).items():
+    if "method" in metrics:
+        order, parameters = metrics["trained_order"], metrics["parameters"]
+        print(f"{metrics['method']} ({order}), {parameters:,} parameters")
+    for order, bits in metrics.get("bits_per_image", {}).items():
         print(f"  {order:>10} order: {bits['mean']:8.2f} +- {bits['se']:.2f} bits per test image")
-    for name, bits in found.get("baseline_bits", {}).items():
+    for name, bits in metrics.get("baseline_bits", {}).items():
         print(f"  {name:>14}: {bits:8.2f} bits, without a network")
-    for name, value in found.get("samples", {}).items():
-        print(f"  {name:>14}: {value:10.4f}   real test images: {found['control'][name]:10.4f}")
-    for name, both in found.get("over_seeds", {}).items():
-        seeds = len(found["seeds"])
+    for name, value in metrics.get("samples", {}).items():
+        print(f"  {name:>14}: {value:10.4f}   real test images: {metrics['control'][name]:10.4f}")
+    for name, both in metrics.get("over_seeds", {}).items():
+        seeds = len(metrics["seeds"])
         print(f"  {name:>14}: {both['mean']:10.4f} +- {both['sd']:.4f}, sd over {seeds} seeds")
-    speed = f", {found['images_per_second']:.1f} images/s" if "method" in found else ""
-    print(f"  {found['num_samples']} samples{speed} -> {out}")
+    speed = f", {metrics['images_per_second']:.1f} images/s" if "method" in metrics else ""
+    print(f"  {metrics['num_samples']} samples{speed} -> {out}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import tyro
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from metrics.progress import show_progress, split_bits, token_ece, tokenizer_of
+from metrics.likelihood import split_bits, token_ece
+from metrics.samples import show_progress, tokenizer_of
 from models.artifacts import ROOT, header, write_text
 from models.checkpoint import KIND, resume, save_generator
 from models.cluster_loss import cluster_cross_entropy

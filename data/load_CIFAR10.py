@@ -25,10 +25,10 @@ import tyro
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from metrics.pictures import plot_first_images, save_figure
 from models.artifacts import ROOT
 from models.data import CLASSES, IMAGE_SHAPE, SPLITS, SplitName, save_splits
 from models.errors import InputError, one_line_errors
-from models.pictures import first_images, save_figure
 
 PRODUCER = "data/load_CIFAR10.py"
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
@@ -224,7 +224,7 @@ def main(cfg: LoadConfig) -> None:
         source = read_source(cfg)
     out = cfg.out or ROOT / "data" / source.dataset
     save_splits(out, source.arrays, source.classes, source.dataset, PRODUCER, cfg)
-    save_figure(first_images(*source.arrays["train"], source.classes), out / "classes.png")
+    save_figure(plot_first_images(*source.arrays["train"], source.classes), out / "classes.png")
     counts = ", ".join(f"{len(labels)} {split}" for split, (_, labels) in source.arrays.items())
     print(f"{source.dataset}: {counts} images -> {out} in {time.perf_counter() - start:.1f} s")
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from metrics.pictures import plot_first_images, save_figure
 from models.artifacts import ROOT
 from models.data import CLASSES, save_splits
 from models.errors import expect_at_least, one_line_errors
-from models.pictures import first_images, save_figure
 
 SIDE = 32
 BLOCK = 1000
@@ -192,7 +192,7 @@ def main(cfg: ShapesConfig) -> None:
         "test": (images_NHWC[test], labels_N[test]),
     }
     save_splits(cfg.out, arrays, CLASSES["shapes"], "shapes", "data/shapes.py", cfg)
-    save_figure(first_images(*arrays["train"], CLASSES["shapes"]), cfg.out / "classes.png")
+    save_figure(plot_first_images(*arrays["train"], CLASSES["shapes"]), cfg.out / "classes.png")
     print(f"shapes: {cfg.count_train} train, {cfg.count_test} test images -> {cfg.out}")
 
 

@@ -215,7 +215,7 @@ def calibration_report(tokens: Predictions, seed: int = 0, bins: int = BINS) -> 
         "ece_equal_width_if_calibrated": ece_if_calibrated(tokens, width, seed=seed),
         "ece_equal_mass": ece(tokens, mass, seed),
         "ece_equal_mass_if_calibrated": ece_if_calibrated(tokens, mass, seed=seed),
-        "reliability": reliability(tokens, width, seed),
+        "reliability": reliability(tokens, mass, seed),
     }
 
 

@@ -1,7 +1,7 @@
-"""The offline ruler: a small classifier of 32x32 images, for use without Inception's weights.
+"""The offline feature extractor: a small classifier of 32x32 images, for use without Inception.
 
-Its pooled features and class probabilities give distances and scores through torch-fidelity. They
-carry the name of the images it was trained on (`FD_c10`, `IS_c10`), are never called FID, and
+Its pooled features and class probabilities give distances and scores through metrics/fidelity.py.
+They carry the name of the images it was trained on (`FD_c10`, `IS_c10`), are never called FID, and
 compare runs with one another only: the classifier has seen the training images. The network
 follows the fast residual classifiers of D. Page, "How to train your ResNet" (2018; code:
 davidcpage/cifar10-fast). Differs from them in: half the width or less, a residual block at each of
@@ -9,19 +9,15 @@ three resolutions, mean instead of max pooling at the end, no fixed scale on the
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch_fidelity
 from torch import nn
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from metrics.fidelity import Ruler
+from metrics.fidelity import FeatureExtractor
 from models.artifacts import load_checkpoint, save_checkpoint
 from models.errors import InputError
 
-CLASSIFIER = "small-classifier"
 RERUN = "uv run tools/train_extractor.py"
 TAGS = {"cifar10": "c10"}
 """dataset -> the short form at the end of its numbers' names; others go by their own name"""
@@ -51,7 +47,7 @@ class Residual(nn.Module):
         return x + self.inner(x)
 
 
-class Extractor(nn.Module):
+class Classifier(nn.Module):
     """Classifier with `width` channels at 16x16, twice as many at 8x8 and at 4x4 again."""
 
     def __init__(self, width: int, classes: int):
@@ -80,84 +76,49 @@ class Extractor(nn.Module):
         return features_NF, self.head(features_NF)
 
 
-def save_extractor(path: Path, extractor: Extractor, head: dict) -> None:
+def save_classifier(path: Path, classifier: Classifier, head: dict) -> None:
     """Write the weights as float16 under `head`, which names `dataset` and `classes`."""
     state = {
         name: value.half() if value.is_floating_point() else value
-        for name, value in extractor.state_dict().items()
+        for name, value in classifier.state_dict().items()
     }
-    save_checkpoint(path, head, size=extractor.size, state=state)
+    save_checkpoint(path, head, size=classifier.size, state=state)
 
 
-def load_extractor(path: Path) -> Extractor:
-    """Read a classifier onto the CPU, as float32 and in eval mode.
+def load_classifier(path: Path) -> tuple[Classifier, dict]:
+    """Read a classifier onto the CPU, as float32 and in eval mode, and its header.
 
-    Raises InputError if the file is missing, broken, unsafe or no extractor.
+    Raises InputError if the file is missing, broken, unsafe or no such classifier.
     """
     saved = load_checkpoint(path, "extractor", RERUN)
-    extractor = Extractor(**saved["size"])
-    extractor.load_state_dict(saved["state"])
-    return extractor.eval()
+    try:
+        classifier = Classifier(**saved["size"])
+        classifier.load_state_dict(saved["state"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as e:
+        reason = " ".join(str(e).split())[:100]
+        raise InputError(f"{path} is no classifier of this version ({reason}); {RERUN}") from None
+    return classifier.eval(), saved["header"]
 
 
-class SmallClassifier(FeatureExtractorBase):
-    """The extractor as torch-fidelity wants it."""
+def classifier_extractor(path: Path, device: torch.device | str = "cpu") -> FeatureExtractor:
+    """Return the classifier at `path` for distances; their names carry the name of its dataset.
 
-    def __init__(self, name: str, features_list: list[str], **kwargs: Any):
-        """Load the weights that torch-fidelity was given the path of."""
-        super().__init__(name, features_list)
-        self.extractor = load_extractor(Path(kwargs["feature_extractor_weights_path"]))
-
-    def forward(self, images_N3HW: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Map uint8 images to the layers asked for, in that order."""
-        features_NF, logits_NC = self.extractor(images_N3HW.float() / 255)
-        layers = {"features": features_NF, "logits": logits_NC}
-        return tuple(layers[name] for name in self.features_list)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        """Name the layers."""
-        return "features", "logits"
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        """Name the layer of a metric: logits for the Inception Score, features for the others."""
-        return "logits" if metric == "isc" else "features"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        """Say that torch.compile is safe here."""
-        return True
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> torch.Tensor:
-        """Return one black image."""
-        return torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-
-
-torch_fidelity.register_feature_extractor(CLASSIFIER, SmallClassifier)
-
-
-def extractor_ruler(path: Path) -> Ruler:
-    """Return the classifier at `path` as a ruler; its numbers carry the name of its dataset.
-
-    Raises InputError if the file is missing, broken, unsafe or no extractor.
+    Raises InputError as `load_classifier`.
     """
-    dataset = load_checkpoint(path, "extractor", RERUN)["header"]["dataset"]
-    tag = TAGS.get(dataset, dataset)
-    names = {
-        "frechet_inception_distance": f"FD_{tag}",
-        "kernel_inception_distance_mean": f"KD_{tag}",
-        "precision": f"precision_{tag}",
-        "recall": f"recall_{tag}",
-        "inception_score_mean": f"IS_{tag}",
-    }
-    return Ruler(CLASSIFIER, "features", "logits", Path(path), names)
+    classifier, head = load_classifier(path)
+    classifier.to(device)
+
+    def run(images_B3HW: torch.Tensor) -> dict[str, torch.Tensor]:
+        features_BF, logits_BC = classifier(images_B3HW.float() / 255)
+        return {"features": features_BF, "logits": logits_BC}
+
+    suffix = "_" + TAGS.get(head["dataset"], head["dataset"])
+    return FeatureExtractor(run, head["sha256"], "features", "logits", suffix)
 
 
 @torch.inference_mode()
 def class_probabilities(
-    images_NHWC: np.ndarray, extractor: Extractor, batch: int = 500
+    images_NHWC: np.ndarray, classifier: Classifier, batch: int = 500
 ) -> np.ndarray:
     """Return what the classifier thinks uint8 images are: float32 (N, C), rows sum to 1.
 
@@ -167,21 +128,21 @@ def class_probabilities(
         raise InputError(
             f"expected images uint8 (N, H, W, 3), got {images_NHWC.dtype} {images_NHWC.shape}"
         )
-    assert not extractor.training, "batch norm would look at the whole batch"
-    device = next(extractor.parameters()).device
+    assert not classifier.training, "batch norm would look at the whole batch"
+    device = next(classifier.parameters()).device
     rows = []
     for start in range(0, len(images_NHWC), batch):
         images_BHWC = torch.tensor(images_NHWC[start : start + batch], device=device)
-        _, logits_BC = extractor(images_BHWC.permute(0, 3, 1, 2).float() / 255)
+        _, logits_BC = classifier(images_BHWC.permute(0, 3, 1, 2).float() / 255)
         rows.append(logits_BC.float().softmax(1).cpu())
     return torch.cat(rows).numpy()
 
 
-def label_accuracy(images_NHWC: np.ndarray, labels_N: np.ndarray, extractor: Extractor) -> float:
+def label_accuracy(images_NHWC: np.ndarray, labels_N: np.ndarray, classifier: Classifier) -> float:
     """Return the share of uint8 images, in [0, 1], that the classifier takes for their label.
 
     Raises InputError unless there is one label for each image.
     """
     if labels_N.shape != images_NHWC.shape[:1]:
         raise InputError(f"expected {len(images_NHWC)} labels, got an array of {labels_N.shape}")
-    return float((class_probabilities(images_NHWC, extractor).argmax(1) == labels_N).mean())
+    return float((class_probabilities(images_NHWC, classifier).argmax(1) == labels_N).mean())

@@ -1,33 +1,32 @@
-"""FID, IS, KID, precision and recall of uint8 images, by torch-fidelity.
+"""FID, IS, KID, precision and recall of uint8 images, by torch-fidelity's own functions.
 
 FID: Heusel et al., arXiv 1706.08500. IS: Salimans et al., arXiv 1606.03498. KID: Binkowski et al.,
-arXiv 1801.01401. Precision and recall: Kynkaanniemi et al., arXiv 1904.06991 (here on the ruler's
-own features, not on VGG16).
+arXiv 1801.01401. Precision and recall: Kynkaanniemi et al., arXiv 1904.06991 (here on the feature
+extractor's own layer, not on VGG16).
 
-A number is called FID only if it comes from the 2048-d layer of the standard Inception. Another
-layer gives `FID768`, and the offline classifier of `metrics/extractor.py` gives `FD_c10`.
+A number is called FID only if it comes from the 2048-d layer of the standard Inception and from
+50,000 samples. 10,000 give `FID-10k`, another layer `FID768`, and the offline classifier of
+`metrics/extractor.py` gives `FD_c10`.
 """
 
 import contextlib
-import hashlib
 import http.client
+import io
 import socket
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch_fidelity
-from torch_fidelity.feature_extractor_inceptionv3 import (
-    URL_INCEPTION_V3,
-    FeatureExtractorInceptionV3,
-)
 from tqdm import tqdm
 
+from models.artifacts import ROOT, header, load_array, safe_load, save_array, sha256_of
 from models.errors import InputError
 
-INCEPTION = "inception-v3-compat-nhwc"
+FEATURES = ROOT / "results/features"
+"""features of real images are kept here, by content; those of samples are not"""
 NEEDED = {
     "64": ("Conv2d_1", "Conv2d_2"),
     "192": ("Conv2d_",),
@@ -37,77 +36,87 @@ NEEDED = {
 """Inception layer -> how the names of the weights begin that it is computed from"""
 LEAST = 10
 """images a set needs: the Inception Score splits it in 10, precision and recall look at 4"""
-
-
-class ChannelsLastInception(FeatureExtractorInceptionV3):
-    """torch-fidelity's FID Inception in channels-last memory: same numbers, twice as fast on a CPU.
-
-    Measured on 64 CIFAR-10 images: features differ by at most 1.2e-6, 0.11 -> 0.054 s an image.
-    """
-
-    def __init__(self, *args, **kwargs):
-        """Build as torch-fidelity does, then change the memory layout of the weights."""
-        super().__init__(*args, **kwargs)
-        self.to(memory_format=torch.channels_last)
-
-
-torch_fidelity.register_feature_extractor(INCEPTION, ChannelsLastInception)
+FULL = 50_000
+"""samples that an FID without a suffix rests on"""
 
 
 @dataclass(frozen=True)
-class Ruler:
-    """A feature extractor with its weights, and the names its numbers go by."""
+class FeatureExtractor:
+    """A network that images are compared in, and the names that its numbers go by."""
 
-    extractor: str
-    """name registered with torch-fidelity"""
+    network: Callable[[torch.Tensor], dict[str, torch.Tensor]]
+    """uint8 (B, 3, H, W) -> {layer: float (B, F)}"""
+    sha256: str
+    """of its weights"""
     layer: str
-    """layer of FID, KID, precision and recall"""
+    """of FID, KID, precision and recall"""
     logits_layer: str | None
-    """layer of the Inception Score; None: no score"""
-    weights: Path
-    """state dict, safe to load"""
-    names: dict[str, str]
-    """torch-fidelity's key -> the name to print"""
+    """of the Inception Score; None: no score"""
+    suffix: str
+    """`_c10` or `768`; empty for the standard 2048-d layer, whose distance may be called FID"""
+    prefix: str = "FD"
+
+    def frechet_name(self, samples: int) -> str:
+        """Return what its Frechet distance of so many samples is called."""
+        if self.suffix or samples >= FULL:
+            return f"{self.prefix}{self.suffix}"
+        return f"FID-{samples // 1000}k" if samples % 1000 == 0 else f"FID-{samples}"
+
+    def names(self, samples: int) -> list[str]:
+        """Return the names of all its measures of so many samples; the distance comes first."""
+        kernel = {"FD": "KD", "FID": "KID"}[self.prefix] + self.suffix
+        others = [f"precision{self.suffix}", f"recall{self.suffix}"]
+        score = [f"IS{self.suffix}"] if self.logits_layer else []
+        return [self.frechet_name(samples), kernel, *others, *score]
 
 
-def inception_ruler(weights: Path, layer: str = "2048") -> Ruler:
-    """Return the standard Inception as a ruler; `layer` is 2048, 768, 192 or 64.
+def inception_extractor(weights: Path, layer: str = "2048", device="cpu") -> FeatureExtractor:
+    """Return the standard Inception; `layer` is 2048, 768, 192 or 64.
 
-    Raises InputError for weights that are unreadable, unsafe, or NaN at the layer asked for.
+    The file is read once, safely; torch-fidelity itself would unpickle whatever lies at a path.
+    Channels-last memory gives the same features (to 1.2e-6) twice as fast on a CPU. Raises
+    InputError for weights that are unreadable, unsafe, or NaN at the layer asked for.
     """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     if layer not in NEEDED:
         raise InputError(f"expected an Inception layer 2048, 768, 192 or 64, got {layer}")
+    if not Path(weights).is_file():
+        raise InputError(f"no Inception weights at {weights}")
+    state, digest = safe_load(weights, "give torch-fidelity's Inception state dict")
     try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
         parts = [state[name] for name in state if name.startswith(NEEDED[layer])]
         complete = "fc.weight" in state and all(torch.isfinite(part).all() for part in parts)
-    except FileNotFoundError:
-        raise InputError(f"no Inception weights at {weights}") from None
-    except Exception as e:  # torch raises many types for a torn, foreign or unsafe file
+        if not complete:
+            raise InputError(
+                f"{weights} holds no finite weights for the {layer}-d layer (a partial file); "
+                "take the full weights, or a lower --fid-features such as 768"
+            )
+        layers = [layer, "logits_unbiased"] if layer == "2048" else [layer]
+        checked = io.BytesIO()  # what was checked, so that no path is opened a second time
+        torch.save(state, checked)
+        checked.seek(0)
+        network = FeatureExtractorInceptionV3("inception", layers, checked)
+    except (RuntimeError, TypeError, AttributeError) as e:
         reason = " ".join(str(e).split())[:100]
         raise InputError(f"{weights} is no torch-fidelity Inception state dict: {reason}") from None
-    if not complete:
-        raise InputError(
-            f"{weights} holds no finite weights for the {layer}-d layer (a partial file); "
-            "take the full weights, or a lower --fid-features such as 768"
-        )
-    tag = "" if layer == "2048" else layer
-    names = {
-        "frechet_inception_distance": f"FID{tag}",
-        "kernel_inception_distance_mean": f"KID{tag}",
-        "precision": f"precision{tag}",
-        "recall": f"recall{tag}",
-        "inception_score_mean": "IS",
-    }
-    logits_layer = "logits_unbiased" if layer == "2048" else None
-    return Ruler(INCEPTION, layer, logits_layer, weights, names)
+    network.to(device).to(memory_format=torch.channels_last)
+
+    def run(images_B3HW: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict(zip(layers, network(images_B3HW), strict=True))
+
+    logits = "logits_unbiased" if layer == "2048" else None
+    return FeatureExtractor(run, digest, layer, logits, "" if layer == "2048" else layer, "FID")
 
 
-def download_inception(url: str = URL_INCEPTION_V3, timeout: float = 10.0) -> Path | None:
+def download_inception(url: str | None = None, timeout: float = 10.0) -> Path | None:
     """Return the standard Inception weights from torch's hub folder, downloaded once if need be.
 
     None when they are not there and cannot be had within `timeout` seconds of silence.
     """
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    url = url or URL_INCEPTION_V3
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if path.exists():
         return path
@@ -124,75 +133,72 @@ def download_inception(url: str = URL_INCEPTION_V3, timeout: float = 10.0) -> Pa
         socket.setdefaulttimeout(before)
 
 
-class _Images(torch.utils.data.Dataset):
-    """uint8 (N, H, W, 3) as the single CHW tensors that torch-fidelity wants, with a bar."""
+@torch.inference_mode()
+def features_of(
+    images_NHWC: np.ndarray,
+    extractor: FeatureExtractor,
+    device: torch.device | str = "cpu",
+    keep: Path | None = None,
+    verbose: bool = True,
+) -> dict[str, torch.Tensor]:
+    """Return {layer: float32 (N, F) on the CPU} of uint8 images (N, H, W, 3), N >= 10.
 
-    def __init__(self, images_NHWC: np.ndarray, name: str, verbose: bool):
-        self.images_NHWC, self.name, self.verbose = images_NHWC, name, verbose
-        self.bar = None
-
-    def __len__(self) -> int:
-        return len(self.images_NHWC)
-
-    def __getitem__(self, i: int) -> torch.Tensor:
-        if self.bar is None:  # not before: cached features show no bar
-            total, hidden = len(self.images_NHWC), not self.verbose
-            self.bar = tqdm(total=total, desc=self.name, unit="image", leave=False, disable=hidden)
-        self.bar.update()
-        return torch.from_numpy(self.images_NHWC[i]).permute(2, 0, 1)
-
-
-def _content_name(images_NHWC: np.ndarray, weights: Path) -> str:
-    """Name a cache entry by its content: torch-fidelity itself looks at the name only."""
-    images = hashlib.sha256(np.ascontiguousarray(images_NHWC)).hexdigest()[:16]
-    return f"{images}-{hashlib.sha256(weights.read_bytes()).hexdigest()[:8]}"
+    With `keep`, a folder, they are read from there if the same weights saw the same images before,
+    and else written. Raises InputError for images of another type or shape.
+    """
+    shape = images_NHWC.shape
+    if images_NHWC.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[0] < LEAST:
+        raise InputError(f"expected uint8 (N >= {LEAST}, H, W, 3), got {images_NHWC.dtype} {shape}")
+    layers = [name for name in (extractor.layer, extractor.logits_layer) if name]
+    inputs = {"images": sha256_of(images_NHWC), "extractor": extractor.sha256}
+    stem = f"{inputs['images'][:16]}-{extractor.sha256[:16]}"
+    files = {name: keep / f"{stem}-{name}.npy" for name in layers} if keep else {}
+    with contextlib.suppress(InputError):  # missing or damaged: computed anew
+        found = {n: load_array(file, "features", "", np.float32, 2) for n, file in files.items()}
+        if found and all(head["inputs"] == inputs for _, head in found.values()):
+            return {name: torch.from_numpy(array) for name, (array, _) in found.items()}
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
+    size = 256 if torch.device(device).type == "cuda" else 32
+    with tqdm(total=len(images_NHWC), desc="features", unit="image", disable=not verbose) as bar:
+        for start in range(0, len(images_NHWC), size):
+            images_BHWC = torch.from_numpy(images_NHWC[start : start + size]).to(device)
+            computed = extractor.network(images_BHWC.permute(0, 3, 1, 2))
+            for name in layers:
+                parts[name].append(computed[name].float().cpu())
+            bar.update(len(images_BHWC))
+    whole = {name: torch.cat(part) for name, part in parts.items()}
+    for name, file in files.items():
+        save_array(file, whole[name].numpy(), header("features", "metrics/fidelity.py", {}, inputs))
+    return whole
 
 
 def fidelity(
-    samples_NHWC: np.ndarray,
-    reference_NHWC: np.ndarray,
-    ruler: Ruler,
-    cache: Path,
-    device: str = "cpu",
-    verbose: bool = True,
+    samples: dict[str, torch.Tensor],
+    reference: dict[str, torch.Tensor],
+    extractor: FeatureExtractor,
     frechet_only: bool = False,
 ) -> dict[str, float]:
-    """Measure `samples_NHWC` against `reference_NHWC`, both uint8 (N, H, W, 3), N >= 10.
+    """Measure samples against a reference, both as `features_of` returns them: {name: value}.
 
-    Features are kept in the folder `cache` under the hash of images and weights. Precision is the
-    share of samples inside the reference's manifold, recall the share of references inside the
-    samples'; `frechet_only` leaves both, KID and IS out. Raises InputError for images of another
-    type or shape.
+    Precision is the share of samples inside the reference's manifold, recall the share of
+    references inside the samples'; `frechet_only` leaves both, KID and IS out.
     """
-    for name, images in (("samples", samples_NHWC), ("reference", reference_NHWC)):
-        shape = images.shape
-        if images.dtype != np.uint8 or images.ndim != 4 or shape[3] != 3 or shape[0] < LEAST:
-            raise InputError(
-                f"{name}: expected uint8 (N >= {LEAST}, H, W, 3), got {images.dtype} {shape}"
-            )
-    # torch-fidelity reports imaginary dust and DataLoader hints as warnings
-    with warnings.catch_warnings(), contextlib.redirect_stdout(None):
-        warnings.simplefilter("ignore")
-        found = torch_fidelity.calculate_metrics(
-            input1=_Images(samples_NHWC, "features of samples", verbose),
-            input2=_Images(reference_NHWC, "features of reference", verbose),
-            input1_cache_name=_content_name(samples_NHWC, ruler.weights),
-            input2_cache_name=_content_name(reference_NHWC, ruler.weights),
-            cache_root=str(cache),
-            feature_extractor=ruler.extractor,
-            feature_extractor_weights_path=str(ruler.weights),
-            feature_layer_fid=ruler.layer,
-            feature_layer_kid=ruler.layer,
-            feature_layer_prc=ruler.layer,
-            feature_layer_isc=ruler.logits_layer,
-            fid=True,
-            kid=not frechet_only,
-            prc=not frechet_only,
-            isc=ruler.logits_layer is not None and not frechet_only,
-            kid_subset_size=min(1000, len(samples_NHWC), len(reference_NHWC)),
-            cuda=device.startswith("cuda"),
-            batch_size=256 if device.startswith("cuda") else 32,
-            save_cpu_ram=True,
-            verbose=False,  # it prints its own names, "Frechet Inception Distance", for any layer
-        )
-    return {name: float(found[key]) for key, name in ruler.names.items() if key in found}
+    from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
+
+    pair = samples[extractor.layer], reference[extractor.layer]
+    names = extractor.names(len(pair[0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", np.exceptions.ComplexWarning)  # imaginary dust of the root
+        statistics = [metric_fid.fid_features_to_statistics(features) for features in pair]
+        distance = metric_fid.fid_statistics_to_metric(*statistics, False)
+    found = [distance[metric_fid.KEY_METRIC_FID]]
+    if not frechet_only:
+        subset = min(1000, *map(len, pair))
+        kernel = metric_kid.kid_features_to_metric(*pair, kid_subset_size=subset, verbose=False)
+        manifold = metric_prc.prc_features_to_metric(*pair, save_cpu_ram=True, verbose=False)
+        found += [kernel[metric_kid.KEY_METRIC_KID_MEAN]]
+        found += [manifold["precision"], manifold["recall"]]
+        if extractor.logits_layer:
+            score = metric_isc.isc_features_to_metric(samples[extractor.logits_layer])
+            found += [score[metric_isc.KEY_METRIC_ISC_MEAN]]
+    return {name: float(value) for name, value in zip(names, found, strict=False)}

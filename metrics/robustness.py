@@ -23,7 +23,7 @@ from torch_fidelity.metric_fid import (
 from tqdm import tqdm
 
 from metrics.calibration import Batches, Predictions, collect, ece, equal_width_edges, mean_of
-from metrics.extractor import Extractor
+from metrics.extractor import Classifier
 from metrics.likelihood import logit_batches
 from metrics.reconstruction import psnr
 from metrics.sample_calibration import class_log_p
@@ -198,7 +198,7 @@ def misread_samples(
 
 @torch.inference_mode()
 def features_of(
-    images_NHWC: np.ndarray, extractor: Extractor, batch: int = 500
+    images_NHWC: np.ndarray, extractor: Classifier, batch: int = 500
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (features_NF float32, class int64 (N,)) of uint8 images, on the CPU."""
     device, parts = next(extractor.parameters()).device, []

@@ -1,14 +1,29 @@
-"""Samples as files: ADM's .npz, which its evaluator and this one read, and a picture of them."""
+"""Samples as files and pictures: ADM's .npz, class grids, and what a training shows of itself."""
 
 import io
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from metrics.pictures import plot_class_grid, save_figure
+from metrics.plots import plot_curves
+from metrics.report import Run
 from models.artifacts import replace_file
+from models.data import Codes
 from models.errors import InputError
-from models.pictures import class_grid, save_figure
+from models.method import Method
+from models.sampling import Plan, sample_codes
+from models.tokenizer import decode_codes, load_tokenizer
+from models.training import write_log
+from models.vqvae import VQVAE
+
+PANELS = {
+    "bits per code": ["train_bits", "heldout_bits", "test_bits", "cluster_bits"],
+    "learning rate": ["lr"],
+    "images per second": ["images_per_second"],
+}
 
 
 def write_samples(out: Path, images_NHWC: np.ndarray, label_N: np.ndarray, classes: list) -> None:
@@ -19,7 +34,7 @@ def write_samples(out: Path, images_NHWC: np.ndarray, label_N: np.ndarray, class
     present = [k for k in range(len(classes)) if (label_N == k).any()]
     columns = min(10, *(int((label_N == k).sum()) for k in present))
     shown = np.concatenate([np.flatnonzero(label_N == k)[:columns] for k in present])
-    figure = class_grid(images_NHWC[shown], label_N[shown], [classes[k] for k in present])
+    figure = plot_class_grid(images_NHWC[shown], label_N[shown], [classes[k] for k in present])
     save_figure(figure, out / "samples.png", dpi=150)
 
 
@@ -51,3 +66,32 @@ def read_samples(path: Path, size: int, classes: int) -> tuple[np.ndarray, np.nd
             f"found {label_N.dtype} {label_N.shape}"
         )
     return images_NHWC, label_N.astype(np.int64)
+
+
+def tokenizer_of(path: Path, codes: Codes) -> VQVAE | None:
+    """Return the tokenizer at `path` if it is the one that made the codes, else None."""
+    if not path.exists():
+        return None
+    tokenizer, about = load_tokenizer(path)
+    made_them = about["sha256"] == codes.header["inputs"]["tokenizer"]
+    return tokenizer.to(codes.label_N.device) if made_them else None
+
+
+def show_progress(
+    out: Path,
+    rows: list[dict],
+    model: Method,
+    tokenizer: VQVAE | None,
+    classes: list[str],
+    order: str,
+) -> None:
+    """Write metrics.jsonl, curves.png and, with a tokenizer, samples/<step>.png (cfg 1 -> 2)."""
+    write_log(out / "metrics.jsonl", rows)
+    save_figure(plot_curves([Run(out.name, {}, rows)], PANELS), out / "curves.png")
+    if tokenizer is None:
+        return
+    model.eval()
+    label_N = torch.arange(len(classes)).repeat_interleave(8)
+    codes_NT = sample_codes(model, label_N, Plan(order=order, cfg=2.0), seed=0)
+    figure = plot_class_grid(decode_codes(tokenizer, codes_NT), label_N.numpy(), classes)
+    save_figure(figure, out / f"samples/{rows[-1]['step']:07d}.png")

@@ -64,6 +64,11 @@ class Split:
     """of the images; later stages record it in what they write"""
     labels_sha256: str
 
+    def of_labels(self, labels: tuple[int, ...]) -> "Split":
+        """Return the images of these classes only."""
+        keep_N = np.isin(self.labels_N, labels)
+        return replace(self, images_NHWC=self.images_NHWC[keep_N], labels_N=self.labels_N[keep_N])
+
 
 def canonical_rows(images_NHWC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     """Return the row numbers int64 (N,) that sort images by the sha256 of their pixels.
@@ -211,17 +216,28 @@ def load_codes(folder: Path, split: str) -> Codes:
     return Codes(torch.from_numpy(codes_NAT.astype(np.int64)), torch.from_numpy(labels_N), head)
 
 
-def load_codes_of(tokenizer: str, folder: Path, split: str, whose: Path) -> Codes:
-    """Read codes that must be of the tokenizer with this sha256, that of the generator `whose`.
+def load_codes_of(made_with: dict, folder: Path, split: str, whose: Path) -> Codes:
+    """Read codes that must be as those of the generator `whose`, whose header is `made_with`.
 
-    Raises InputError if they are of another one, or as `load_codes`.
+    Raises InputError, with the command that makes the right ones, for codes of another tokenizer or
+    of another --search, or as `load_codes`. Codes that differ only by rounding (of another machine)
+    are read, and a line says so.
     """
     codes = load_codes(folder, split)
-    if codes.header["inputs"]["tokenizer"] != tokenizer:
+    found, wanted = codes.header, made_with["inputs"]
+    search = made_with.get("search")
+    same = found["inputs"].get("tokenizer") == wanted["tokenizer"]
+    if not same or (search is not None and found["config"].get("search", 0) != search):
+        flags = f" --search {search}" * bool(search) + " --out NEW"
         raise InputError(
-            f"{folder} holds codes of another tokenizer than {whose} was trained on; "
-            "run: uv run tools/extract_latent_codes.py --tokenizer THE_ONE --out NEW, "
+            f"{folder} holds codes of another {'--search' if same else 'tokenizer'} than {whose} "
+            f"was trained on; run: uv run tools/extract_latent_codes.py --tokenizer ITS{flags}, "
             "then give --codes NEW"
+        )
+    if split == "train" and wanted.get("codes") not in (None, found["sha256"]):
+        print(
+            f"{folder} differs from the codes that {whose} was trained on: other images, or the "
+            "rounding of another machine"
         )
     return codes
 

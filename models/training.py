@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from models.artifacts import write_text
 from models.errors import InputError
@@ -90,6 +91,19 @@ def start_fabric(device: torch.device, devices: int = 1) -> "Fabric":
     fabric = Fabric(accelerator=device.type, devices=devices, precision=precision)
     fabric.launch()
     return fabric
+
+
+def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
+    """Return the moving average of the weights, warmed up: decay min(decay, (1 + t) / (10 + t)).
+
+    Buffers are the model's own (a codebook is an average already).
+    """
+
+    @torch.no_grad()
+    def average(ema: list[torch.Tensor], now: list[torch.Tensor], t: torch.Tensor) -> None:
+        torch._foreach_lerp_(ema, now, 1 - min(decay, (1 + int(t)) / (10 + int(t))))
+
+    return AveragedModel(model, multi_avg_fn=average)
 
 
 def parameter_groups(

@@ -5,7 +5,7 @@ codes (its appendix A.1). Unit-length codes of few dimensions: Yu et al., "Vecto
 Modeling with Improved VQGAN", arXiv 2110.04627. The quantizer itself is vector-quantize-pytorch's.
 
 Differs from LlamaGen's VQ-16 tokenizer in: factor 4 instead of 16, pixel (un)shuffle in place of
-strided and upsampling convolutions, no attention, no perceptual or adversarial term.
+strided and upsampling convolutions, no attention, no adversarial term in its training.
 """
 
 from dataclasses import dataclass
@@ -117,6 +117,21 @@ class CosineQuantizer(nn.Module):
         """Return codes_NT, int64 in [0, V): the code of largest cosine. Moves nothing."""
         return (F.normalize(vectors_NTC.float(), dim=-1) @ self.codebook_VC.T).argmax(-1)
 
+    @torch.no_grad()
+    def perturb(
+        self, codes_NT: torch.Tensor, rate: float, neighbours: int, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Swap a share `rate` of the codes for one of their nearest `neighbours` in the codebook.
+
+        As RobusTok (Qiu et al., "Robust Latent Matters", arXiv 2503.08354): a generator makes such
+        mistakes, and the encoder never does.
+        """
+        draw = {"generator": generator, "device": codes_NT.device}
+        near_VK = (self.codebook_VC @ self.codebook_VC.T).topk(neighbours + 1).indices[:, 1:]
+        pick_NT = torch.randint(neighbours, codes_NT.shape, **draw)
+        swapped_NT = torch.rand(codes_NT.shape, **draw) < rate
+        return torch.where(swapped_NT, near_VK[codes_NT, pick_NT], codes_NT)
+
 
 def check_codes(codes_NT: torch.Tensor, codebook_size: int) -> None:
     """Raise ValueError for a code outside [0, codebook_size)."""
@@ -169,8 +184,13 @@ class VQVAE(nn.Module):
         maps = vectors_NTC.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         return (self.decoder(maps.contiguous(memory_format=torch.channels_last)) + 1) / 2
 
-    def forward(self, images_N3HW: torch.Tensor):
-        """Return (reconstruction_N3HW, codes_NT, commitment scalar), for training."""
+    def forward(self, images_N3HW: torch.Tensor, codes_NT: torch.Tensor | None = None):
+        """Return (reconstruction_N3HW, codes_NT, commitment scalar), for training.
+
+        With `codes_NT` the decoder alone is run, on these, and the commitment is 0.
+        """
+        if codes_NT is not None:
+            return self.render(self.quantizer.codebook_VC[codes_NT]), codes_NT, torch.zeros(())
         quantized_NTC, codes_NT, commitment = self.quantizer(self.vectors(images_N3HW))
         return self.render(quantized_NTC), codes_NT, commitment
 

@@ -36,7 +36,14 @@ def world(tmp_path_factory) -> World:
     size = VQVAEConfig(codebook_size=32, width=8, blocks=1)
     train.main(
         train.TokenizerConfig(
-            data=made.data, out=made.tokenizer, model=size, steps=6, batch=16, warmup=2
+            data=made.data,
+            out=made.tokenizer,
+            model=size,
+            steps=6,
+            batch=16,
+            warmup=2,
+            init=None,
+            perceptual=0,
         )
     )
     extract.main(extract.ExtractConfig(tokenizer=made.tokenizer, data=made.data, out=made.codes))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metrics.baselines import baseline_bits
+from metrics.likelihood import baseline_bits
 from models.data import Codes
 
 TOKENS, SIZE, CLASSES = 16, 8, 4

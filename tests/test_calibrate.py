@@ -50,7 +50,7 @@ def config(world, tmp_path):
 def test_the_command_measures_every_method(config, tmp_path, capsys, method):
     found = tool.main(config(method))
     assert json.loads((tmp_path / "out/calibration.json").read_text()) == found
-    for name in ("reliability", "orders", "samples_calibration"):
+    for name in ("reliability", "class_reliability", "likelihood_by_order", "steps", "risk"):
         assert (tmp_path / f"out/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert found["tokens"]["overall"]["tokens"] == 16 * 64
     by_step = found["tokens"]["by_step"]
@@ -64,7 +64,7 @@ def test_the_command_measures_every_method(config, tmp_path, capsys, method):
     assert found["inputs"].keys() == {"tokenizer", "checkpoint", "test_codes", "extractor"}
     assert len(found["quality"]) == 2 and found["git_commit"] and found["command"]
     said = capsys.readouterr().out
-    assert "best temperature" in said and "bits/image" in said and "nan" not in said
+    assert "best temperature" in said and "bits per test image" in said and "nan" not in said
 
     def numbers(node):
         children = node.values() if isinstance(node, dict) else node

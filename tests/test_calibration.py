@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from metrics import calibration
 from metrics.calibration import ClassBins, Predictions, calibration_report, collect
-from metrics.temperature import best_temperature, temperature_report
+from metrics.sample_calibration import best_temperature, temperature_report
 
 
 def drawn(logits_NSV: torch.Tensor, seed: int = 0) -> torch.Tensor:

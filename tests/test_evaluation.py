@@ -3,17 +3,16 @@
 import json
 import math
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import script
+from helpers import changed, config_of, script
 
-from metrics.extractor import Extractor, save_extractor
+from metrics.extractor import Classifier, save_classifier
 from metrics.likelihood import bits_per_code, orders_for
-from models.artifacts import header
+from models.artifacts import header, load_checkpoint, save_checkpoint, sha256_of
 from models.checkpoint import load_generator
 from models.data import load_codes, load_split, save_codes
 from models.errors import InputError
@@ -46,7 +45,7 @@ def extractor(world, tmp_path_factory):
     path = tmp_path_factory.mktemp("extractor") / "extractor.pth"
     split = load_split(world.data, "train")
     head = header("extractor", "tests", {}, {"images": split.sha256})
-    save_extractor(path, Extractor(8, 10), head | {"dataset": "shapes"})
+    save_classifier(path, Classifier(8, 10), head | {"dataset": "shapes"})
     return path
 
 
@@ -55,12 +54,20 @@ def config(world, extractor, tmp_path):
     """A cheap evaluation of a run; `changes` override it."""
 
     def make(run, **changes):
-        cheap = stage.EvalConfig(
-            checkpoint=run / "last.pth", tokenizer=world.tokenizer, codes=world.codes,
-            data=world.data, extractor=extractor, inception_weights="none", num_samples=20,
-            batch=20, out=tmp_path / "out", device="cpu",
-        )  # fmt: skip
-        return replace(cheap, **changes)
+        cheap = config_of(
+            stage.EvalConfig,
+            checkpoint=run / "last.pth",
+            tokenizer=world.tokenizer,
+            codes=world.codes,
+            data=world.data,
+            extractor=extractor,
+            inception_weights="none",
+            num_samples=20,
+            batch=20,
+            out=tmp_path / "out",
+            device="cpu",
+        )
+        return changed(cheap, **changes)
 
     return make
 
@@ -97,8 +104,8 @@ def test_the_same_command_gives_the_same_images_in_any_batch(runs, config, tmp_p
 
 def test_several_seeds_give_a_mean_and_a_spread(runs, config, tmp_path):
     cfg = config(runs["randar"], steps=4)
-    alone = [stage.main(replace(cfg, seed=seed))["samples"] for seed in (3, 4, 5)]
-    found = stage.main(replace(cfg, seed=3, seeds=3))
+    alone = [stage.main(changed(cfg, seed=seed))["samples"] for seed in (3, 4, 5)]
+    found = stage.main(changed(cfg, seed=3, seeds=3))
     assert found["seeds"] == [3, 4, 5] and found["samples"] == alone[0]
     for name, both in found["over_seeds"].items():
         values = [one[name] for one in alone]
@@ -180,9 +187,62 @@ def test_an_exported_checkpoint_carries_how_to_sample(runs, config, tmp_path):
     assert not (tmp_path / "x.pth").exists()
 
 
-def test_labels_can_be_chosen(runs, config, tmp_path):
-    stage.main(config(runs["randar"], steps=4, labels=(3, 7), num_samples=12))
-    assert np.load(tmp_path / "out/samples.npz")["arr_1"].tolist() == [3, 7] * 6
+def test_labels_can_be_chosen_and_are_held_against_real_images_of_theirs(
+    world, runs, config, tmp_path
+):
+    found = stage.main(config(runs["randar"], steps=4, labels=(3, 7, 8), num_samples=12))
+    assert np.load(tmp_path / "out/samples.npz")["arr_1"].tolist() == [3, 7, 8] * 4
+    train = load_split(world.data, "train")
+    rows_N = np.isin(train.labels_N, (3, 7, 8))
+    assert found["inputs"]["reference"] == sha256_of(train.images_NHWC[rows_N])
+    assert found["reference_images"] == 36 and found["control_images"] == 12
+
+
+def test_too_few_reference_images_are_refused_before_anything_is_sampled(runs, config, tmp_path):
+    for changes in ({"reference": 5}, {"labels": (3,)}):
+        with pytest.raises(InputError, match="at least 10 (reference|test) images"):
+            stage.main(config(runs["randar"], **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cut_evaluation_goes_on_where_it_was(runs, config, tmp_path, monkeypatch):
+    cfg = config(runs["randar"], steps=4, seeds=2)
+    whole = stage.main(changed(cfg, out=tmp_path / "whole"))
+    calls = []
+
+    def cut_after(count, name):
+        original = getattr(stage, name)
+
+        def call(*args, **kwargs):
+            calls.append(name)
+            if calls.count(name) > count:
+                raise KeyboardInterrupt
+            return original(*args, **kwargs)
+
+        return call
+
+    for count, name in ((1, "likelihood"), (0, "sample_images")):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(stage, name, cut_after(count, name))
+            stage.main(cfg)
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "sample_images", cut_after(99, "sample_images"))
+        before = calls.count("sample_images")
+        found = stage.main(cfg)
+    assert calls.count("sample_images") <= before + 1  # of the second seed only
+    same = ("samples", "control", "bits_per_image", "over_seeds", "inputs")
+    assert {key: found[key] for key in same} == {key: whole[key] for key in same}
+    assert not (tmp_path / "out/.partial.json").exists()
+    stage.main(changed(cfg, seed=5))  # another seed: nothing of the old samples is used
+    assert stage.main(changed(cfg, seed=5))["samples"] != found["samples"]
+
+
+def test_codes_of_another_search_are_refused_with_the_command(world, runs, config, tmp_path):
+    contents = load_checkpoint(runs["randar"] / "last.pth", "generator", "")
+    head = contents.pop("header") | {"search": 1}
+    save_checkpoint(tmp_path / "searched/last.pth", head, **contents)
+    with pytest.raises(InputError, match="another --search than .*--search 1 --out NEW"):
+        stage.main(config(tmp_path / "searched"))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +297,7 @@ def test_artifacts_of_another_kind_or_chain_are_refused(world, runs, config, tmp
 
 def test_without_real_images_or_codes_it_still_samples(runs, config, tmp_path, capsys):
     cfg = config(runs["randar"], data=None, codes=tmp_path / "none", steps=4)
-    cfg = replace(cfg, extractor=None)
+    cfg = changed(cfg, extractor=None)
     head = load_generator(cfg.checkpoint).header
     if (stage.ROOT / "data" / head["dataset"]).exists():
         pytest.skip("this checkout has the real images")

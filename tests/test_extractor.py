@@ -1,19 +1,18 @@
-"""The offline ruler: what is saved is what is loaded, counted and trained."""
+"""The offline classifier: what is saved is what is loaded, counted and trained."""
 
 import numpy as np
 import pytest
 import torch
 from helpers import script
-from tiny_extractor import write_extractor
+from tiny_extractor import colours, write_extractor
 
 from metrics.extractor import (
-    SmallClassifier,
     class_probabilities,
-    extractor_ruler,
+    classifier_extractor,
     label_accuracy,
-    load_extractor,
+    load_classifier,
 )
-from metrics.fidelity import fidelity
+from metrics.fidelity import features_of, fidelity
 from models.artifacts import header, load_checkpoint, save_checkpoint
 from models.data import load_split, save_splits
 from models.errors import InputError
@@ -25,7 +24,7 @@ stage = script("tools/train_extractor.py")
 
 def test_an_extractor_survives_saving(tmp_path):
     extractor = write_extractor(tmp_path / "small.pth")
-    loaded = load_extractor(tmp_path / "small.pth")
+    loaded = load_classifier(tmp_path / "small.pth")[0]
     assert not loaded.training
     assert {value.dtype for value in loaded.parameters()} == {torch.float32}
     images_N3HW = torch.rand(8, 3, 32, 32)
@@ -36,31 +35,18 @@ def test_an_extractor_survives_saving(tmp_path):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     save_checkpoint(tmp_path / "other.pth", header("tokenizer", "test", {}))
     with pytest.raises(InputError, match="expected extractor, found tokenizer"):
-        load_extractor(tmp_path / "other.pth")
+        load_classifier(tmp_path / "other.pth")[0]
 
 
-def test_torch_fidelity_gets_the_layers_in_its_order(tmp_path):
-    extractor = write_extractor(tmp_path / "small.pth").half().float()
-    images_N3HW = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
-    features_NF, logits_NC = extractor(images_N3HW / 255)
-    weights = str(tmp_path / "small.pth")
-    for layers, expected in (
-        (["features", "logits"], (features_NF, logits_NC)),
-        (["logits", "features"], (logits_NC, features_NF)),
-        (["logits"], (logits_NC,)),
-    ):
-        wrapped = SmallClassifier("any", layers, feature_extractor_weights_path=weights)
-        for a, b in zip(wrapped(images_N3HW), expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=0)
-
-
-def test_a_ruler_is_named_after_its_dataset(tmp_path):
+def test_its_numbers_are_named_after_its_dataset(tmp_path):
     images, _ = make_shapes(40, seed=0)
     for dataset, tag in (("cifar10", "c10"), ("shapes", "shapes"), ("pets", "pets")):
         write_extractor(tmp_path / "small.pth", dataset=dataset)
-        ruler = extractor_ruler(tmp_path / "small.pth")
-        found = fidelity(images[:20], images[20:], ruler, tmp_path / "cache", verbose=False)
-        assert set(found) == {f"{name}_{tag}" for name in ("FD", "KD", "precision", "recall", "IS")}
+        extractor = classifier_extractor(tmp_path / "small.pth")
+        both = (features_of(part, extractor) for part in (images[:20], images[20:]))
+        assert set(fidelity(*both, extractor)) == {
+            f"{name}_{tag}" for name in ("FD", "KD", "precision", "recall", "IS")
+        }
 
 
 class Brightest(torch.nn.Linear):
@@ -85,32 +71,6 @@ def test_label_accuracy_counts_what_was_asked_for():
         class_probabilities(colours / 255, extractor)
 
 
-def test_crops_are_windows_and_half_are_mirrored():
-    side = 8 + 2 * stage.PAD
-    here = torch.arange(side)
-    padded_NHWC = torch.stack([here[:, None].expand(side, side), here.expand(side, side)], -1)[None]
-    pick_B = torch.zeros(1000, dtype=torch.int64)
-    crops_BCHW = stage.crop_and_flip(padded_NHWC, pick_B, torch.Generator().manual_seed(0))
-    assert crops_BCHW.shape == (1000, 2, 8, 8)
-    row_BHW, column_BHW = crops_BCHW.unbind(1)
-    assert (row_BHW.diff(dim=1) == 1).all() and (row_BHW.diff(dim=2) == 0).all()
-    step_BHW = column_BHW.diff(dim=2)
-    mirrored_B = step_BHW[:, 0, 0] == -1
-    assert (step_BHW == torch.where(mirrored_B, -1, 1)[:, None, None]).all()
-    assert (column_BHW.diff(dim=1) == 0).all() and 400 < mirrored_B.sum() < 600
-    for cells_BHW in (row_BHW, column_BHW):
-        assert cells_BHW.amin((1, 2)).unique().tolist() == list(range(2 * stage.PAD + 1))
-
-
-def colours(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return noisy images of ten colours, uint8 (count, 32, 32, 3), and which one each has."""
-    palette_C3 = 50 + 75 * np.indices((3, 3, 3)).reshape(3, 27).T[:10]
-    labels_N = np.arange(count) % 10
-    noise = np.random.default_rng(seed).normal(0, 10, (count, 32, 32, 3))
-    images_NHWC = (palette_C3[labels_N][:, None, None] + noise).clip(0, 255).astype(np.uint8)
-    return images_NHWC, labels_N
-
-
 def test_training_learns_and_says_what_it_wrote(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(stage, "ROOT", tmp_path)
     names = tuple("abcdefghij")
@@ -123,7 +83,7 @@ def test_training_learns_and_says_what_it_wrote(tmp_path, monkeypatch, capsys):
     assert head["test_accuracy"] > 0.9
     assert head["dataset"] == "colours" and head["classes"] == list(names)
     assert head["inputs"]["test_images"] == test.sha256 and head["config"]["width"] == 8
-    accuracy = label_accuracy(test.images_NHWC, test.labels_N, load_extractor(written))
+    accuracy = label_accuracy(test.images_NHWC, test.labels_N, load_classifier(written)[0])
     assert accuracy == head["test_accuracy"]
     assert f"test accuracy {accuracy:.4f}" in capsys.readouterr().out.splitlines()[-1]
 

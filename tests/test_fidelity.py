@@ -1,4 +1,4 @@
-"""Numbers that can be trusted: known answers, names that say the ruler, a cache that cannot lie."""
+"""Numbers that can be trusted: known answers, names that say what with, features that are kept."""
 
 import hashlib
 import http.server
@@ -12,25 +12,34 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-import torch_fidelity
 from helpers import script
 from tiny_extractor import write_extractor
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from metrics.extractor import SmallClassifier, extractor_ruler, load_extractor
-from metrics.fidelity import Ruler, download_inception, fidelity, inception_ruler
+from metrics.extractor import Classifier, classifier_extractor, load_classifier
+from metrics.fidelity import (
+    FeatureExtractor,
+    download_inception,
+    features_of,
+    fidelity,
+    inception_extractor,
+)
 from models.errors import InputError
 
 make_shapes = script("data/shapes.py").make_shapes
 
-measure = partial(fidelity, verbose=False)
+
+def measure(samples_NHWC, reference_NHWC, extractor, keep=None):
+    """Features of both, those of the reference kept in the folder `keep`, and what they give."""
+    samples = features_of(samples_NHWC, extractor, verbose=False)
+    reference = features_of(reference_NHWC, extractor, keep=keep, verbose=False)
+    return fidelity(samples, reference, extractor)
 
 
 @pytest.fixture
-def ruler(tmp_path) -> Ruler:
+def extractor(tmp_path) -> FeatureExtractor:
     write_extractor(tmp_path / "small.pth")
-    return extractor_ruler(tmp_path / "small.pth")
+    return classifier_extractor(tmp_path / "small.pth")
 
 
 @pytest.fixture(scope="module")
@@ -59,39 +68,24 @@ def inception(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_set_is_at_distance_zero_from_itself_and_noise_moves_it_away(ruler, images, tmp_path):
+def test_a_set_is_at_distance_zero_from_itself_and_noise_moves_it_away(extractor, images, tmp_path):
     distances = []
     for sd in (0, 4, 16, 64):
         noise = np.random.default_rng(0).normal(0, sd, images.shape)
         noisy = (images + noise).clip(0, 255).round().astype(np.uint8)
-        found = measure(noisy, images, ruler, tmp_path / "cache")
+        found = measure(noisy, images, extractor)
         distances.append(found["FD_c10"])
     assert abs(distances[0]) < 1e-6 * distances[1]
     assert distances == sorted(distances)
 
 
-class Linear(FeatureExtractorBase):
+def linear_extractor(matrix_PF: torch.Tensor) -> FeatureExtractor:
     """Pixels times a matrix, so that the features of Gaussian pixels are Gaussian."""
 
-    def __init__(self, name, features_list, **kwargs):
-        super().__init__(name, features_list)
-        self.matrix_PF = torch.load(kwargs["feature_extractor_weights_path"], weights_only=True)
+    def run(images_B3HW):
+        return {"product": images_B3HW.flatten(1).double() @ matrix_PF.double()}
 
-    def forward(self, images_N3HW):
-        return (images_N3HW.flatten(1).double() @ self.matrix_PF,)
-
-    @staticmethod
-    def get_provided_features_list():
-        return ("product",)
-
-
-torch_fidelity.register_feature_extractor("linear-for-tests", Linear)
-
-
-def linear_ruler(path: Path, matrix_PF: torch.Tensor) -> Ruler:
-    torch.save(matrix_PF.double(), path)
-    keys = {"frechet_inception_distance": "FD", "precision": "precision", "recall": "recall"}
-    return Ruler("linear-for-tests", "product", None, path, keys)
+    return FeatureExtractor(run, "", "product", None, "_linear")
 
 
 def gaussian_images(mean: float, sd: float, seed: int) -> np.ndarray:
@@ -115,35 +109,41 @@ def frechet(a_NF: np.ndarray, b_NF: np.ndarray) -> float:
 
 def test_gaussians_are_at_the_frechet_distance(tmp_path):
     a, b = gaussian_images(100, 10, seed=0), gaussian_images(110, 20, seed=1)
-    pixels = linear_ruler(tmp_path / "pixels.pth", torch.eye(12))
-    found = measure(a, b, pixels, tmp_path / "cache")
-    assert found["FD"] == pytest.approx(12 * (10**2 + 10**2), rel=0.1)  # the populations'
+    pixels = linear_extractor(torch.eye(12))
+    found = measure(a, b, pixels)
+    assert found["FD_linear"] == pytest.approx(12 * (10**2 + 10**2), rel=0.1)  # the populations'
 
     mix_PF = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
-    mixed = linear_ruler(tmp_path / "mixed.pth", mix_PF)
+    mixed = linear_extractor(mix_PF)
     a_NP, b_NP = (x.transpose(0, 3, 1, 2).reshape(500, 12) for x in (a, b))
     expected = frechet(a_NP @ mix_PF.double().numpy(), b_NP @ mix_PF.double().numpy())
-    found = measure(a, b, mixed, tmp_path / "cache")
-    assert found["FD"] == pytest.approx(expected, rel=1e-9)
+    found = measure(a, b, mixed)
+    assert found["FD_linear"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_precision_is_about_samples_and_recall_about_the_reference(tmp_path):
-    pixels = linear_ruler(tmp_path / "pixels.pth", torch.eye(12))
+    pixels = linear_extractor(torch.eye(12))
     narrow, wide = gaussian_images(128, 3, seed=0), gaussian_images(128, 30, seed=1)
-    found = measure(narrow, wide, pixels, tmp_path / "cache")
-    assert found["precision"] > 0.9 and found["recall"] < 0.1
+    found = measure(narrow, wide, pixels)
+    assert found["precision_linear"] > 0.9 and found["recall_linear"] < 0.1
 
 
-def test_the_cache_is_keyed_by_content(ruler, images, tmp_path, monkeypatch):
-    samples, cache = images[:100].copy(), tmp_path / "cache"
-    before = measure(samples, images, ruler, cache)
+def test_kept_features_are_of_this_content_and_these_weights(images, tmp_path, monkeypatch):
+    samples, keep = images[:100].copy(), tmp_path / "kept"
+    write_extractor(tmp_path / "small.pth")
+    first = classifier_extractor(tmp_path / "small.pth")
+    before = measure(samples, images, first, keep)
+    kept = {path.name: path.read_bytes() for path in keep.iterdir()}
+    assert len(kept) == 4  # features and logits of the reference, each with its header
     with monkeypatch.context() as patched:  # whoever looks at an image again fails
-        patched.setattr(SmallClassifier, "forward", None)
-        assert measure(samples.copy(), images.copy(), ruler, cache) == before
-    samples[:50] = 0
-    assert measure(samples, images, ruler, cache)["FD_c10"] > 2 * abs(before["FD_c10"])
-    write_extractor(ruler.weights, seed=1)
-    assert measure(images[:100], images, ruler, cache) != before
+        patched.setattr(Classifier, "forward", None)
+        features_of(images.copy(), first, keep=keep)
+    write_extractor(tmp_path / "small.pth", seed=1)
+    assert measure(samples, images, classifier_extractor(tmp_path / "small.pth"), keep) != before
+    for path in keep.iterdir():  # damaged ones are made anew, and nothing in them is run
+        path.write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    assert measure(samples, images, first, keep) == before
+    assert kept.items() <= {path.name: path.read_bytes() for path in keep.iterdir()}.items()
 
 
 @pytest.mark.parametrize(
@@ -155,30 +155,39 @@ def test_the_cache_is_keyed_by_content(ruler, images, tmp_path, monkeypatch):
         np.zeros((9, 32, 32, 3), np.uint8),  # no Inception Score in 10 splits
     ],
 )
-def test_other_arrays_are_refused(ruler, images, tmp_path, bad):
+def test_other_arrays_are_refused(extractor, images, tmp_path, bad):
     for pair in ((bad, images), (images, bad)):
         with pytest.raises(InputError, match=r"expected uint8 \(N >= 10, H, W, 3\)"):
-            measure(*pair, ruler, tmp_path / "cache")
+            measure(*pair, extractor)
 
 
 def test_partial_inception_weights_give_no_fid(inception, images, tmp_path):
     with pytest.raises(InputError, match="no finite weights for the 2048-d layer.*768"):
-        inception_ruler(inception / "no_fc.pth")
-    ruler = inception_ruler(inception / "no_fc.pth", "768")
-    found = measure(images[:10], images[10:20], ruler, tmp_path / "cache")
+        inception_extractor(inception / "no_fc.pth")
+    partial_one = inception_extractor(inception / "no_fc.pth", "768")
+    found = measure(images[:10], images[10:20], partial_one)
     assert found.keys() == {"FID768", "KID768", "precision768", "recall768"}
     assert np.isfinite(list(found.values())).all() and found["FID768"] > 0
     with pytest.raises(InputError, match="no finite weights for the 768-d layer"):
-        inception_ruler(inception / "no_Mixed_5b.pth", "768")
-    assert inception_ruler(inception / "no_Mixed_5b.pth", "192").layer == "192"
+        inception_extractor(inception / "no_Mixed_5b.pth", "768")
+    assert inception_extractor(inception / "no_Mixed_5b.pth", "192").layer == "192"
     with pytest.raises(InputError, match="layer 2048, 768, 192 or 64"):
-        inception_ruler(inception / "whole.pth", "512")
+        inception_extractor(inception / "whole.pth", "512")
 
 
-def test_only_the_whole_inception_says_fid(inception):
-    ruler = inception_ruler(inception / "whole.pth")
-    names = {"FID", "KID", "precision", "recall", "IS"}
-    assert set(ruler.names.values()) == names and ruler.logits_layer == "logits_unbiased"
+def test_only_the_whole_inception_with_50_000_samples_says_fid(inception):
+    whole = inception_extractor(inception / "whole.pth")
+    assert whole.names(50_000) == ["FID", "KID", "precision", "recall", "IS"]
+    names = {10_000: "FID-10k", 49_999: "FID-49999", 1_000: "FID-1k", 60_000: "FID"}
+    assert {count: whole.frechet_name(count) for count in names} == names
+    assert inception_extractor(inception / "whole.pth", "768").frechet_name(50_000) == "FID768"
+
+
+def test_the_network_is_torch_fidelitys(inception, images):
+    theirs = FeatureExtractorInceptionV3("theirs", ["768"], str(inception / "whole.pth"))
+    ours = features_of(images[:10], inception_extractor(inception / "whole.pth", "768"))["768"]
+    images_N3HW = torch.from_numpy(images[:10]).permute(0, 3, 1, 2)
+    torch.testing.assert_close(ours, theirs(images_N3HW)[0], rtol=1e-4, atol=1e-4)
 
 
 class Payload:
@@ -192,7 +201,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("read", [inception_ruler, extractor_ruler, load_extractor])
+@pytest.mark.parametrize("read", [inception_extractor, classifier_extractor, load_classifier])
 def test_a_pickle_that_runs_code_is_refused(tmp_path, read, zipped):
     mark, weights = tmp_path / "it ran", tmp_path / "weights.pth"
     contents = {"fc.weight": torch.zeros(1), "header": Payload(mark)}
@@ -205,7 +214,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, read, zipped):
 
 
 def test_missing_weights_are_named(tmp_path):
-    for read in (inception_ruler, extractor_ruler):
+    for read in (inception_extractor, classifier_extractor):
         with pytest.raises(InputError, match="nowhere.pth"):
             read(tmp_path / "nowhere.pth")
 

@@ -1,12 +1,11 @@
 """Published weights become ours exactly: every naming, wrapper and format, and nothing but them."""
 
 import importlib
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import script
+from helpers import changed, config_of, script
 from published_layouts import LAYOUTS, draw
 from tiny_published import (
     CLASSES,
@@ -120,9 +119,9 @@ def test_a_missing_a_foreign_and_a_misshapen_tensor_are_refused_whichever_it_is(
         misshapen = {"another dimension": value.unsqueeze(-1)}
         if name not in labels:
             misshapen["a row more"] = torch.cat((value, value[:1]))
-        for changed in misshapen.values():
+        for other in misshapen.values():
             with pytest.raises(InputError):
-                restore(found_in(weights | {name: changed}, tmp_path), HEADS, GRID)
+                restore(found_in(weights | {name: other}, tmp_path), HEADS, GRID)
     with pytest.raises(InputError, match="unexpected: layers.9.odd"):
         restore(found_in(weights | {"layers.9.odd": torch.ones(1)}, tmp_path), HEADS, GRID)
 
@@ -220,7 +219,7 @@ def test_the_published_file_is_never_written_over(tmp_path):
 
 
 def test_labels_get_their_names(tmp_path):
-    assert tool.class_names(None, 10) == ("cifar10", list(tool.CIFAR10_CLASSES))
+    assert tool.class_names(None, 10) == ("cifar10", list(tool.CLASSES["cifar10"]))
     dataset, names = tool.class_names(None, 1000)
     assert dataset == "imagenet" and names[999] == "class 999" and len(names) == 1000
     assert tool.class_names("mine", 2) == ("mine", ["class 0", "class 1"])
@@ -229,11 +228,19 @@ def test_labels_get_their_names(tmp_path):
 
 
 def evaluate(checkpoint, tokenizer, world, tmp_path, **changes) -> dict:
-    cfg = stage.EvalConfig(
-        checkpoint=checkpoint, tokenizer=tokenizer, codes=world.codes, data=world.data,
-        inception_weights="none", num_samples=10, batch=10, out=tmp_path / "out", device="cpu",
-    )  # fmt: skip
-    return stage.main(replace(cfg, **changes))
+    cfg = config_of(
+        stage.EvalConfig,
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        codes=world.codes,
+        data=world.data,
+        inception_weights="none",
+        num_samples=10,
+        batch=10,
+        out=tmp_path / "out",
+        device="cpu",
+    )
+    return stage.main(changed(cfg, **changes))
 
 
 def test_an_imported_generator_is_evaluated_like_a_run(method, world, tmp_path, monkeypatch):

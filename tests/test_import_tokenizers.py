@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference_vq16
 import torch
-from helpers import script
+from helpers import config_of, script
 from published_layouts import baseline_vqvae, draw, gpt, vq16
 from torch import nn
 
@@ -198,11 +198,19 @@ def test_an_imported_pair_goes_through_the_stages(kind, world, tmp_path):
         grid=8, heads=2, tokenizer=path, dataset="shapes",
     )  # fmt: skip
     found = stage.main(
-        stage.EvalConfig(
-            generator, path, codes=tmp_path / "codes", data=world.data, inception_weights="none",
-            num_samples=10, batch=10, out=tmp_path / "out", device="cpu",
+        config_of(
+            stage.EvalConfig,
+            checkpoint=generator,
+            tokenizer=path,
+            codes=tmp_path / "codes",
+            data=world.data,
+            inception_weights="none",
+            num_samples=10,
+            batch=10,
+            out=tmp_path / "out",
+            device="cpu",
         )
-    )  # fmt: skip
+    )
     assert found["bits_per_image"]["raster"]["mean"] > 200
     images_NHWC = np.load(tmp_path / "out/samples.npz")["arr_0"]
     assert images_NHWC.shape == (10, 32, 32, 3) and images_NHWC.std() > 1

@@ -1,15 +1,13 @@
 """tools/measure_tokenizer.py: what it writes is of the codes it says, and what it refuses."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import script
+from helpers import changed, config_of, script
 from tiny_extractor import write_extractor
 
-from metrics.evaluation import find_reference
 from metrics.reconstruction import codebook_use, psnr, reconstruction_report
 from metrics.robustness import features_of, frechet
 from models.data import evenly, load_codes, load_split, save_codes
@@ -26,7 +24,8 @@ def judge(tmp_path):
 
 @pytest.fixture
 def config(world, tmp_path, judge):
-    return tool.MeasureConfig(
+    return config_of(
+        tool.MeasureTokenizerConfig,
         tokenizer=world.tokenizer, codes=world.codes, data=world.data, images=40,
         inception_weights="none", extractor=tmp_path / "extractor.pth", out=tmp_path / "out",
         device="cpu",
@@ -46,7 +45,7 @@ def change_codes(world, folder, rows=slice(None), **more):
 
 def test_the_command_measures_both_kinds_of_codes(world, config, tmp_path, judge, capsys):
     folder = change_codes(world, tmp_path / "codes")
-    found = tool.main(replace(config, codes=folder))
+    found = tool.main(changed(config, codes=folder))
     assert json.loads((tmp_path / "out/tokenizer.json").read_text()) == found
     assert (tmp_path / "out/reconstructions.png").read_bytes().startswith(b"\x89PNG")
     model, test = load_tokenizer(world.tokenizer)[0], load_split(world.data, "test")
@@ -75,8 +74,7 @@ def test_the_command_measures_both_kinds_of_codes(world, config, tmp_path, judge
 
 def test_what_is_given_back_whole_has_no_distance(world, config):
     images_NHWC = load_split(world.data, "test").images_NHWC
-    rulers = (config.extractor, config.inception_weights, config.fid_features)
-    reference = find_reference(world.data, None, *rulers, torch.device("cpu"))
+    reference = config.against.load("shapes", torch.device("cpu"))
     label_N = np.zeros(len(images_NHWC), np.int64)
     found = tool.measure(images_NHWC, images_NHWC, label_N, reference)
     assert abs(found["rFD_shapes"]) < 1e-6 and found["psnr"]["value"] == np.inf
@@ -85,7 +83,7 @@ def test_what_is_given_back_whole_has_no_distance(world, config):
 
 
 def test_some_images_are_evenly_spaced(world, config):
-    found = tool.main(replace(config, images=10, codes="none"))
+    found = tool.main(changed(config, images=10, codes="none"))
     assert found["images"] == 10 and list(found["codes"]) == ["nearest"]
     images_NHWC = load_split(world.data, "test").images_NHWC[evenly(40, 10)]
     model = load_tokenizer(world.tokenizer)[0]
@@ -107,5 +105,5 @@ def test_codes_of_others_are_refused(world, config, tmp_path):
         ({"tokenizer": tmp_path / "no.pth"}, "no.pth"),
     ):
         with pytest.raises(InputError, match=message):
-            tool.main(replace(config, **changes))
+            tool.main(changed(config, **changes))
     assert not (tmp_path / "out").exists()

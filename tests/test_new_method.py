@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import test_methods
-from helpers import script
+from helpers import config_of, script
 
 from models.methods import METHODS
 
@@ -16,7 +16,7 @@ TOY = '''
 import torch.nn.functional as F
 from torch import nn
 
-from models.contract import Method
+from models.method import Method
 
 
 class Toy(Method):
@@ -88,9 +88,9 @@ def test_a_toy_is_trained_sampled_and_evaluated(toy, world, tmp_path):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["test_bits"] < rows[0]["test_bits"] - 0.02
     found = evaluate.main(
-        evaluate.EvalConfig(
-            checkpoint=run / "last.pth", tokenizer=world.tokenizer, codes=world.codes,
-            data=world.data, inception_weights="none", num_samples=10, steps=7,
+        config_of(
+            evaluate.EvalConfig, checkpoint=run / "last.pth", tokenizer=world.tokenizer,
+            codes=world.codes, data=world.data, inception_weights="none", num_samples=10, steps=7,
             batch=10, out=tmp_path / "out", device="cpu",
         )
     )  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import script
+from models.pictures import order_figure
 from PIL import Image
 
 from models.artifacts import header
@@ -16,7 +17,6 @@ from models.errors import InputError
 from models.gallery import TITLE, stacked_frames
 from models.methods import build
 from models.orders import SCANS, scan
-from models.pictures import order_figure
 from models.tokenizer import load_tokenizer
 from models.transformer import ModelConfig
 

@@ -1,204 +1,120 @@
-"""tools/report.py: the page, the kept numbers, and what it refuses."""
+"""RESULTS.md is what its kept numbers make, and README.md states no other; runs side by side."""
 
-import base64
 import json
 import re
 
 import pytest
 from helpers import script
-from tiny_report import (
-    calibration_of,
-    metrics_of,
-    robustness_of,
-    write_pair,
-    write_run,
-)
-from tiny_report import report_config as config
 
-from metrics.report_runs import LEFT_OUT, read_run
-from metrics.report_tables import (
-    calibration_table,
-    differences_table,
-    likelihood_table,
-    quality_table,
-    robustness_tables,
-    runs_table,
-)
+from metrics.report import KEPT, LEFT_OUT, keep_run, read_kept, read_run, show
 from models.artifacts import ROOT
 from models.errors import InputError
 
 tool = script("tools/report.py")
 
 
-@pytest.fixture
-def pair(tmp_path):
-    return write_pair(tmp_path)
+def test_results_are_what_the_kept_numbers_make(tmp_path):
+    tool.main(tool.ReportConfig(out=tmp_path / "RESULTS.md"))
+    made = (tmp_path / "RESULTS.md").read_bytes()
+    assert made == (ROOT / "RESULTS.md").read_bytes(), "run: uv run tools/report.py"
+    for path in KEPT.rglob("*.json"):
+        assert path.stat().st_size <= 100_000
+        assert not re.search(r"(?<![\w.:])(/|\.\./)\w", path.read_text()), path  # no other folder
 
 
-def test_the_page_is_one_file_with_both_runs(tmp_path, pair):
-    page = tool.main(config(tmp_path, *pair)).read_text()
-    links = re.findall(r'(?:src|href|url|action|data)\s*[=(]\s*["\']?([^"\'>)]*)', page)
-    assert links and all(link.startswith("data:image/png;base64,") for link in links)
-    assert "<script" not in page and "<link" not in page and "@import" not in page
-    for folder in pair:
-        assert base64.b64encode((folder / "samples.png").read_bytes()).decode() in page
-        assert f"<pre>{metrics_of(folder.name.split('_')[1], 0)['command']}" in page.replace(
-            "\n", "<pre>"
-        )
-    cells = [re.findall(r"<td>(.*?)</td>", row) for row in page.split("<tr>")]
-    assert ["raster order", "500.1 ± 0.5", "500.4 ± 0.5"] in cells
-    assert ["8 random orders (mean)", "510.0 ± 0.3", "510.2 ± 0.3"] in cells
-    assert ["FD_c10", "0.800", "1.050", "0.011"] in cells
-    assert ["label_accuracy", "70.0%", "69.8%", "88.1%"] in cells
-    assert ["images per second", "31.2", "31.5", ""] in cells
-    assert ["training: order", "raster", "random"] in cells
-    assert not any(cell[:1] == ["evaluation: batch"] for cell in cells)  # it does not differ
-    assert ["code accuracy", "0.0331 [0.0231, 0.0431]", "0.0333 [0.0233, 0.0433]"] in cells
-    assert [f"{pair[1].name}, neighbours", "0.1", "2.0 [2.0, 2.0]"] in [c[:3] for c in cells]
-    titles = re.findall("<h2>(.*?)</h2>", page)
-    assert titles[2:] == ["Training", "Samples, one class a row", "Likelihood by order",
-                          "Quality of samples", "Calibration", "Robustness"]  # fmt: skip
-    text = (tmp_path / "page/report.md").read_text()
-    assert (
-        "| FD_c10 | 0.800 | 1.050 | 0.011 |" in text
-        and "| raster order | 500.1 ± 0.5 | 500.4 ± 0.5 |" in text
-    )
-    assert "ln p(class \\| sample)" in text and "uv run tools/calibrate.py" in text
-
-
-def test_a_run_with_less_has_fewer_sections(tmp_path):
-    bare = write_run(tmp_path / "bare", "raster", studies=False)
-    for name in ("metrics.jsonl", "config.json", "samples.png"):
-        (bare / name).unlink()
-    found = json.loads((bare / "metrics.json").read_text())
-    for key in ("samples", "control", "bits_per_image", "baseline_bits"):
-        del found[key]
-    (bare / "metrics.json").write_text(json.dumps(found))
-    page = tool.main(config(tmp_path, bare)).read_text()
-    assert re.findall("<h2>(.*?)</h2>", page) == ["Runs"]
-    other = write_run(tmp_path / "other", "random", studies=False)
-    page = tool.main(config(tmp_path, other, bare)).read_text()
-    assert re.findall("<h2>(.*?)</h2>", page)[-1] == "Quality of samples"
-    assert "against speed" not in page  # one of the two has a quality
-
-
-def tables_of(runs) -> list[str]:
-    """All tables, without the time that pictures take."""
-    tables = [runs_table(runs), differences_table(runs), likelihood_table(runs)]
-    tables += [quality_table(runs), calibration_table(runs), *robustness_tables(runs)]
-    return [table.markdown() for table in tables]
-
-
-def test_kept_numbers_are_small_and_make_the_same_tables(tmp_path, pair, capsys):
-    tool.main(config(tmp_path, *pair, keep=True))
-    assert "risk_coverage" in capsys.readouterr().out
-    for folder in pair:
-        kept = tmp_path / "kept" / folder.name
-        names = {path.name for path in kept.iterdir()}
-        assert names == {path.name for path in folder.iterdir()} - {"samples.png"}
-        text = "".join(path.read_text() for path in kept.iterdir())
-        assert not any(f'"{name}"' in text for name in LEFT_OUT)
-        assert '"data/codes"' in text and str(ROOT) not in text and "500.123456" not in text
-        rows = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
-        assert len(rows) <= 302 and sum("heldout_bits" in row for row in rows) == 2
-        assert rows[0]["step"] == 1 and rows[-1]["step"] == 1000
-    whole, small = (
-        tables_of([read_run(folder) for folder in folders])
-        for folders in (pair, [tmp_path / "kept" / folder.name for folder in pair])
-    )
-    assert len(whole) == 9 and whole == small
-    with pytest.raises(InputError, match="nothing was kept"):
-        big = {"samples": {f"{i:0100d}": 0.0 for i in range(1000)}}
-        tool.main(config(tmp_path, write_run(tmp_path / "big", "raster", **big), keep=True))
-    assert not (tmp_path / "kept/big").exists()
+def test_every_measured_figure_of_the_readme_stands_in_the_results():
+    text = (ROOT / "README.md").read_text()
+    for what in (r"\]\([^)]*\)", r"\[\d{4}\.\d{5}", r"`[^`\n]+`", r"Python 3\.\d+", r"1\.3M"):
+        text = re.sub(what, "", text)
+    text = re.sub(r"^(uv|cp) .*", "", text, flags=re.M)  # of the blocks their comments count
+    figures = re.findall(r"\d+\.\d+|\d+(?=%)|\d+(?= (?:minutes|dB|bits))", text)
+    results = (ROOT / "RESULTS.md").read_text()
+    missing = [
+        x for x in figures if not re.search(rf"(?<![\d.]){re.escape(x)}(?![\d.]*\d)", results)
+    ]
+    assert len(figures) > 20 and missing == []
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("value", "text"),
     [
-        ("metrics.json", None, "expected a run at .*found no metrics.json"),
-        ("metrics.json", "{", "metrics.json is broken .*run eval_c2i.py again"),
-        ("metrics.json", "[]", "metrics.json has no num_samples, so no eval_c2i.py wrote it"),
-        ("calibration.json", '{"inputs": 1}', "calibration.json has no images"),
-        ("robustness.json", "\x00", "robustness.json is broken"),
-        ("config.json", "{}", "config.json has no config"),
-        ("metrics.jsonl", '{"loss": 1}\n', "metrics.jsonl has no .*step"),
-        (
-            "calibration.json",
-            json.dumps(calibration_of("raster")),
-            "of another model .*raster, not",
-        ),
+        (None, ""),
+        (1234.5678, "1,234.57"),
+        (-0.0001, "0.00"),
+        ({"value": 1.0, "low": 0.5, "high": 2}, "1.00 [0.50, 2.00]"),
+        ({"mean": 3, "sd": 0.125}, "3.00 ± 0.12"),
+        ({"mean": 3, "se": 0.5, "orders": 8}, "3.00 ± 0.50"),
     ],
 )
-def test_files_that_are_not_a_run_are_refused_in_one_line(tmp_path, pair, name, content, message):
-    (pair[1] / name).unlink()
-    if content is not None:
-        (pair[1] / name).write_text(content)
-    for keep in (False, True):
-        with pytest.raises(SystemExit) as stopped, tool.one_line_errors():
-            tool.main(config(tmp_path, *pair, keep=keep))
-        said = str(stopped.value)
-        assert re.search(message, said) and said.startswith("error: ") and "\n" not in said
-    assert not (tmp_path / "kept").exists() and not (tmp_path / "page").exists()
+def test_a_number_is_shown_with_its_spread(value, text):
+    assert show(value, 2) == text
+    assert show({"mean": 0.5, "sd": 0.01}, 1, percent=True) == "50.0 ± 1.0%"
 
 
-def test_samples_of_another_project_stand_beside_ours(tmp_path, pair):
-    found = metrics_of("raster", 0.5)
-    ours = "method trained_order parameters train_steps plan seeds images_per_second cluster_weight"
-    ours += " network_calls"
-    for key in (*ours.split(), "bits_per_image", "baseline_bits"):
-        del found[key]
-    found["inputs"] = {"samples": "1"}
-    other = write_run(tmp_path / "theirs", "raster", studies=False)
-    for name in ("config.json", "metrics.jsonl"):
-        (other / name).unlink()
-    (other / "metrics.json").write_text(json.dumps(found))
-    (pair[0] / "calibration.json").unlink()
-    (pair[0] / "robustness.json").unlink()
-    cells = tool.main(config(tmp_path, pair[0], other)).read_text()
-    assert "<td>0.800</td><td>1.300</td><td>0.011</td>" in cells
-    assert "<td>theirs</td>" + "<td></td>" * 6 + "<td>cpu</td>" in cells
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with a curve, made-up numbers and a long list."""
+    folder = tmp_path / "results/some_run"
+    folder.mkdir(parents=True)
+    metrics = {
+        "num_samples": 100, "plan": {"order": "raster", "cfg": 2.0},
+        "samples": {"FD_c10": 1.23456789}, "control": {"FD_c10": 0.5},
+        "bits_per_image": {"raster": {"mean": 500.0, "se": 0.5}},
+        "command": f"eval_c2i.py --checkpoint {ROOT}/a.pth --inception-weights /elsewhere/b.pth",
+    }  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "calibration.json").write_text(json.dumps({"risk_coverage": [0.1] * 5000}))
+    rows = [{"step": s} | ({"heldout_bits": 8.0} if s % 500 == 0 else {}) for s in range(1, 1001)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
 
 
-def test_an_exported_again_checkpoint_is_noted(tmp_path, pair, capsys):
-    path = pair[1] / "calibration.json"
-    path.write_text(json.dumps(calibration_of("random") | {"inputs": {"checkpoint": "f" * 64}}))
-    tool.main(config(tmp_path, *pair, keep=True))
+def test_kept_numbers_are_small_and_name_no_other_folder(run, tmp_path):
+    keep_run(run, tmp_path / "kept")
+    kept = read_kept(tmp_path / "kept")["some_run"]
+    assert kept.at("metrics.samples.FD_c10") == 1.23457
+    assert kept.at("metrics.command").endswith("--checkpoint a.pth --inception-weights b.pth")
+    assert "risk_coverage" in LEFT_OUT and kept.files["calibration"] == {}
+    assert sum("heldout_bits" in row for row in kept.curve) == 2 and len(kept.curve) <= 302
+    big = json.dumps({"samples": {f"{i:0100d}": 0 for i in range(1000)}})
+    (run / "metrics.json").write_text(big)
+    with pytest.raises(InputError, match="nothing was kept"):
+        keep_run(run, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_runs_stand_side_by_side_with_the_notes_of_their_files(run, capsys):
+    (run / "calibration.json").unlink()
+    pair = [KEPT / name for name in tool.PAIR.values()]
+    tool.main(tool.ReportConfig(runs=(run, *pair)))
     said = capsys.readouterr().out
-    assert said.count("note: ") == 1
-    assert f"calibration.json of {pair[1].name} was measured on checkpoint ffffffff, its" in said
+    cells = [show(read_run(folder).at("metrics.samples.FD_c10")) for folder in pair]
+    assert f"| FD_c10 | 1.235 | {cells[0]} | {cells[1]} | 0.500 / 0.011 |" in said
+    assert "| bits per test image, raster order | 500.0 ± 0.5 | 5" in said
+    metrics = json.loads((run / "metrics.json").read_text()) | {"note": "of one seed"}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    tool.main(tool.ReportConfig(runs=(run,)))
+    assert capsys.readouterr().out.count("**Note:** of one seed.") == 1
 
 
-def test_options_that_make_no_sense_are_refused(tmp_path, pair):
-    for runs, more, message in (
-        ((), {}, "no runs in .*kept"),
-        ((), {"keep": True}, "--keep needs RUNS"),
-        (pair, {"readme": True}, "add --keep"),
-        ((pair[0], pair[0] / "../" / pair[0].name), {}, "more than once"),
+def test_what_is_no_run_is_refused_in_one_line(run, tmp_path):
+    for name, content, message in (
+        ("metrics.json", "{", "metrics.json is broken"),
+        ("metrics.json", "[]", "no record of a measurement"),
+        ("metrics.jsonl", "\x00", "metrics.jsonl is broken"),
+    ):
+        before = (run / name).read_text()
+        (run / name).write_text(content)
+        with pytest.raises(InputError, match=message):
+            read_run(run)
+        (run / name).write_text(before)
+    with pytest.raises(InputError, match="no measurements in"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="metrics.json has no plan.steps"):
+        read_run(run).at("metrics.plan.steps")
+    for options, message in (
+        ({"keep": True}, "needs RUNS"),
+        ({"kept": tmp_path}, "no runs in|no mea"),
     ):
         with pytest.raises(InputError, match=message):
-            tool.main(config(tmp_path, *runs, **more))
-
-
-def without_one(found):
-    """Yield copies of parsed JSON that each lack one entry outside of numbers with intervals."""
-    if isinstance(found, dict) and not found.keys() & {"value", "mean"}:
-        for key, item in found.items():
-            yield {k: v for k, v in found.items() if k != key}
-            yield from (found | {key: less} for less in without_one(item))
-
-
-def test_a_file_that_lacks_an_entry_is_shown_or_refused(tmp_path, pair):
-    whole = (metrics_of("raster", 0.0), calibration_of("raster"), robustness_of("raster"))
-    shown = refused = 0
-    for name, found in zip(("metrics", "calibration", "robustness"), whole, strict=True):
-        path = pair[0] / f"{name}.json"
-        for less in without_one(found):
-            path.write_text(json.dumps(less))
-            try:
-                tables_of([read_run(folder) for folder in pair])
-                shown += 1
-            except InputError:
-                refused += 1
-        path.write_text(json.dumps(found))
-    assert shown > 20 and refused > 20
+            tool.main(tool.ReportConfig(out=tmp_path / "out.md", **options))

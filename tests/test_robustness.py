@@ -9,7 +9,8 @@ from helpers import script
 from tiny_extractor import write_extractor
 
 from metrics.calibration import Predictions
-from metrics.extractor import class_probabilities, extractor_ruler
+from metrics.extractor import class_probabilities, classifier_extractor
+from metrics.fidelity import features_of as fidelity_features
 from metrics.fidelity import fidelity
 from metrics.likelihood import bits_per_code, orders_for
 from metrics.robustness import (
@@ -242,16 +243,17 @@ def test_what_is_misread_hangs_on_sample_and_cell_alone():
     assert abs(torch.corrcoef(together)[0, 1]) < 0.05
 
 
-def test_the_distance_is_the_rulers_own(tmp_path):
+def test_the_distance_is_that_of_fidelity(tmp_path):
     extractor = write_extractor(tmp_path / "extractor.pth")
     images_NHWC, others_MHWC = make_shapes(40, 0)[0], make_shapes(60, 1)[0] // 2
     (features_NF, class_N), (others_MF, _) = (
         features_of(images, extractor, batch=25) for images in (images_NHWC, others_MHWC)
     )
     assert torch.equal(class_N, torch.tensor(class_probabilities(images_NHWC, extractor).argmax(1)))
-    ruler = extractor_ruler(tmp_path / "extractor.pth")
-    found = fidelity(images_NHWC, others_MHWC, ruler, tmp_path, verbose=False)
-    assert frechet(features_NF, others_MF) == pytest.approx(found["FD_c10"], rel=1e-3)
+    whole = classifier_extractor(tmp_path / "extractor.pth")
+    both = (fidelity_features(images, whole) for images in (images_NHWC, others_MHWC))
+    found = fidelity(*both, whole)["FD_c10"]
+    assert frechet(features_NF, others_MF) == pytest.approx(found, rel=1e-3)
     assert 0 <= frechet(features_NF, features_NF) < 1e-4 < frechet(features_NF, others_MF)
 
 

@@ -6,8 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metrics.likelihood import bits_per_code, orders_for
-from metrics.orders_likelihood import bits_by_order, ensemble, order_report, orders_to_measure
+from metrics.likelihood import (
+    bits_by_order,
+    bits_per_code,
+    ensemble,
+    order_report,
+    orders_for,
+    orders_to_measure,
+)
 from metrics.sample_calibration import (
     class_log_p,
     class_report,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import script
 
-from metrics.speeds import of_encoding, of_sampling, of_training, processor
+from metrics.speeds import of_encoding, of_training, processor
 from models import training
 from models.errors import InputError
 from models.vqvae import VQVAEConfig
@@ -41,11 +41,12 @@ def test_stage_2_times_its_steps_alone(world, tmp_path, monkeypatch):
     clock.slow("start_codebook", 1000)
     clock.slow("draw_images", 4, 4, 2, 2, 1)  # once a step
     clock.slow("_evaluate", 1000)
-    clock.slow("_save", 1000)
+    clock.slow("save_checkpoint", 1000)
     size = VQVAEConfig(codebook_size=32, width=8, blocks=1)
     stage.main(
         stage.TokenizerConfig(
             data=world.data, out=tmp_path / "a.pth", model=size, steps=5, batch=16, warmup=1,
+            init=None, perceptual=0,
             save_every=2, device="cpu",
         )
     )  # fmt: skip
@@ -85,31 +86,6 @@ def test_stage_4_times_its_steps_alone(world, tmp_path, monkeypatch):
         )
     )  # fmt: skip
     assert log_of(out / "metrics.jsonl") == [2, 4, 8]
-
-
-def test_stage_5_times_its_samples_after_a_warm_up(world, tmp_path, monkeypatch):
-    train, stage = script("train_c2i.py"), script("eval_c2i.py")
-    run = train.main(
-        train.TrainConfig(
-            method="par", codes=world.codes, tokenizer=tmp_path / "none.pth", out=tmp_path / "run",
-            model="nano", steps=1, batch=8, heldout=20, device="cpu",
-        )
-    )  # fmt: skip
-    clock = Clock(monkeypatch, stage)
-    clock.slow("sample_images", 1000, 4, 1000)
-    for name in ("write_samples", "load_tokenizer", "likelihoods", "find_reference"):
-        clock.slow(name, 1000)
-    found = stage.main(
-        stage.EvalConfig(
-            checkpoint=run / "last.pth", tokenizer=world.tokenizer, codes=world.codes,
-            data=world.data, inception_weights="none", num_samples=20, seeds=2,
-            out=tmp_path / "out", device="cpu",
-        )
-    )  # fmt: skip
-    assert found["images_per_second"] == 5
-    expected = {key: found[key] for key in ("images_per_second", "parameters", "network_calls")}
-    assert of_sampling(tmp_path / "out") == expected
-    assert expected["network_calls"] == 19
 
 
 def test_the_median_leaves_the_first_row_out(tmp_path):

@@ -1,11 +1,10 @@
 """The sweep over guidance: every combination once, resumed, its best measured on fresh samples."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
-from helpers import script
+from helpers import changed, config_of, script
 from tiny_extractor import write_extractor
 
 from models.artifacts import header, sha256_of
@@ -28,8 +27,9 @@ def config(world, tmp_path):
     )
     about = {"method": "randar", "dataset": "shapes", "classes": [*"abcdefghij"]}
     save_generator(tmp_path / "model.pth", head | about, model)
-    return tool.SweepConfig(
-        tmp_path / "model.pth", cfg=(1.0, 4.0), steps=(4, 8), num_samples=20, final=30, batch=20,
+    return config_of(
+        tool.SweepConfig, checkpoint=tmp_path / "model.pth", cfg=(1.0, 4.0),
+        steps=(4, 8), num_samples=20, final=30, batch=20,
         tokenizer=world.tokenizer, extractor=tmp_path / "extractor.pth", data=world.data,
         inception_weights="none", out=tmp_path / "out", device="cpu",
     )  # fmt: skip
@@ -49,13 +49,13 @@ def test_all_are_measured_and_the_best_again_with_another_seed(config, tmp_path)
     assert len(set(distances)) == 4
     assert found["best"] == swept[distances.index(min(distances))]["plan"] == final["plan"]
     assert (final["num_samples"], final["seed"]) == (30, 1)
-    highest = tool.main(replace(config, metric="IS_shapes", final=0))
+    highest = tool.main(changed(config, metric="IS_shapes", final=0))
     scores = [row["samples"]["IS_shapes"] for row in swept]
     assert highest["best"] == swept[scores.index(max(scores))]["plan"]
 
 
 def test_a_cut_sweep_goes_on_where_it_was(config, tmp_path, monkeypatch):
-    whole = tool.main(replace(config, out=tmp_path / "whole"))
+    whole = tool.main(changed(config, out=tmp_path / "whole"))
     taken, sample_images = [], tool.sample_images
 
     def cut_at_the_third(*args):
@@ -88,14 +88,14 @@ def test_a_cut_sweep_goes_on_where_it_was(config, tmp_path, monkeypatch):
 def test_impossible_sweeps_are_refused_before_sampling(config, monkeypatch, changes, message):
     monkeypatch.setattr(tool, "sample_images", lambda *args: pytest.fail("it sampled"))
     with pytest.raises(InputError, match=message):
-        tool.main(replace(config, **changes))
+        tool.main(changed(config, **changes))
     assert not config.out.exists()
 
 
 def test_a_sweep_of_something_else_is_not_mixed_in(config):
-    tool.main(replace(config, cfg=(1.0,), steps=(), final=0))
+    tool.main(changed(config, cfg=(1.0,), steps=(), final=0))
     with pytest.raises(InputError, match="sweep of another checkpoint, tokenizer or reference"):
-        tool.main(replace(config, reference=30))
+        tool.main(changed(config, reference=30))
     (config.out / "sweep.json").write_text("[")
     with pytest.raises(InputError, match="is no sweep"):
         tool.main(config)

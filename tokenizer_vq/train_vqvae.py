@@ -1,6 +1,10 @@
 #!/usr/bin/env -S uv run
 """Stage 2: train the VQ-VAE tokenizer. Images -> tokenizer_vq/vqvae_cifar10.pth.
 
+By default it goes on from the shipped tokenizer, whose loss was the squared error alone, with an
+L1 and a perceptual loss. That one's own recipe, from scratch, is
+`--init None --loss l2 --perceptual 0 --steps 5000 --batch 128 --lr 2e-3`.
+
 The notebook `vq-vae.ipynb` beside this file calls the same functions and shows what they make.
 The same command resumes a run that was cut; the result does not depend on the cut.
 """
@@ -16,13 +20,17 @@ import torch.nn.functional as F
 import tyro
 from tqdm import tqdm
 
+from metrics.pictures import plot_reconstructions, save_figure
+from metrics.plots import plot_curves
 from metrics.reconstruction import reconstruction_report
+from metrics.report import Run
 from models.artifacts import ROOT, header, load_checkpoint, save_checkpoint, sha256_of
-from models.data import evenly, load_split
-from models.errors import expect_at_least, expect_fraction, one_line_errors
-from models.pictures import curve_figure, reconstruction_figure, save_figure
+from models.data import Split, evenly, load_split
+from models.errors import InputError, expect_at_least, expect_fraction, one_line_errors
+from models.perceptual import PerceptualNet, load_perceptual, perceptual_distance
 from models.tokenizer import decode_codes, encode_images, load_tokenizer, save_tokenizer, to_float
 from models.training import (
+    averaged,
     batch_rows,
     check_finite,
     gpu_memory,
@@ -37,10 +45,14 @@ from models.vqvae import VQVAE, VQVAEConfig
 
 STATE_KIND = "tokenizer training state"
 PANELS = {
-    "loss": ["loss", "commitment"],
+    "loss": ["loss", "perceptual", "commitment"],
     "PSNR, dB": ["psnr"],
     "codebook": ["codebook_usage"],
 }
+SPREAD = 0.25
+"""about the standard deviation of CIFAR-10's pixels: the losses start near 1"""
+NEIGHBOURS = 16
+"""--perturb swaps a code for one of this many nearest"""
 
 
 @dataclass(frozen=True)
@@ -52,20 +64,30 @@ class TokenizerConfig:
     out: Path = ROOT / "tokenizer_vq/vqvae_cifar10.pth"
     """where the tokenizer goes; its log, curve and training state lie beside it"""
     model: VQVAEConfig = field(default_factory=VQVAEConfig)
-    steps: int = 6000
+    init: Path | None = ROOT / "checkpoints/vqvae_cifar10.pth"
+    """start from this tokenizer's weights and codes (fine-tuning); None: from scratch"""
+    train: Literal["all", "decoder"] = "all"
+    """decoder: encoder and codebook stay as in --init, and with them every code of an image"""
+    perturb: float = 0.0
+    """with --train decoder: share of the codes swapped for near ones, as generators mistake them"""
+    steps: int = 12_000
     """optimizer steps"""
-    batch: int = 128
+    batch: int = 32
     """images a step; half of them mirrored"""
-    lr: float = 2e-3
-    """peak learning rate of AdamW; cosine to zero"""
+    lr: float = 5e-4
+    """peak learning rate of AdamW; cosine to 5% of it; 1e-3 hurts a trained decoder"""
     warmup: int = 200
     """steps of linear warm-up"""
-    loss: Literal["l2", "l1"] = "l2"
+    loss: Literal["l2", "l1"] = "l1"
     """reconstruction loss, in units of the pixels' standard deviation"""
+    perceptual: float = 1.0
+    """weight of the perceptual loss; 0: without"""
+    perceptual_weights: Path = ROOT / "checkpoints/perceptual_cifar10.pth"
+    """net of the perceptual loss, from tools/train_perceptual.py"""
     commitment: float = 0.25
     """weight of the commitment term"""
-    init: Path | None = None
-    """start from this tokenizer's weights and codes (fine-tuning) instead of from scratch"""
+    ema: float = 0.999
+    """decay of the averaged weights, which are those evaluated and saved; 0: the last step's"""
     seed: int = 0
     log_every: int = 50
     save_every: int = 500
@@ -75,8 +97,13 @@ class TokenizerConfig:
 
     def check(self) -> None:
         """Raise InputError for numbers that no run can have."""
-        expect_at_least(self, steps=1, batch=1, warmup=0, commitment=0, log_every=1, save_every=1)
-        expect_fraction(self, "lr")
+        least = {"warmup": 0, "commitment": 0, "perceptual": 0}
+        expect_at_least(self, steps=1, batch=1, log_every=1, save_every=1, **least)
+        expect_fraction(self, "lr", "ema", "perturb")
+        if self.train == "decoder" and self.init is None:
+            raise InputError("--train decoder needs a trained encoder: give --init")
+        if self.train == "all" and self.perturb:
+            raise InputError("--perturb needs --train decoder")
 
     @property
     def state(self) -> Path:
@@ -89,7 +116,7 @@ class TokenizerConfig:
         return self.out.with_suffix(".jsonl")
 
 
-FREE = ("data", "out", "init", "device", "log_every", "save_every")
+FREE = ("data", "out", "init", "perceptual_weights", "device", "log_every", "save_every")
 """fields of the config that may change between the two halves of a run"""
 
 
@@ -99,10 +126,8 @@ def draw_images(
     """Return a step's batch (batch, 3, H, W) in [0, 1], half of the images mirrored."""
     rows = batch_rows(len(images_NHWC), cfg.batch, step, cfg.seed).numpy()
     images_N3HW = to_float(images_NHWC[rows], generator.device)
-    mirrored_N111 = (
-        torch.rand(cfg.batch, 1, 1, 1, generator=generator, device=generator.device) < 0.5
-    )
-    return torch.where(mirrored_N111, images_N3HW.flip(3), images_N3HW)
+    draw_N111 = torch.rand(cfg.batch, 1, 1, 1, generator=generator, device=generator.device)
+    return torch.where(draw_N111 < 0.5, images_N3HW.flip(3), images_N3HW)
 
 
 def start_codebook(model: VQVAE, images_NHWC: np.ndarray, device: torch.device, seed: int) -> None:
@@ -114,102 +139,130 @@ def start_codebook(model: VQVAE, images_NHWC: np.ndarray, device: torch.device, 
         model.quantizer.start(model.vectors(to_float(images_NHWC[rows], device)))
 
 
+def train_step(
+    net, images_N3HW: torch.Tensor, judge: PerceptualNet | None, cfg: TokenizerConfig, generator
+) -> dict[str, torch.Tensor]:
+    """Return the terms of the loss, weighted, by name; net is a VQVAE as Fabric wraps it."""
+    codes_NT = None
+    if cfg.train == "decoder":
+        codes_NT = net.module.encode(images_N3HW)
+        if cfg.perturb:
+            quantizer = net.module.quantizer
+            codes_NT = quantizer.perturb(codes_NT, cfg.perturb, NEIGHBOURS, generator)
+    decoded_N3HW, _, commitment = net(images_N3HW, codes_NT)
+    distance = F.mse_loss if cfg.loss == "l2" else F.l1_loss
+    reconstruction = distance(decoded_N3HW.float() / SPREAD, images_N3HW / SPREAD)
+    terms = {"loss": reconstruction, "commitment": cfg.commitment * commitment}
+    if judge is not None:
+        distance = perceptual_distance(judge, decoded_N3HW, images_N3HW)
+        terms["perceptual"] = cfg.perceptual * distance
+    return terms
+
+
 def main(cfg: TokenizerConfig) -> dict:
     """Train, or go on training, and return the test set's PSNR, codebook usage and perplexity."""
     cfg.check()
     train, test = load_split(cfg.data, "train"), load_split(cfg.data, "test")
     inputs = {"train_images": train.sha256, "test_images": test.sha256}
+    sources = {"init": cfg.init, "perceptual": cfg.perceptual_weights if cfg.perceptual else None}
+    inputs |= {name: sha256_of(path) for name, path in sources.items() if path}
     head = header("tokenizer", "tokenizer_vq/train_vqvae.py", cfg, inputs)
     head |= {"dataset": train.dataset, "classes": list(train.classes)}
-    if cfg.init:
-        inputs["init"] = head["inputs"]["init"] = sha256_of(cfg.init)
     if cfg.out.exists():
-        model, found = load_tokenizer(cfg.out)
-        same_run(found["config"] | found["inputs"], head["config"] | inputs, FREE, cfg.out)
-        print(f"{cfg.out} is finished already: test PSNR {found['test']['psnr']:.2f} dB")
-        return found["test"]
+        _, saved = load_tokenizer(cfg.out)
+        same_run(saved["config"] | saved["inputs"], head["config"] | inputs, FREE, cfg.out)
+        print(f"{cfg.out.name} is finished already: test PSNR {saved['test']['psnr']:.2f} dB")
+        return saved["test"]
+    return _finish(cfg, head, *fit(cfg, head, train, test), test)
 
+
+def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQVAE, list[dict]]:
+    """Train, from the saved state if there is one; return the averaged model and the log."""
     fabric = start_fabric(pick_device(cfg.device))
     torch.manual_seed(cfg.seed)
     revive_below = 0.1 * cfg.batch * VQVAE.grid**2 / cfg.model.codebook_size
     model = VQVAE(cfg.model, revive_below).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=1e-4)
+    judge = load_perceptual(cfg.perceptual_weights).to(fabric.device) if cfg.perceptual else None
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.5, 0.99), weight_decay=1e-4)
     net, optimizer = fabric.setup(model, optimizer)
-    distance = F.mse_loss if cfg.loss == "l2" else F.l1_loss
-    spread = float(train.images_NHWC[::10].std()) / 255  # so that the loss starts near 1
-    step, rows = 0, []
-    if cfg.state.exists():
-        step, rows = _resume(cfg, head, model, optimizer)
-    elif cfg.init:
+    if cfg.init:
         model.load_state_dict(load_tokenizer(cfg.init)[0].state_dict())
-    else:
+    elif not cfg.state.exists():
         start_codebook(model, train.images_NHWC, fabric.device, cfg.seed)
+    ema, step, rows = averaged(model, cfg.ema), 0, []
+    parts = {"model": model, "ema": ema, "optimizer": optimizer}
+    if cfg.state.exists():
+        step, rows = _resume(cfg, head, parts)
 
     bar = tqdm(initial=step, total=cfg.steps, desc="tokenizer", unit="step")
     logged, began = step, time.time()
     while step < cfg.steps:
         generator = seed_step(cfg.seed, step + 1, fabric.device)
         for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, cfg.lr, cfg.warmup, cfg.steps)
+            group["lr"] = lr_at(step, cfg.lr, cfg.warmup, cfg.steps, floor=0.05)
         images_N3HW = draw_images(train.images_NHWC, cfg, step, generator)
-        decoded_N3HW, _, commitment = net(images_N3HW)
-        reconstruction = distance(decoded_N3HW.float() / spread, images_N3HW / spread)
-        fabric.backward(reconstruction + cfg.commitment * commitment)
+        with fabric.autocast():
+            terms = train_step(net, images_N3HW, judge, cfg, generator)
+        fabric.backward(sum(terms.values()))
         fabric.clip_gradients(net, optimizer, max_norm=1.0, error_if_nonfinite=False)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        ema.update_parameters(model)
         step += 1
         bar.update()
         at_save = step % cfg.save_every == 0 and step < cfg.steps
         if not (at_save or step % cfg.log_every == 0 or step == cfg.steps):
             continue
-        row = {"step": step, "loss": reconstruction.item(), "commitment": commitment.item()}
-        row["images_per_second"] = (step - logged) * cfg.batch / (time.time() - began)
-        check_finite(row["loss"], step, cfg.state)
-        rows.append(row)
-        bar.set_postfix(loss=f"{row['loss']:.4f}")
+        losses = {name: term.item() for name, term in terms.items()}
+        check_finite(sum(losses.values()), step, cfg.state)
+        bar.set_postfix({name: f"{loss:.4f}" for name, loss in losses.items()})
+        speed = (step - logged) * cfg.batch / (time.time() - began)
+        rows.append({"step": step} | losses | {"images_per_second": speed})
         if at_save:
-            rows[-1] |= _evaluate(model, test.images_NHWC, step, 1000)
-            _save(cfg, head, model, optimizer, step, rows)
+            rows[-1] |= _evaluate(ema.module, test, 1000)
+            states = {name: part.state_dict() for name, part in parts.items()}
+            save_checkpoint(cfg.state, head | {"kind": STATE_KIND}, step=step, rows=rows, **states)
+            write_log(cfg.log, rows)
         logged, began = step, time.time()  # without the evaluation and the save
     bar.close()
-    return _finish(cfg, head, model, test.images_NHWC, rows)
+    return ema.module, rows
 
 
-def _evaluate(model: VQVAE, images_NHWC: np.ndarray, step: int, count: int) -> dict:
-    model.eval()
-    report = reconstruction_report(model, images_NHWC[evenly(len(images_NHWC), count)])
-    model.train()
-    return {"step": step} | report
+def _evaluate(model: VQVAE, test: Split, count: int) -> dict:
+    """Return what is known of decoded test images, by the offline classifier too if it is there."""
+    from metrics.extractor import label_accuracy, load_classifier  # slow to import
+
+    picked = evenly(len(test.labels_N), count)
+    images_NHWC = test.images_NHWC[picked]
+    report = reconstruction_report(model.eval(), images_NHWC)
+    classifier = ROOT / f"checkpoints/extractor_{test.dataset}.pth"
+    if classifier.exists():
+        decoded_NHWC = decode_codes(model, encode_images(model, images_NHWC))
+        judge = load_classifier(classifier)[0]
+        report["label_accuracy"] = label_accuracy(decoded_NHWC, test.labels_N[picked], judge)
+    return report
 
 
-def _save(cfg: TokenizerConfig, head: dict, model, optimizer, step: int, rows: list[dict]) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    save_checkpoint(cfg.state, head | {"kind": STATE_KIND}, step=step, rows=rows, **state)
-    write_log(cfg.log, rows)
+def _resume(cfg: TokenizerConfig, head: dict, parts: dict) -> tuple[int, list[dict]]:
+    saved = load_checkpoint(cfg.state, STATE_KIND, rerun=f"rm {cfg.state}, then this command")
+    known = saved["header"]["config"] | saved["header"]["inputs"]
+    same_run(known, head["config"] | head["inputs"], FREE, cfg.state)
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    return saved["step"], saved["rows"]
 
 
-def _resume(cfg: TokenizerConfig, head: dict, model, optimizer) -> tuple[int, list[dict]]:
-    found = load_checkpoint(cfg.state, STATE_KIND, rerun=f"rm {cfg.state}, then this command")
-    saved = found["header"]
-    same_run(saved["config"] | saved["inputs"], head["config"] | head["inputs"], FREE, cfg.state)
-    model.load_state_dict(found["model"])
-    optimizer.load_state_dict(found["optimizer"])
-    return found["step"], found["rows"]
-
-
-def _finish(cfg, head, model, test_NHWC, rows) -> dict:
+def _finish(cfg: TokenizerConfig, head: dict, model: VQVAE, rows: list, test: Split) -> dict:
     """Evaluate on the whole test set, write everything, drop the training state."""
-    report = _evaluate(model, test_NHWC, cfg.steps, len(test_NHWC))
+    model.half().float()  # rounded to what the file holds
+    report = _evaluate(model, test, len(test.labels_N))
     rows[-1] |= report | gpu_memory(next(model.parameters()).device)
     write_log(cfg.log, rows)
-    save_figure(curve_figure(rows, PANELS), cfg.out.with_suffix(".png"))
-    model.eval()
-    shown_NHWC = test_NHWC[evenly(len(test_NHWC), 16)]
-    decoded_NHWC = decode_codes(model, encode_images(model, shown_NHWC))
-    figure = reconstruction_figure(shown_NHWC, decoded_NHWC)
+    save_figure(plot_curves([Run("tokenizer", {}, rows)], PANELS), cfg.out.with_suffix(".png"))
+    shown_NHWC = test.images_NHWC[evenly(len(test.labels_N), 16)]
+    figure = plot_reconstructions(shown_NHWC, decode_codes(model, encode_images(model, shown_NHWC)))
     save_figure(figure, cfg.out.with_suffix(".reconstructions.png"))
-    save_tokenizer(cfg.out, model, head | {"test": report})
+    save_tokenizer(cfg.out, model.half(), head | {"test": report})
     cfg.state.unlink(missing_ok=True)
     print(
         f"wrote {cfg.out}: test PSNR {report['psnr']:.2f} dB, "

@@ -111,6 +111,7 @@ def tokenizer_measurements(cfg: BenchmarkConfig, work: Path, device: str) -> lis
         return found | {"parameters": parameters(load_tokenizer(path)[0])}
 
     train = ["tokenizer_vq/train_vqvae.py", f"--data={data}", f"--out={path}", f"--seed={cfg.seed}"]
+    train += ["--init=None", "--loss=l2", "--perceptual=0"]
     train += [f"--steps={cfg.tokenizer_steps}", f"--save-every={cfg.tokenizer_steps}"]
     train += [f"--log-every={-(-cfg.tokenizer_steps // 5)}", f"--batch={TOKENIZER_BATCH}", device]
     log, row = path.with_suffix(".jsonl"), about | {"batch": TOKENIZER_BATCH}

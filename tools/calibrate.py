@@ -1,31 +1,39 @@
 #!/usr/bin/env -S uv run
 """Does a generator mean its probabilities? Calibration, orders, entropy, confidence in samples.
 
-checkpoint + test codes -> results/<run>/{calibration.json, reliability.png, orders.png,
-samples_calibration.png}
+checkpoint + test codes -> results/<run>/{calibration.json, reliability.png, class_reliability.png,
+likelihood_by_order.png, steps.png, risk.png}
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import tyro
 
 from metrics.calibration import ClassBins, calibration_report, collect
-from metrics.calibration_pictures import draw_all, summary
-from metrics.extractor import Extractor, class_probabilities, load_extractor
-from metrics.likelihood import logit_batches, orders_for
-from metrics.orders_likelihood import bits_by_order, order_report, orders_to_measure
+from metrics.extractor import Classifier, class_probabilities, load_classifier
+from metrics.likelihood import (
+    bits_by_order,
+    logit_batches,
+    order_report,
+    orders_for,
+    orders_to_measure,
+)
+from metrics.pictures import save_figure
+from metrics.plots import plot_by_order, plot_reliability, plot_risk, plot_steps
+from metrics.report import Run
 from metrics.sample_calibration import (
     class_log_p,
     class_report,
     entropy_report,
     own_samples,
     quality_report,
+    temperature_report,
 )
-from metrics.temperature import temperature_report
+from metrics.tables import by_order, calibration
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
 from models.checkpoint import load_generator, results_of
 from models.data import Codes, evenly, load_codes_of
@@ -97,7 +105,7 @@ def order_stage(cfg: CalibrateConfig, model: Method, test: Codes) -> dict:
     return order_report(bits, cfg.seed)
 
 
-Judge = tuple[VQVAE, Extractor, str]
+Judge = tuple[VQVAE, Classifier, str]
 """what turns codes into images, what looks at them, and the sha256 of the latter's file"""
 
 
@@ -108,7 +116,7 @@ def find_judge(cfg: CalibrateConfig, head: dict, device: torch.device) -> Judge 
     if cfg.extractor is None and not path.exists():
         print(f"no {path}: quality of samples not judged; run: uv run tools/train_extractor.py")
         return None
-    extractor = load_extractor(path).to(device)
+    extractor = load_classifier(path)[0].to(device)
     return load_tokenizer(tokenizer)[0].to(device), extractor, sha256_of(path)
 
 
@@ -138,7 +146,7 @@ def main(cfg: CalibrateConfig) -> dict:
     device = pick_device(cfg.device)
     generator = load_generator(cfg.checkpoint)
     head, model = generator.header, generator.model.to(device)
-    test = load_codes_of(head["inputs"]["tokenizer"], cfg.codes, "test", cfg.checkpoint)
+    test = load_codes_of(head, cfg.codes, "test", cfg.checkpoint)
     test = test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
     judge = find_judge(cfg, head, device)
     order = generator.order
@@ -172,17 +180,21 @@ def main(cfg: CalibrateConfig) -> dict:
         },
     }
     write_text(out / "calibration.json", json.dumps(found, indent=1) + "\n")
-    draw_all(found, np.log2(model.config.codes), out)
-    report(found, out)
+    report(found, math.log2(model.config.codes), out)
     return found
 
 
-def report(found: dict, out: Path) -> None:
-    """Print a short table: value, 95% interval over images."""
+def report(found: dict, ceiling: float, out: Path) -> None:
+    """Draw what calibration.json holds and print its tables; `ceiling` is log2 V."""
+    run = Run(out.name, {"calibration": found}, [])
+    save_figure(plot_reliability([run]), out / "reliability.png")
+    save_figure(plot_reliability([run], "classes.before"), out / "class_reliability.png")
+    save_figure(plot_by_order([run]), out / "likelihood_by_order.png")
+    save_figure(plot_steps([run], ceiling), out / "steps.png")
+    if found["quality"]:
+        save_figure(plot_risk([run]), out / "risk.png")
     print(f"{found['method']} ({found['trained_order']}), {found['images']} test images")
-    for name, row in summary(found).items():
-        print(f"  {name:>32} {row['value']:10.4f}  [{row['low']:.4f}, {row['high']:.4f}]")
-    print(f"  -> {out}")
+    print(by_order({run.name: run}), calibration({run.name: run}), f"-> {out}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 import tyro
 
+from metrics.pictures import plot_clusters, save_figure
 from models.artifacts import ROOT, header, save_array, sha256_of
 from models.cluster_loss import balanced_kmeans, relabelling, spread
 from models.data import SPLITS, Codes, load_codes, save_codes
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.pictures import cluster_figure, save_figure
 from models.tokenizer import decode_codes, load_tokenizer, save_tokenizer
 from models.vqvae import VQVAE
 
@@ -109,7 +109,7 @@ def main(cfg: ClusterConfig) -> Path:
         f"in random clusters {spread(vectors_VC, random_V):.3f}"
     )
     write_relabelled(cfg, relabelling(cluster_V), found)
-    save_figure(cluster_figure(patches(model), size), cfg.out / "clusters.png")
+    save_figure(plot_clusters(patches(model), size), cfg.out / "clusters.png")
     print(
         f"wrote {cfg.out}; now: uv run train_c2i.py --cluster-weight 1 --codes {cfg.out} "
         f"--tokenizer {cfg.out}/tokenizer.pth"

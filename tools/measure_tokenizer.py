@@ -9,47 +9,37 @@ perfect generator of these codes would have, and stands beside that of the test 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 import tyro
-from torch_fidelity.metric_fid import KEY_METRIC_FID
+from tyro.conf import OmitArgPrefixes
 
 from metrics.calibration import mean_of
-from metrics.evaluation import FEATURES, Reference, find_reference
-from metrics.fidelity import fidelity
+from metrics.evaluation import MeasureConfig, Reference
+from metrics.fidelity import FEATURES, LEAST, features_of, fidelity
+from metrics.pictures import plot_reconstructions, save_figure
 from metrics.reconstruction import codebook_use, psnr
 from models.artifacts import ROOT, git_commit, plain, this_command, write_text
 from models.data import Split, evenly, load_codes_of
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.pictures import reconstruction_figure, save_figure
 from models.tokenizer import Tokenizer, decode_codes, encode_images, load_tokenizer
 from models.training import parameters, pick_device
 
 
 @dataclass(frozen=True)
-class MeasureConfig:
+class MeasureTokenizerConfig:
     """Measure what a tokenizer keeps of test images."""
 
     tokenizer: Path = ROOT / "tokenizer_vq/vqvae_cifar10.pth"
     """from stage 2, imported, or a file in checkpoints/"""
     codes: Path = ROOT / "data/codes"
     """test codes from stage 3, measured too; `none`: do without"""
-    data: Path | None = None
-    """images from stage 1; default data/<dataset of the tokenizer>"""
     images: int = 10_000
     """test images used, evenly spaced"""
-    inception_weights: Path | None = None
-    """FID-Inception state dict; default: torch-fidelity's download; `none`: do without"""
-    fid_features: Literal["2048", "768", "192", "64"] = "2048"
-    """Inception layer; any but 2048 is printed as rFID768 and so on"""
-    extractor: Path | None = None
-    """offline ruler and judge; default: checkpoints/extractor_<dataset>.pth if it is there"""
-    reference: int | None = None
-    """use this many real train images, evenly spaced, as the reference; default all"""
+    against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
     batch: int = 512
     out: Path | None = None
     """default results/<name of the tokenizer's file>"""
@@ -58,11 +48,11 @@ class MeasureConfig:
 
     def check(self) -> None:
         """Raise InputError for numbers that no measurement can have."""
-        expect_at_least(self, images=10, reference=10, batch=1)
+        expect_at_least(self, images=LEAST, batch=1)
 
 
 def codes_to_measure(
-    cfg: MeasureConfig, model: Tokenizer, sha256: str, test: Split, rows_N: np.ndarray
+    cfg: MeasureTokenizerConfig, model: Tokenizer, sha256: str, test: Split, rows_N: np.ndarray
 ) -> dict[str, tuple[torch.Tensor, int]]:
     """Return {name: (codes_NT, sweeps of the search that found them)} of these test images.
 
@@ -70,7 +60,7 @@ def codes_to_measure(
     """
     stored = {}
     if str(cfg.codes) != "none":
-        codes = load_codes_of(sha256, cfg.codes, "test", cfg.tokenizer)
+        codes = load_codes_of({"inputs": {"tokenizer": sha256}}, cfg.codes, "test", cfg.tokenizer)
         if codes.header["inputs"]["images"] != test.sha256:
             raise InputError(
                 f"{cfg.codes} holds codes of other test images than those measured; give the "
@@ -84,24 +74,28 @@ def codes_to_measure(
 def measure(
     decoded_NHWC: np.ndarray, images_NHWC: np.ndarray, label_N: np.ndarray, reference: Reference
 ) -> dict:
-    """Return what is known of decoded images: to the same images, and in the place of samples."""
+    """Return what is known of decoded images: to the same images, and in the place of samples.
+
+    Their features are kept on disk, since both need them and Inception takes long.
+    """
     found = {"psnr": mean_of(torch.from_numpy(psnr(images_NHWC, decoded_NHWC)))}
-    for ruler in reference.rulers:
-        inputs = (decoded_NHWC, images_NHWC, ruler, FEATURES, reference.device.type)
-        name = ruler.names[KEY_METRIC_FID]
-        found[f"r{name}"] = fidelity(*inputs, frechet_only=True)[name]
-    return found | {"as_samples": reference.measure(decoded_NHWC, label_N)}
+    for extractor in reference.extractors:
+        decoded = features_of(decoded_NHWC, extractor, reference.device, FEATURES)
+        originals = features_of(images_NHWC, extractor, reference.device, FEATURES)
+        distance = fidelity(decoded, originals, extractor, frechet_only=True)
+        found |= {f"r{name}": value for name, value in distance.items()}
+    return found | {"as_samples": reference.measure(decoded_NHWC, label_N, real=True)}
 
 
-def main(cfg: MeasureConfig) -> dict:
+def main(cfg: MeasureTokenizerConfig) -> dict:
     """Measure, write, print; return what tokenizer.json holds."""
     cfg.check()
     device = pick_device(cfg.device)
     model, about = load_tokenizer(cfg.tokenizer)
     model.to(device).to(memory_format=torch.channels_last)
-    rulers = cfg.extractor, cfg.inception_weights, cfg.fid_features
-    data = cfg.data or ROOT / "data" / about["dataset"]
-    reference = find_reference(data, cfg.reference, *rulers, device)
+    reference = cfg.against.load(about["dataset"], device)
+    if reference is None:
+        raise InputError("expected real images to measure on; give --data")
     test = reference.test
     rows_N = evenly(len(test.labels_N), cfg.images)
     images_NHWC, label_N = test.images_NHWC[rows_N], test.labels_N[rows_N]
@@ -123,7 +117,7 @@ def main(cfg: MeasureConfig) -> dict:
         "images": len(rows_N),
         "reference_images": len(reference.train_NHWC),
         "codes": measured,
-        "control": reference.measure(images_NHWC, label_N),
+        "control": reference.measure(images_NHWC, label_N, real=True),
         "command": this_command(),
         "config": plain(cfg),
         "git_commit": git_commit(),
@@ -131,7 +125,7 @@ def main(cfg: MeasureConfig) -> dict:
     }
     write_text(out / "tokenizer.json", json.dumps(found, indent=1) + "\n")
     shown = evenly(len(rows_N), 16)
-    figure = reconstruction_figure(images_NHWC[shown], decoded_NHWC[shown])
+    figure = plot_reconstructions(images_NHWC[shown], decoded_NHWC[shown])
     save_figure(figure, out / "reconstructions.png")
     report(found, out)
     return found
@@ -154,4 +148,4 @@ def report(found: dict, out: Path) -> None:
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(MeasureConfig))
+        main(tyro.cli(MeasureTokenizerConfig))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from models.pictures import order_figure, save_figure
 
 from metrics.likelihood import orders_for
 from models.artifacts import ROOT, replace_file, write_text
@@ -14,7 +15,6 @@ from models.checkpoint import Generator, load_generator
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.gallery import gif, page, pair, picture, png_file, reveal_frames, stacked_frames
 from models.orders import SCANS, scan
-from models.pictures import order_figure, save_figure
 from models.sampling import Plan, sample_chance, sample_codes
 from models.tokenizer import Tokenizer, decode_codes, find_tokenizer, load_tokenizer
 

@@ -75,6 +75,7 @@ def first_stages(cfg: QuickstartConfig) -> list[Stage]:
             "2 tokenizer",
             ["tokenizer_vq/train_vqvae.py", f"--data={data}", f"--out={tokenizer}", seed]
             + [f"--steps={cfg.steps(400)}", "--batch=64", "--lr=3e-3", "--warmup=40"]
+            + ["--init=None", "--loss=l2", "--perceptual=0"]
             + ["--model.codebook-size=64", "--model.width=32", "--model.blocks=1"],
         ),
         (

@@ -1,7 +1,8 @@
 #!/usr/bin/env -S uv run
 """What does a generator make of corrupted images, a wrong context, and codes that it misreads?
 
-checkpoint + tokenizer + test images and codes -> results/<run>/{robustness.json, robustness.png}
+checkpoint + tokenizer + test images and codes -> results/<run>/{robustness.json, corruptions.png,
+context.png, misread.png}
 """
 
 import json
@@ -14,8 +15,12 @@ import tyro
 
 from metrics.calibration import mean_of
 from metrics.corruptions import SEVERITIES, Corrupted, drawn, official
-from metrics.extractor import Extractor, extractor_ruler, load_extractor
+from metrics.extractor import Classifier, classifier_extractor, load_classifier
+from metrics.fidelity import FULL
 from metrics.likelihood import orders_for
+from metrics.pictures import save_figure
+from metrics.plots import plot_context, plot_corruptions, plot_misread
+from metrics.report import Run
 from metrics.robustness import (
     RHOS,
     code_vectors,
@@ -26,7 +31,7 @@ from metrics.robustness import (
     nearest_codes,
     read_images,
 )
-from metrics.robustness_pictures import draw, table
+from metrics.tables import robustness
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
 from models.checkpoint import load_generator, results_of
 from models.data import Codes, Split, evenly, load_codes_of, load_split
@@ -82,7 +87,7 @@ class Inputs:
     """What is measured, and on what; read before the long part."""
 
     tokenizer: Tokenizer
-    extractor: Extractor
+    extractor: Classifier
     distance: str
     """name of the extractor's distance, as FD_c10"""
     test: Codes
@@ -97,7 +102,7 @@ class Inputs:
 
 def load_inputs(cfg: RobustnessConfig, head: dict, device: torch.device) -> Inputs:
     """Read what belongs to a generator. Raises InputError for a file that is another's."""
-    test = load_codes_of(head["inputs"]["tokenizer"], cfg.codes, "test", cfg.checkpoint)
+    test = load_codes_of(head, cfg.codes, "test", cfg.checkpoint)
     tokenizer = find_tokenizer(head["inputs"]["tokenizer"], cfg.tokenizer)
     folder = cfg.data or ROOT / "data" / head["dataset"]
     split = load_split(folder, "test")
@@ -114,8 +119,8 @@ def load_inputs(cfg: RobustnessConfig, head: dict, device: torch.device) -> Inpu
     extractor = cfg.extractor or ROOT / f"checkpoints/extractor_{head['dataset']}.pth"
     return Inputs(
         load_tokenizer(tokenizer)[0].to(device),
-        load_extractor(extractor).to(device),
-        extractor_ruler(extractor).names["frechet_inception_distance"],
+        load_classifier(extractor)[0].to(device),
+        classifier_extractor(extractor).frechet_name(FULL),
         test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images))),
         split,
         rows_N,
@@ -207,9 +212,14 @@ def main(cfg: RobustnessConfig) -> dict:
         "inputs": {**head["inputs"], "checkpoint": head["sha256"], **inputs.sha256},
     }
     write_text(out / "robustness.json", json.dumps(found, indent=1) + "\n")
-    draw(found, out)
-    print(f"{found['method']} ({found['trained_order']}), {found['images']} test images")
-    print(*table(found), f"  -> {out}", sep="\n")
+    run = Run(out.name, {"robustness": found}, [])
+    save_figure(plot_context([run]), out / "context.png")
+    if cfg.corrupted_images:
+        save_figure(plot_corruptions([run]), out / "corruptions.png")
+    if cfg.num_samples:
+        save_figure(plot_misread([run]), out / "misread.png")
+    print(f"{found['method']} ({found['trained_order']}), {found['corruptions']['source']}")
+    print(robustness({run.name: run}), f"-> {out}", sep="\n")
     return found
 
 

@@ -7,25 +7,26 @@ checkpoint -> results/<run>/{sweep.json, sweep.png}. A cut sweep goes on where i
 import itertools
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 import tyro
 from tqdm import tqdm
+from tyro.conf import OmitArgPrefixes
 
-from metrics.evaluation import Reference, find_reference, sample_images
-from models.artifacts import ROOT, git_commit, plain, this_command, write_text
+from metrics.evaluation import MeasureConfig, Reference, sample_images
+from metrics.fidelity import LEAST
+from metrics.pictures import save_figure
+from metrics.plots import HIGHER_IS_BETTER, plot_sweep
+from metrics.report import Run
+from models.artifacts import git_commit, plain, read_json, this_command, write_text
 from models.checkpoint import Generator, load_generator, results_of
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.method import Method
-from models.pictures import Picture, save_figure
 from models.sampling import Plan, Schedule
 from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from models.training import pick_device
-
-HIGHER_IS_BETTER = ("IS", "precision", "recall", "label_accuracy")
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,12 @@ class SweepConfig:
     final: int = 50_000
     """samples of the best combination, with --seed + 1: it was not chosen on those; 0: none"""
     metric: str | None = None
-    """what is best; default FID if it is measured, else the first of the others"""
+    """what is best; default the first FID if one is measured, else the first distance"""
     seed: int = 0
     batch: int = 500
     tokenizer: Path | None = None
     """default: the one in tokenizer_vq/, checkpoints/ or data/*/ that made the generator's codes"""
-    inception_weights: Path | None = None
-    """FID-Inception state dict; default: torch-fidelity's download; `none`: do without"""
-    fid_features: Literal["2048", "768", "192", "64"] = "2048"
-    extractor: Path | None = None
-    """offline ruler; default: checkpoints/extractor_<dataset>.pth if it is there"""
-    data: Path | None = None
-    """real images from stage 1; default data/<dataset>"""
-    reference: int | None = None
-    """use this many real train images as the reference; default all"""
+    against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
     out: Path | None = None
     """default results/<name of the run or file>"""
     device: str = "auto"
@@ -66,12 +59,12 @@ class SweepConfig:
 
     def check(self) -> None:
         """Raise InputError for settings that nothing can be sampled with."""
-        expect_at_least(self, num_samples=10, final=0, batch=1, reference=2, seed=0)
+        expect_at_least(self, num_samples=LEAST, final=0, batch=1, seed=0)
         for name in ("cfg", "temperature"):
             if not getattr(self, name) or min(getattr(self, name)) < 0:
                 raise InputError(f"expected --{name} >= 0, got {getattr(self, name)}")
-        if 0 < self.final < 10:
-            raise InputError(f"expected --final 0 or >= 10, got {self.final}")
+        if 0 < self.final < LEAST:
+            raise InputError(f"expected --final 0 or >= {LEAST}, got {self.final}")
 
     def plans(self, generator: Generator) -> list[Plan]:
         """Return every combination. Raises InputError for steps that the method cannot take."""
@@ -89,27 +82,6 @@ def better(row: dict, metric: str) -> float:
     """Return what to minimise for the best `metric` of a row."""
     value = row["samples"][metric]
     return -value if metric.startswith(HIGHER_IS_BETTER) else value
-
-
-def sweep_figure(rows: list[dict], metric: str) -> Picture:
-    """Draw the metric against guidance, a line for each other setting, and against speed."""
-    figure = Picture(figsize=(10, 3.8))
-    by_cfg, by_speed = figure.subplots(1, 2)
-    lines: dict[str, list[dict]] = {}
-    for row in rows:
-        plan = row["plan"]
-        steps = f", {plan['steps']} steps" if plan["steps"] else ""
-        lines.setdefault(f"{plan['schedule']}, T {plan['temperature']:g}{steps}", []).append(row)
-    for name, some in lines.items():
-        some.sort(key=lambda row: row["plan"]["cfg"])
-        value = [row["samples"][metric] for row in some]
-        by_cfg.plot([row["plan"]["cfg"] for row in some], value, "o-", label=name)
-        by_speed.plot([row["images_per_second"] for row in some], value, "o", label=name)
-    by_cfg.set(xlabel="guidance scale", ylabel=metric)
-    by_speed.set(xlabel="images per second", ylabel=metric)
-    by_cfg.legend(fontsize=8)
-    figure.tight_layout()
-    return figure
 
 
 @dataclass(frozen=True)
@@ -151,9 +123,9 @@ def read_rows(file: Path, made_from: dict) -> list[dict]:
     if not file.exists():
         return []
     try:
-        found = json.loads(file.read_text())
-        inputs, rows = found["inputs"], found["rows"]
-    except (ValueError, KeyError, TypeError) as e:
+        found = read_json(file)
+        inputs, rows = found["inputs"], list(found["rows"])
+    except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"{file} is no sweep ({e}); delete it, or choose another --out") from None
     if inputs != made_from:
         raise InputError(
@@ -167,17 +139,13 @@ def start_sweep(cfg: SweepConfig, generator: Generator, device: torch.device) ->
     """Read all that is measured with. Raises InputError if there is nothing to measure with."""
     head = generator.header
     path = find_tokenizer(head["inputs"]["tokenizer"], cfg.tokenizer)
-    data = cfg.data or ROOT / "data" / head["dataset"]
-    reference = find_reference(
-        data, cfg.reference, cfg.extractor, cfg.inception_weights, cfg.fid_features, device
-    )
-    if not reference.rulers:
-        raise InputError("expected --inception-weights or --extractor to measure with")
+    reference = cfg.against.load(head["dataset"], device)
+    if reference is None or not reference.extractors:
+        raise InputError("expected real images, and --inception-weights or --extractor")
     inputs = {
         "checkpoint": head["sha256"],
         "tokenizer": head["inputs"]["tokenizer"],
-        "reference_images": len(reference.train_NHWC),
-        "rulers": [name for ruler in reference.rulers for name in ruler.names.values()],
+        **reference.inputs,
     }
     file = (cfg.out or results_of(cfg.checkpoint)) / "sweep.json"
     return Sweep(
@@ -197,10 +165,10 @@ def main(cfg: SweepConfig) -> dict:
     generator = load_generator(cfg.checkpoint)
     plans = cfg.plans(generator)
     sweep = start_sweep(cfg, generator, pick_device(cfg.device))
-    names = sweep.inputs["rulers"]
-    metric = cfg.metric or ("FID" if "FID" in names else names[0])
-    if metric not in (*names, "label_accuracy"):
-        raise InputError(f"expected --metric {', '.join(names)} or label_accuracy, got {metric}")
+    names = sweep.reference.names(cfg.num_samples)
+    metric = cfg.metric or next((name for name in names if name.startswith("FID")), names[0])
+    if metric not in names:
+        raise InputError(f"expected --metric {', '.join(names)}, got {metric}")
     swept = [
         sweep.row(plan, cfg.num_samples, cfg.seed) for plan in tqdm(plans, desc="combinations")
     ]
@@ -212,7 +180,9 @@ def main(cfg: SweepConfig) -> dict:
         "git_commit": git_commit(),
     }
     found = sweep.write({"metric": metric, "best": best, "final": final} | made_by)
-    save_figure(sweep_figure(swept, metric), sweep.file.with_suffix(".png"))
+    run = Run(sweep.file.parent.name, {"sweep": {"rows": swept}}, [])
+    figure = plot_sweep([run], metric, ("cfg_scale", "decode_steps", "images_per_second"))
+    save_figure(figure, sweep.file.with_suffix(".png"))
     report(swept, final, metric, sweep.file)
     return found
 

@@ -1,0 +1,173 @@
+"""Pictures of images, codes and orders, and animations. Nothing is shown here, only made.
+
+Functions called plot_* return a matplotlib figure; matplotlib is imported when the first is made.
+"""
+
+import io
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from models.artifacts import replace_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GREY = 205
+"""of cells that are still to come"""
+MILLISECONDS = 90
+"""of a network call in an animation"""
+
+
+def blank(width: float = 5.2, height: float = 3.4, rows: int = 1, columns: int = 1, **more: Any):
+    """Return a figure (inches) and its axes, which Jupyter shows by itself, as pyplot's would be.
+
+    Not pyplot's: that one keeps every figure of a process in memory.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure._repr_png_ = partial(png_of, figure)
+    axes = figure.subplots(rows, columns, **more)
+    for one in np.atleast_1d(axes).flat:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def png_of(figure: "Figure", dpi: int = 110) -> bytes:
+    """Return a figure as PNG."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi)
+    return file.getvalue()
+
+
+def save_figure(figure: "Figure", path: Path, dpi: int = 110) -> None:
+    """Write a figure as PNG in one rename."""
+    replace_file(path, lambda file: file.write(png_of(figure, dpi)))
+
+
+def tile(images_NHWC: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+    """Lay uint8 images out row by row on white; each takes (H + gap, W + gap) pixels."""
+    count, height, width, channels = images_NHWC.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + gap), columns * (width + gap), channels), 255, np.uint8)
+    for i, image_HWC in enumerate(images_NHWC):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = image_HWC
+    return sheet
+
+
+def first_of_each(labels_N: np.ndarray, count: int) -> np.ndarray:
+    """Return the rows of the first `count` images of each class, fewer if one class has fewer."""
+    names, counts = np.unique(labels_N, return_counts=True)
+    count = min(count, counts.min())
+    return np.concatenate([np.flatnonzero(labels_N == name)[:count] for name in names])
+
+
+def _show(axes: Any, picture_HWC: np.ndarray, row_names: Sequence[str] = (), size: int = 11):
+    """Show an image without ticks but for the names of its rows."""
+    axes.imshow(picture_HWC, interpolation="nearest")
+    height = len(picture_HWC) / max(1, len(row_names))
+    places = [height * (k + 0.5) for k in range(len(row_names))]
+    axes.set_yticks(places, row_names, fontsize=size)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def plot_class_grid(
+    images_NHWC: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]
+) -> "Figure":
+    """Draw one row per class, its name at the left; the classes need equal numbers of images."""
+    per_class = len(labels_N) // len(classes)
+    figure, axes = blank(1.6 + 0.55 * per_class, 0.2 + 0.58 * len(classes))
+    by_class = np.argsort(labels_N, kind="stable")
+    _show(axes, tile(images_NHWC[by_class], per_class), classes)
+    return figure
+
+
+def plot_first_images(
+    images_NHWC: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]
+) -> "Figure":
+    """Draw up to ten images of each of the first twenty classes."""
+    shown = first_of_each(labels_N, 10)
+    shown = shown[labels_N[shown] < 20]
+    return plot_class_grid(images_NHWC[shown], labels_N[shown], classes[:20])
+
+
+def plot_reconstructions(
+    images_NHWC: np.ndarray,
+    others_NHWC: np.ndarray,
+    names: tuple[str, str] = ("original", "decoded"),
+) -> "Figure":
+    """Draw images over what became of them, up to 16 a row."""
+    columns = min(16, len(images_NHWC))
+    figure, axes = blank(1 + 0.7 * columns, 1.7)
+    both_NHWC = np.concatenate((images_NHWC[:columns], others_NHWC[:columns]))
+    _show(axes, tile(both_NHWC, columns), names)
+    return figure
+
+
+def plot_clusters(patches_VHWC: np.ndarray, size: int, enlarge: int = 4) -> "Figure":
+    """Draw what each code looks like, a cluster of `size` codes in each row, enlarged."""
+    patches_VHWC = patches_VHWC.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+    clusters = len(patches_VHWC) // size
+    figure, axes = blank(1 + 0.22 * size, 0.6 + 0.22 * clusters)
+    _show(axes, tile(patches_VHWC, size, gap=2), [str(k) for k in range(clusters)], size=7)
+    axes.set_ylabel("cluster")
+    return figure
+
+
+def plot_orders(orders: dict[str, np.ndarray], grid: int) -> "Figure":
+    """Draw at each cell the step at which an order visits it, dark first, four orders a row."""
+    rows = -(-len(orders) // 4)
+    figure, panels = blank(10, 2.7 * rows, rows, 4, squeeze=False)
+    for axes in panels.flat:
+        axes.axis("off")
+    for axes, (name, order_S) in zip(panels.flat, orders.items(), strict=False):
+        rank_hw = np.argsort(order_S).reshape(grid, grid)
+        axes.imshow(rank_hw, cmap="viridis")
+        axes.set_title(name, fontsize=13)
+        for (row, column), rank in np.ndenumerate(rank_hw):
+            colour = "black" if rank > grid * grid / 2 else "white"
+            axes.text(column, row, rank, ha="center", va="center", fontsize=8, color=colour)
+    return figure
+
+
+def stacked_frames(rows: dict[str, list[np.ndarray]], scale: int = 2) -> list[np.ndarray]:
+    """Return animations one above the other, each under its name, enlarged.
+
+    They start together, and one that is over waits for the others.
+    """
+    from PIL import Image, ImageDraw
+
+    def titled(name: str, frame_HWC: np.ndarray) -> np.ndarray:
+        large_HWC = frame_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
+        strip = Image.new("RGB", (large_HWC.shape[1], 14), "white")
+        ImageDraw.Draw(strip).text((2, 1), name, fill="black")
+        return np.concatenate((np.asarray(strip), large_HWC))
+
+    longest = max(len(frames) for frames in rows.values())
+    columns = [
+        [titled(name, frame) for frame in frames + frames[-1:] * (longest - len(frames))]
+        for name, frames in rows.items()
+    ]
+    return [np.concatenate(together) for together in zip(*columns, strict=True)]
+
+
+def gif(frames: Sequence[np.ndarray], pause: int = 2400) -> bytes:
+    """Return an endless GIF of uint8 (H, W, 3) frames; the last one stays for `pause` ms.
+
+    One palette, made from the first and the last frame, so that no colour flickers.
+    """
+    from PIL import Image
+
+    palette = Image.fromarray(np.concatenate((frames[0], frames[-1]))).quantize(256)
+    none = Image.Dither.NONE
+    first, *others = (Image.fromarray(x).quantize(palette=palette, dither=none) for x in frames)
+    file, durations = io.BytesIO(), [MILLISECONDS] * len(others) + [pause]
+    first.save(file, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    return file.getvalue()

@@ -1,0 +1,266 @@
+"""Figures of measured runs: each takes a list of runs, one colour a run; one run is a list of one.
+
+Each is as wide as half a screen or a telephone, so that its text stays readable there. A run that
+lacks what a figure shows is left out of it.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metrics.pictures import blank
+from metrics.report import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HIGHER_IS_BETTER = ("IS", "precision", "recall", "label_accuracy")
+"""starts of the names of measures; of all others less is better"""
+
+
+def ends(value: Any) -> tuple[float, float, float]:
+    """Return value, low, high of a number that may have an interval, a standard error or an sd."""
+    if not isinstance(value, dict):
+        return value, value, value
+    if "low" in value:
+        return value["value"], value["low"], value["high"]
+    half = 1.96 * value["se"] if "se" in value else value["sd"]
+    return value["mean"], value["mean"] - half, value["mean"] + half
+
+
+def draw_line(axes: Any, x: Sequence[float], values: Sequence[Any], **style: Any) -> None:
+    """Draw values against x, their intervals shaded."""
+    if len(values):
+        value, low, high = np.array([ends(one) for one in values], float).T
+        (line,) = axes.plot(x, value, **style)
+        axes.fill_between(x, low, high, alpha=0.15, color=line.get_color(), lw=0)
+
+
+def draw_points(axes: Any, x: Any, y: Any, along: str = "y", **style: Any) -> None:
+    """Draw points with bars for the intervals of their x or their y."""
+    values = np.array([ends(one) for one in (y if along == "y" else x)], float).T
+    bars = np.maximum([values[0] - values[1], values[2] - values[0]], 0)  # an ECE's may lie beside
+    x, y = (x, values[0]) if along == "y" else (values[0], y)
+    axes.errorbar(x, y, **{f"{along}err": bars}, fmt="o", ms=4, capsize=2, lw=1, **style)
+
+
+def reference(axes: Any, value: float, text: str) -> None:
+    """Draw what a value is to be compared with, a dashed line with its name on it."""
+    axes.axhline(value, color="black", lw=0.8, ls="--")
+    axes.annotate(text, (1, value), xycoords=("axes fraction", "data"), ha="right", va="top",
+                  fontsize=8)  # fmt: skip
+
+
+def name_lines(figure: "Figure", axes: Any) -> "Figure":
+    """Put the names of the lines above the panels, where they hide nothing; return the figure."""
+    handles, names = axes.get_legend_handles_labels()
+    if names:
+        style = {"frameon": False, "fontsize": 9, "ncols": 2 if max(map(len, names)) < 26 else 1}
+        figure.legend(handles, names, loc="outside upper left", **style)
+    return figure
+
+
+def stacked(count: int, height: float = 2.0, **more: Any) -> tuple["Figure", list[Any]]:
+    """Return a figure of panels one above the other."""
+    height = max(3.4, 0.9 + height * count)
+    figure, axes = blank(5.2, height, count, 1, squeeze=False, **more)
+    return figure, list(axes.flat)
+
+
+def intervals(estimate: dict) -> list[dict]:
+    """Return an estimate of a list as a list of estimates."""
+    keys = ("value", "low", "high")
+    return [dict(zip(keys, x, strict=True)) for x in zip(*(estimate[k] for k in keys), strict=True)]
+
+
+def with_part(runs: Sequence[Run], path: str) -> list[Run]:
+    """Return the runs that have something at a path."""
+    return [run for run in runs if run.at(path, optional=True)]
+
+
+def plot_curves(
+    runs: Sequence[Run], panels: dict[str, Sequence[str]], ceiling: float | None = None
+) -> "Figure":
+    """Draw `panels` (y label -> keys of the log) against the step, `ceiling` in the first.
+
+    One run has a colour for each key; of several each has a colour, and its first key is faint.
+    """
+    figure, every = stacked(len(panels), sharex=True)
+    for axes, (label, keys) in zip(every, panels.items(), strict=True):
+        for i, run in enumerate(runs):
+            for k, key in enumerate(keys):
+                points = [(row["step"], row[key]) for row in run.curve if row.get(key) is not None]
+                if not points:
+                    continue
+                name = key if len(runs) == 1 else run.name if k == len(keys) - 1 else None
+                faint = len(runs) > 1 and k < len(keys) - 1
+                style = {"color": f"C{k if len(runs) == 1 else i}", "alpha": 0.3 if faint else 1}
+                marker = "." if len(points) < 40 else None
+                axes.plot(*zip(*points, strict=True), label=name, marker=marker, **style)
+        axes.set_ylabel(label)
+        if len(runs) == 1 and len(keys) > 1 and axes.lines:
+            axes.legend(frameon=False, fontsize=9)
+    if ceiling:
+        reference(every[0], ceiling, f"a uniform guess: {ceiling:g} bits")
+    if len(runs) > 1:
+        every[0].set_title("Training; faint: of the batches, strong: held out", fontsize=10)
+    every[-1].set_xlabel("training step")
+    return name_lines(figure, every[0]) if len(runs) > 1 else figure
+
+
+def plot_usage(counts_V: np.ndarray) -> "Figure":
+    """Draw how often each code is used, most used first, against uniform use."""
+    figure, axes = blank(5.2, 3)
+    share_V = np.sort(counts_V)[::-1] / counts_V.sum()
+    axes.fill_between(np.arange(len(share_V)), share_V, step="mid", alpha=0.7)
+    reference(axes, 1 / len(share_V), "if all were used alike")
+    axes.set(xlabel="code, most used first", ylabel="share of tokens")
+    return figure
+
+
+def plot_histogram(values_N: np.ndarray, label: str) -> "Figure":
+    """Draw how values spread over images, and their mean."""
+    figure, axes = blank(5.2, 3)
+    axes.hist(values_N, bins=40, alpha=0.7)
+    axes.axvline(values_N.mean(), color="black", lw=0.8, ls="--")
+    axes.set(xlabel=label, ylabel="images", title=f"mean {values_N.mean():.2f}")
+    return figure
+
+
+def plot_by_order(runs: Sequence[Run]) -> "Figure":
+    """Draw bits per test image by the order it is read in; random orders share a line."""
+    paths = ("calibration.orders.bits_per_image", "metrics.bits_per_image")
+    bits = [next(filter(None, (run.at(path, True) for path in paths)), {}) for run in runs]
+    drawn = [{k: "random orders" if k.startswith("random_") else k for k in one} for one in bits]
+    rows = list(dict.fromkeys(row for one in drawn for row in one.values()))
+    figure, axes = blank(5.2, 1.4 + 0.28 * len(rows))
+    for i, (run, one) in enumerate(zip(runs, bits, strict=True)):
+        shift = (i - (len(runs) - 1) / 2) * 0.5 / len(runs)  # else runs hide one another
+        y = [rows.index(drawn[i][name]) + shift for name in one]
+        if one:
+            draw_points(axes, list(one.values()), y, "x", color=f"C{i}", label=run.name)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    axes.set(xlabel="bits per test image, 95% intervals")
+    axes.set_title("Likelihood by the order an image is read in", fontsize=10)
+    return name_lines(figure, axes)
+
+
+def plot_steps(runs: Sequence[Run], ceiling: float | None = None) -> "Figure":
+    """Draw bits per code by step: of test images, and the entropy along own samples (dashed)."""
+    figure, axes = blank()
+    for i, run in enumerate(with_part(runs, "calibration.entropy.held_out_bits_per_step")):
+        for kind, style in (("held_out", {"label": run.name}), ("entropy", {"ls": "--"})):
+            values = intervals(run.at(f"calibration.entropy.{kind}_bits_per_step"))
+            draw_line(axes, range(len(values)), values, color=f"C{i}", **style)
+    if ceiling:
+        reference(axes, ceiling, f"a uniform guess: {ceiling:g} bits")
+    axes.set(xlabel="step of decoding", ylabel="bits per code")
+    axes.set_title("Test images; dashed: entropy along own samples", fontsize=10)
+    return name_lines(figure, axes)
+
+
+def plot_reliability(runs: Sequence[Run], part: str = "tokens.overall") -> "Figure":
+    """Draw accuracy against confidence where the predictions are, circles by their number."""
+    runs = with_part(runs, f"calibration.{part}.reliability")
+    (figure, axes), most = blank(5.2, 4.4), 0.0
+    for i, run in enumerate(runs):
+        diagram = run.at(f"calibration.{part}.reliability")
+        share = np.array(diagram["count"]) / sum(diagram["count"])
+        x, values = diagram["confidence"]["value"], intervals(diagram["accuracy"])
+        y = [one["value"] for one in values]
+        most = max([most, *(max(x[k], y[k]) for k in np.flatnonzero(share > 0.01))])
+        draw_points(axes, x, values, color=f"C{i}", alpha=0.8)
+        axes.plot(x, y, color=f"C{i}", lw=1, alpha=0.6)
+        error = run.at(f"calibration.{part}.ece_equal_width")
+        name = f"{run.name}: ECE {error['value']:.4f} [{error['low']:.4f}, {error['high']:.4f}]"
+        axes.scatter(x, y, s=4 + 300 * share, color=f"C{i}", alpha=0.4, lw=0, label=name)
+    axes.axline((0, 0), slope=1, color="black", lw=0.8, ls="--")
+    limit = min(1.0, 1.15 * most) or 1.0
+    axes.set(xlim=(0, limit), ylim=(0, limit), xlabel="confidence", ylabel="accuracy")
+    axes.set_title("Reliability; circles by the number of predictions", fontsize=10)
+    return name_lines(figure, axes)
+
+
+def plot_risk(runs: Sequence[Run]) -> "Figure":
+    """Draw how wrong the most confident samples are: risk against coverage, of each confidence."""
+    figure, axes = blank()
+    for i, run in enumerate(with_part(runs, "calibration.quality")):
+        kinds = run.at("calibration.quality").items()
+        for (name, measured), dashes in zip(kinds, "-:", strict=False):
+            curve = measured.get("risk_coverage", [])
+            coverage = np.arange(1, len(curve) + 1) / max(1, len(curve))
+            axes.plot(coverage, curve, dashes, color=f"C{i}", label=f"{run.name}, {name}")
+    axes.set(xlabel="coverage, most confident first", ylabel="1 - p(label)", ylim=(0, 1))
+    axes.set_title("Does confidence in a sample tell its quality?", fontsize=10)
+    return name_lines(figure, axes)
+
+
+def _against(
+    runs: Sequence[Run], path: str, x: str, measures: dict[str, str], xlabel: str, title: str
+) -> "Figure":
+    """Draw measures {y label: key} of a list of rows against their x, a panel each."""
+    runs = with_part(runs, path)
+    figure, every = stacked(len(measures), sharex=True)
+    for axes, (label, key) in zip(every, measures.items(), strict=True):
+        for i, run in enumerate(runs):
+            rows = run.at(path)
+            values = [next(v for k, v in row.items() if k.startswith(key)) for row in rows]
+            style = {"color": f"C{i}", "marker": ".", "label": run.name}
+            draw_line(axes, [row[x] for row in rows], values, **style)
+        axes.set_ylabel(label)
+    every[0].set_title(title, fontsize=10)
+    every[-1].set_xlabel(xlabel)
+    return name_lines(figure, every[0])
+
+
+def plot_corruptions(runs: Sequence[Run]) -> "Figure":
+    """Draw likelihood, calibration and class accuracy of corrupted images by severity."""
+    measures = {"bits per image": "bits_per_image", "ECE of codes": "ece_equal_width"}
+    measures["class accuracy by Bayes"] = "class_accuracy"
+    path = "robustness.corruptions.by_severity"
+    return _against(runs, path, "severity", measures, "severity", "Corrupted test images")
+
+
+def plot_context(runs: Sequence[Run], kind: str = "uniform") -> "Figure":
+    """Draw what replaced codes in the context cost, by any others or by `neighbours`."""
+    by = {"uniform": "any others", "neighbours": "similar ones"}[kind]
+    measures = {"more bits per image": "more_bits_per_image", "ECE of codes": "ece_equal_width"}
+    about = ("share of the codes replaced", f"Codes of test images replaced by {by}")
+    return _against(runs, f"robustness.context.{kind}", "rho", measures, *about)
+
+
+def plot_misread(runs: Sequence[Run]) -> "Figure":
+    """Draw samples of a model that misreads a share of its own codes."""
+    measures = {"label accuracy": "label_accuracy", "FD of samples": "FD_"}
+    about = ("share of its own codes misread", "Samples made of misread codes")
+    return _against(runs, "robustness.sampling", "rho", measures, *about)
+
+
+def plot_sweep(
+    runs: Sequence[Run], measure: str, against: Sequence[str] = ("decode_steps",)
+) -> "Figure":
+    """Draw a measure of a sweep's samples against settings of its plans or `images_per_second`.
+
+    The best row at each value is drawn; a run without a sweep is the point of its metrics.json.
+    """
+    labels = {"cfg_scale": "guidance scale", "decode_steps": "network calls"}
+    figure, every = stacked(len(against), 2.6)
+    old = {"cfg_scale": "cfg", "decode_steps": "steps"}  # names in plans of before
+    for axes, key in zip(every, against, strict=True):
+        for i, run in enumerate(runs):
+            points: dict[float, list[float]] = {}
+            for row in run.at("sweep.rows", True) or []:
+                plan = row["plan"] | {"images_per_second": row.get("images_per_second")}
+                x = plan.get(key, plan.get(old.get(key, key)))
+                points.setdefault(64 if x is None else x, []).append(row["samples"][measure])
+            value = run.at(f"metrics.samples.{measure}", True)
+            if not points and value is not None and key == "decode_steps":
+                points = {run.at("metrics.network_calls", True) or 64: [value]}
+            best = max if measure.startswith(HIGHER_IS_BETTER) else min
+            xs = sorted(points)
+            axes.plot(xs, [best(points[x]) for x in xs], "o-", color=f"C{i}", label=run.name)
+        axes.set(xlabel=labels.get(key, "images per second"), ylabel=measure)
+    every[0].set_title(f"{measure} of samples; the best setting at each value", fontsize=10)
+    return name_lines(figure, every[0])

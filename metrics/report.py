@@ -1,0 +1,177 @@
+"""Measured runs: read from disk, kept small for git, their numbers as text.
+
+A run is a folder of what measured it: metrics.json (eval_c2i.py), and perhaps calibration.json
+(tools/calibrate.py), robustness.json (tools/robustness.py), sweep.json (tools/sweep_cfg.py), and
+from its training config.json and the curve metrics.jsonl. A folder may also hold tokenizer.json,
+benchmark.json or quickstart.json of the tools of that name. A file with a `note` has it printed
+under every table that shows the file.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.artifacts import ROOT, write_text
+from models.data import evenly
+from models.errors import InputError
+
+KEPT = ROOT / "checkpoints/reports"
+FILES = ("metrics", "calibration", "robustness", "sweep", "config", "tokenizer", "benchmark")
+FILES += ("quickstart",)
+LEFT_OUT = {"bits_per_step", "risk_coverage"} | {
+    f"{name}_bits_per_step" for name in ("difference", "entropy", "held_out")
+}
+"""long lists that no kept file holds"""
+CURVE_ROWS = 300
+"""rows of a kept curve, besides those with a likelihood"""
+OUTSIDE = re.compile(r"(?<=[\"\s=])(?:/|\.\./)(?:[\w.+-]+/)*(?=[\w.+-])")
+"""the folder of a path outside of the project"""
+LARGEST = 100_000
+"""bytes of a kept file"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder of measurements: `files` holds each file's JSON by its name without .json."""
+
+    name: str
+    files: dict[str, Any]
+    curve: list[dict]
+    """rows of metrics.jsonl; empty without"""
+
+    def at(self, path: str, optional: bool = False, **row: Any) -> Any:
+        """Return a value, as `metrics.plan.cfg`, or the row of a list in which `row` holds.
+
+        Raises InputError naming the file without it, or returns None if it is `optional`.
+        """
+        value = self.files
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if row and isinstance(value, list):
+            value = next((x for x in value if row.items() <= x.items()), None)
+        if value is None and not optional:
+            file, *keys = path.split(".")
+            wanted = ".".join(keys) + "".join(f" of {k} {v}" for k, v in row.items())
+            raise InputError(f"{self.name}/{file}.json has no {wanted}: measure it again")
+        return value
+
+
+def read_run(folder: Path) -> Run:
+    """Read a folder. Raises InputError if it holds no measurement, or a broken file."""
+    files, curve = {}, []
+    paths = [folder / f"{name}.json" for name in FILES] + [folder / "metrics.jsonl"]
+    for path in (path for path in paths if path.exists()):
+        try:
+            if path.suffix == ".jsonl":
+                curve = [json.loads(line) for line in path.read_text().splitlines()]
+            else:
+                files[path.stem] = json.loads(path.read_text())
+        except ValueError as e:  # not JSON, or not text
+            raise InputError(f"{path} is broken ({e}): measure it again, or remove it") from None
+        if not isinstance(files.get(path.stem, {}), dict):
+            raise InputError(f"{path} is no record of a measurement")
+    if not files:
+        raise InputError(f"no measurements in {folder}; run: uv run eval_c2i.py --out {folder}")
+    return Run(folder.resolve().name, files, curve)
+
+
+def read_kept(kept: Path = KEPT) -> dict[str, Run]:
+    """Return all kept runs by name. Raises InputError if there are none."""
+    runs = [read_run(path) for path in sorted(kept.glob("*")) if path.is_dir()]
+    if not runs:
+        raise InputError(f"no runs in {kept}; run: uv run tools/report.py --keep results/YOURS")
+    return {run.name: run for run in runs}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, ending in a newline."""
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [[f" {cell}".rstrip().replace("|", "\\|") for cell in line] for line in lines]
+    return "".join("|" + " |".join(line) + " |\n" for line in cells)
+
+
+def show(value: Any, digits: int = 3, percent: bool = False) -> str:
+    """Return a number as text, with its interval, standard error or deviation if it has one.
+
+    `value` is a number, {value, low, high}, {mean, se} or {mean, sd}; None gives "".
+    """
+    scale, unit = (100, "%") if percent else (1, "")
+
+    def text(x: float) -> str:
+        return f"{scale * x:z,.{digits}f}"
+
+    if not isinstance(value, dict):
+        return "" if value is None else text(value) + unit
+    if "low" in value:
+        return f"{text(value['value'])}{unit} [{text(value['low'])}, {text(value['high'])}]"
+    return f"{text(value['mean'])} ± {text(value.get('sd', value.get('se')))}{unit}"
+
+
+def show_measure(name: str, value: Any) -> str:
+    """Return a measure of samples with the digits that its name asks for."""
+    if name == "label_accuracy":
+        return show(value, 1, percent=True)
+    return show(value, {"KI": 4, "KD": 4, "IS": 2}.get(name[:2], 3))
+
+
+def below(runs: Sequence[Run], text: str, *files: str) -> str:
+    """Return what stands under a table: `text`, and the notes of the files that it shows."""
+    notes = dict.fromkeys(run.files[f].get("note") for run in runs for f in files if f in run.files)
+    return "\n" + "\n\n".join([text, *(f"**Note:** {n}." for n in notes if n)]) + "\n"
+
+
+def shared(runs: Sequence[Run], path: str) -> Any:
+    """Return a value that all runs have. Raises InputError if one differs: no table for them."""
+    values = {run.name: run.at(path, optional=True) for run in runs}
+    if len({json.dumps(value) for value in values.values()}) > 1:
+        raise InputError(f"runs of one table differ in {path}: {values}")
+    return next(iter(values.values()))
+
+
+def names(dicts: Sequence[dict | None]) -> list[str]:
+    """Return the keys of all dicts, each once, in the order in which they come."""
+    return list(dict.fromkeys(key for one in dicts for key in one or {}))
+
+
+def _short(value: Any) -> Any:
+    """Return parsed JSON with 6 significant digits and without the lists of LEFT_OUT."""
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items() if key not in LEFT_OUT}
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _lines(content: dict) -> str:
+    """Return JSON with one line for each key, so that git shows what changed."""
+    lines = (f"{json.dumps(key)}: {json.dumps(item)}" for key, item in _short(content).items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def keep_run(folder: Path, kept: Path, training: Path | None = None) -> dict[str, int]:
+    """Copy a run's numbers to `kept`/<its name>; return the bytes of each file.
+
+    config.json and the curve may lie in the run folder `training`. Floats are rounded, the lists of
+    LEFT_OUT dropped, long curves thinned, and folders outside of the project lose their path.
+    Raises InputError, before anything is written, if a file would be too large for git.
+    """
+    run = read_run(folder)
+    if training and training.exists():
+        trained = read_run(training)
+        run = Run(run.name, trained.files | run.files, run.curve or trained.curve)
+    texts = {f"{name}.json": _lines(content) for name, content in run.files.items()}
+    others = [i for i, row in enumerate(run.curve) if "heldout_bits" not in row]
+    some = {others[k] for k in evenly(len(others), CURVE_ROWS)} if others else set()
+    rows = [row for i, row in enumerate(run.curve) if i in some or "heldout_bits" in row]
+    if rows:
+        texts["metrics.jsonl"] = "".join(json.dumps(_short(row)) + "\n" for row in rows)
+    for name, text in texts.items():
+        texts[name] = OUTSIDE.sub("", text.replace(f"{ROOT}/", ""))
+        if len(text) > LARGEST:
+            raise InputError(f"{name} of {folder} takes {len(text):,} bytes: nothing was kept")
+    for name, text in texts.items():
+        write_text(kept / run.name / name, text)
+    return {name: len(text) for name, text in texts.items()}

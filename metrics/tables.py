@@ -1,0 +1,295 @@
+"""The tables of measured runs, in Markdown: RESULTS.md is made of nothing else.
+
+A table is a function of {title of the column: run}. It raises InputError for runs that were not
+measured alike, or not at all.
+"""
+
+import statistics
+from typing import Any
+
+from metrics.report import Run, below, names, shared, show, show_measure, table
+from models.errors import InputError
+
+Runs = dict[str, Run]
+REAL = "real test images"
+ORDERS = ("raster", "random")
+IMAGES = 60_000
+"""of CIFAR-10, each encoded together with its mirror image"""
+SHORT = ("label_accuracy", "FD_c10")
+"""measures of samples in the tables with a row for each run"""
+
+
+def quality(runs: Runs) -> str:
+    """Return likelihood by order and the quality of samples, beside real images in their place."""
+    every, measures = list(runs.values()), {}
+    for name in names([run.at("metrics.bits_per_image", True) for run in every]):
+        counts = [run.at(f"metrics.bits_per_image.{name}.orders", True) or 1 for run in every]
+        several = f"mean of {max(counts)} {name} orders" if max(counts) > 1 else f"{name} order"
+        measures[f"bits per test image, {several}"] = (f"bits_per_image.{name}", 1)
+    for name in names([run.at("metrics.baseline_bits", True) for run in every]):
+        measures[f"the same without a network: {name}"] = (f"baseline_bits.{name}", 1)
+    rows = [[*row, ""] for row in lines(runs, "metrics", measures)]
+    control = [run.at("metrics.control", True) or {} for run in every]
+    for name in names([run.at("metrics.samples", True) for run in every]):
+        cells = [show_measure(name, of_samples(run, name)) for run in every]
+        real = dict.fromkeys(show_measure(name, one[name]) for one in control if name in one)
+        rows.append([name, *cells, " / ".join(real)])
+    about = {"guidance": "plan.cfg", "guidance scale": "plan.cfg_scale", "samples": "num_samples"}
+    about |= {"network calls": "network_calls", "train images as reference": "reference_images"}
+    about = {title: (path, 0) for title, path in about.items()}
+    rows += [[*row, ""] for row in lines(runs, "metrics", about)]
+    text = "± of bits: standard error over test images; of samples: sd over sampling seeds."
+    return table(["", *runs, REAL], rows) + below(every, text, "metrics")
+
+
+def of_samples(run: Run, name: str) -> Any:
+    """Return a measure of the samples: over seeds if it was sampled with several, else of one."""
+    return run.at(f"metrics.over_seeds.{name}", True) or run.at(f"metrics.samples.{name}", True)
+
+
+def scale_of(plan: dict | None) -> float | None:
+    """Return the guidance scale of a plan, also of those written before it was cfg_scale."""
+    return plan and plan.get("cfg_scale", plan.get("cfg"))
+
+
+def lines(runs: Runs, file: str, measures: dict[str, tuple]) -> list[list[str]]:
+    """Return a row for each measure, {title: (path, how to show it)}, that a run has."""
+    rows = []
+    for title, (path, *how) in measures.items():
+        cells = [show(run.at(f"{file}.{path}", True), *how) for run in runs.values()]
+        rows += [[title, *cells]] if any(cells) else []
+    return rows
+
+
+def by_order(runs: Runs) -> str:
+    """Return bits per test image in every order that calibrate.py read, and ensembles."""
+    every = list(runs.values())
+    orders = names([run.at("calibration.orders.bits_per_image") for run in every])
+    groups = names([run.at("calibration.orders.ensemble", True) for run in every])
+    measures = {name: (f"orders.bits_per_image.{name}", 1) for name in orders}
+    for group in groups:
+        gain = f"orders.ensemble.{group}.gain"
+        measures[f"gain of averaging p over {group} orders"] = (gain, 1)
+    text = f"{shared(every, 'calibration.images'):,} test images; in brackets: 95% interval."
+    rows = lines(runs, "calibration", measures)
+    return table(["bits per test image", *runs], rows) + below(every, text, "calibration")
+
+
+CALIBRATION = {
+    "token NLL, bits": ("tokens.overall.nll_bits", 3),
+    "accuracy of the likeliest code": ("tokens.overall.accuracy", 1, True),
+    "top-label ECE": ("tokens.overall.ece_equal_width", 4),
+    "ECE by chance alone": ("tokens.overall.ece_equal_width_if_calibrated", 4),
+    "ECE, t < 8": ("tokens.by_step.t < 8.ece_equal_width", 4),
+    "ECE, t 8-32": ("tokens.by_step.t 8-32.ece_equal_width", 4),
+    "ECE, t > 32": ("tokens.by_step.t > 32.ece_equal_width", 4),
+    "best temperature": ("tokens.temperature.temperature", 3),
+    "NLL it gains, bits per image": ("tokens.temperature.gain_bits_per_image", 2),
+    "class accuracy by Bayes": ("classes.before.accuracy", 1, True),
+    "class ECE by Bayes": ("classes.before.ece_equal_width", 3),
+    "entropy of own samples - NLL, bits per image": ("entropy.difference_bits_per_image", 1),
+}
+
+
+def calibration(runs: Runs) -> str:
+    """Return calibration of codes and classes, every number with its interval."""
+    every, rows = list(runs.values()), lines(runs, "calibration", CALIBRATION)
+    text = (
+        f"{shared(every, 'calibration.images'):,} test images (temperature, classes and entropy: "
+        "half of them or as many samples); in brackets: 95% interval over images."
+    )
+    return table(["", *runs], rows) + below(every, text, "calibration")
+
+
+ROBUSTNESS = {
+    "bits per image": ("corruptions.by_severity", "severity", "bits_per_image", 1),
+    "ECE": ("corruptions.by_severity", "severity", "ece_equal_width", 4),
+    "class accuracy by Bayes": ("corruptions.by_severity", "severity", "class_accuracy", 1, True),
+    "more bits, codes replaced by any others": ("context.uniform", "rho", "more_bits_per_image", 1),
+    "more bits, by similar ones": ("context.neighbours", "rho", "more_bits_per_image", 1),
+    "label accuracy": ("sampling", "rho", "label_accuracy", 1, True),
+    "FD": ("sampling", "rho", "FD_", 2),
+}
+"""measure: list of rows, what it is measured against, key, how it is shown"""
+
+
+def robustness(runs: Runs) -> str:
+    """Return what corrupted images, wrong codes read and wrong codes sampled cost."""
+    every, parts = list(runs.values()), []
+    titles = {
+        "corruptions.by_severity": "severity of corrupted test images",
+        "context": "share of the codes replaced in test images",
+        "sampling": "share of its own codes that it misreads while sampling, unguided",
+    }
+    for where, title in titles.items():
+        shown = {k: how for k, how in ROBUSTNESS.items() if how[0].startswith(where)}
+        first, against, *_ = next(iter(shown.values()))
+        steps = [row[against] for row in every[0].at(f"robustness.{first}")]
+        rows = []
+        for step in steps:
+            cells = [
+                show(_starting(run.at(f"robustness.{path}", **{key: step}), name), *how)
+                for path, key, name, *how in shown.values()
+                for run in every
+            ]
+            rows.append([f"{step:.0%}" if against == "rho" else str(step), *cells])
+        head = [f"{measure}, {run}" for measure in shown for run in runs]
+        parts += [table([title, *head], rows)] if rows else []
+    counts = [shared(every, f"robustness.{n}") for n in ("corruptions.images", "images")]
+    text = "{:,} corrupted test images, {:,} of replaced codes; in brackets: 95% interval."
+    return "\n".join(parts) + below(every, text.format(*counts), "robustness")
+
+
+def _starting(row: dict, name: str) -> Any:
+    """Return the value whose key starts with a name: FD_ goes by the classifier's data set."""
+    return next((value for key, value in row.items() if key.startswith(name)), None)
+
+
+def methods(runs: Runs) -> str:
+    """Return a row for each run; they must be trained for as long and sampled alike."""
+    every, rows = list(runs.values()), []
+    for run in every:
+        bits, plan = run.at("metrics.bits_per_image"), run.at("metrics.plan")
+        own = bits.get(run.at("metrics.trained_order"), bits.get(plan["order"]))
+        several = bits.get("random", {})
+        rows.append(
+            [run.at("metrics.method"), run.at("metrics.trained_order")]
+            + [show(run.at("metrics.cluster_weight") or None, 0)]
+            + [f"{run.at('metrics.parameters'):,}", show(own, 1)]
+            + [show(several, 1) if several.get("orders", 1) > 1 else ""]
+            + [show_measure(name, of_samples(run, name)) for name in SHORT]
+            + [show(run.at("metrics.network_calls"), 0)]
+        )
+    control = shared(every, "metrics.control")
+    rows.append([REAL, *[""] * 5, *(show_measure(name, control[name]) for name in SHORT), ""])
+    head = ["method", "order", "cluster term", "parameters", "bits per test image, own order"]
+    head += ["mean of 8 random orders", *SHORT, "network calls"]
+    text = (
+        f"{shared(every, 'metrics.train_steps'):,} steps, {shared(every, 'metrics.num_samples'):,} "
+        f"samples each, guidance {scale_of(every[0].at('metrics.plan')):g}; ± of bits: standard "
+        "error over test images."
+    )
+    return table(head, rows) + below(every, text, "metrics")
+
+
+def calls(runs: Runs) -> str:
+    """Return what fewer network calls than codes cost, by tools/sweep_cfg.py."""
+    rows, control = [], {}
+    for run in runs.values():
+        for row in run.at("sweep.rows"):
+            plan, control = row["plan"], row["control"]
+            steps = plan.get("decode_steps", plan.get("steps"))
+            about = [run.at("metrics.method"), run.at("metrics.trained_order")]
+            counts = [show(x, 0) for x in (steps, scale_of(plan), row["num_samples"])]
+            rows.append(about + counts + [show_measure(n, row["samples"][n]) for n in SHORT])
+    rows.append([REAL, *[""] * 4, *(show_measure(name, control.get(name)) for name in SHORT)])
+    head = ["method", "order", "network calls", "guidance", "samples", *SHORT]
+    return table(head, rows) + below(list(runs.values()), "", "sweep")
+
+
+SEEDS = {
+    "bits per test image, own order": ("metrics.bits_per_image.{own}.mean", 1),
+    "bits per test image, mean of 8 random orders": ("metrics.bits_per_image.random.mean", 1),
+    "label_accuracy": ("metrics.samples.label_accuracy", 1, True),
+    "FD_c10": ("metrics.samples.FD_c10", 2),
+    "more bits per image, 40% of the codes replaced by any others": ("context.uniform", 1),
+    "more bits per image, 40% of the codes replaced by similar ones": ("context.neighbours", 1),
+}
+
+
+def training_seeds(runs: Runs) -> str:
+    """Return raster against random order over training seeds, paired by seed."""
+    every = sorted(runs.values(), key=lambda run: run.at("config.config.seed"))
+    found = {o: [run for run in every if run.at("config.config.order") == o] for o in ORDERS}
+    seeds = [[run.at("config.config.seed") for run in some] for some in found.values()]
+    if seeds[0] != seeds[1] or len(seeds[0]) < 2:
+        raise InputError(f"expected two or more equal training seeds of both orders, got {seeds}")
+
+    def value(run: Run, path: str) -> float:
+        if path.startswith("metrics"):
+            return run.at(path.format(own=run.at("metrics.trained_order")))
+        return run.at(f"robustness.{path}", rho=0.4)["more_bits_per_image"]["value"]
+
+    rows = []
+    for title, (path, *how) in SEEDS.items():
+        raster, random = ([value(run, path) for run in some] for some in found.values())
+        pairs = zip(raster, random, strict=True)
+        columns = (raster, random, [b - a for a, b in pairs])
+        cells = [{"mean": statistics.mean(x), "sd": statistics.stdev(x)} for x in columns]
+        rows.append([title, *(show(x, *how) for x in cells)])
+    steps, count = (shared(every, f"metrics.{key}") for key in ("train_steps", "num_samples"))
+    text = f"{len(seeds[0])} training seeds, {steps:,} steps, {count:,} samples each; ±: their sd."
+    head = ["", "raster order", "random order", "random - raster, by seed"]
+    return table(head, rows) + below(every, text, "metrics")
+
+
+TOKENIZER = {
+    "PSNR, dB": ("psnr", 2),
+    "codebook usage": ("codebook_usage", 1, True),
+    "perplexity": ("perplexity", 0),
+    "parameters": ("parameters", 0),
+    "rFD_c10": ("rFD_c10", 3),
+    "rFID768": ("rFID768", 3),
+    "rFID": ("rFID", 3),
+    "label_accuracy, decoded images as samples": ("as_samples.label_accuracy", 1, True),
+    "FD_c10, decoded images as samples": ("as_samples.FD_c10", 3),
+    "FID768, decoded images as samples": ("as_samples.FID768", 3),
+    "recall768, decoded images as samples": ("as_samples.recall768", 3),
+}
+
+
+def tokenizers(runs: Runs) -> str:
+    """Return what tokenizers keep of test images, from the nearest codes and from stored ones."""
+    every = list(runs.values())
+    columns = {
+        f"{run.name}, {kind} codes": Run(run.name, {"codes": codes | run.at("tokenizer")}, [])
+        for run in every
+        for kind, codes in run.at("tokenizer.codes").items()
+    }
+    at, rows = every[0].at, lines(columns, "codes", TOKENIZER)
+    text = (
+        f"{at('tokenizer.images'):,} test images, of which the offline classifier gets "
+        f"{show(at('tokenizer.control.label_accuracy'), 2, True)} right; in brackets: 95% interval."
+    )
+    return table(["", *columns], rows) + below(every, text, "tokenizer")
+
+
+def speed(runs: Runs) -> str:
+    """Return images/s and memory of every stage and method, by tools/benchmark.py."""
+    (run,) = runs.values()
+    head = ["stage", "method", "order", "what", "network calls", "images/s", "GB"]
+    keys = ("stage", "method", "order", "what", "network_calls")
+    rows = [
+        [*(str(row[key] or "") for key in keys), show(row["images_per_second"], 0)]
+        + [show(row["peak_memory_gb"], 1)]
+        for row in run.at("benchmark.rows")
+    ]
+    at = run.at
+    where = at("benchmark.cpu") if at("benchmark.device") == "cpu" else at("benchmark.device")
+    text = f"{at('benchmark.threads')} threads on {where}; GB: {at('benchmark.peak_memory')}."
+    return table(head, rows) + below([run], text, "benchmark")
+
+
+def minutes(runs: Runs) -> str:
+    """Return how long README.md's stages take at the measured speeds, and the quickstart."""
+    every = {key: run for run in runs.values() for key in run.files}
+    at, trained = every["tokenizer"].at, every["config"].at("config.config")
+    work = {
+        "2 tokenizer": (at("tokenizer.train_steps") * at("tokenizer.train_batch"), {"stage": 2}),
+        "3 codes": (IMAGES, {"what": "encoding, --search 0"}),
+        "3 codes, --search 1": (IMAGES, {"what": "encoding, --search 1"}),
+        "4 train RandAR": (trained["steps"] * trained["batch"], {"stage": 4, "method": "randar"}),
+        "5 sample": (10_000, {"stage": 5, "method": "randar"}),
+    }
+    rows = []
+    for stage, (images, row) in work.items():
+        rate = every["benchmark"].at("benchmark.rows", **row)["images_per_second"]
+        rows.append([stage, f"{images:,}", f"{images / rate / 60:.0f}"])
+    at = every["quickstart"].at
+    rows.append(["quickstart, all of it", "", show(at("quickstart.minutes"), 0)])
+    accuracy = [show(at(f"quickstart.orders.{o}.label_accuracy"), 0, True) for o in ORDERS]
+    text = (
+        f"Without evaluations. Samples of the quickstart show their label in {accuracy[0]} of "
+        f"cases in raster and {accuracy[1]} in random order."
+    )
+    return table(["stage", "images", "minutes"], rows) + below(list(runs.values()), text)

@@ -1,0 +1,121 @@
+"""The perceptual loss: the distance it says it is, by a net that a cut training leaves equal."""
+
+import pytest
+import torch
+from helpers import script
+from tiny_extractor import colours
+
+from models.artifacts import load_checkpoint
+from models.classifier import PAD, crop_and_flip
+from models.data import load_split, save_splits
+from models.errors import InputError
+from models.perceptual import (
+    KIND,
+    PerceptualNet,
+    load_perceptual,
+    perceptual_distance,
+    save_perceptual,
+)
+
+WIDTHS = (4, 6, 8, 10)
+stage = script("tools/train_perceptual.py")
+
+
+@pytest.fixture
+def trained_a_bit() -> PerceptualNet:
+    """A net whose batch norms have seen images."""
+    torch.manual_seed(0)
+    net = PerceptualNet(WIDTHS)
+    for _ in range(5):
+        net(torch.rand(8, 3, 32, 32) ** 2)
+    return net
+
+
+def test_folding_changes_no_feature(trained_a_bit):
+    images_N3HW = torch.rand(3, 3, 32, 32)
+    folded = trained_a_bit.fold()
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    features, logits_NC = trained_a_bit.eval()(images_N3HW)
+    same_features, same_logits_NC = folded(images_N3HW)
+    assert [(f.shape[1], f.shape[2]) for f in features] == [(4, 32), (6, 16), (8, 8), (10, 4)]
+    torch.testing.assert_close(features, same_features, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits_NC, same_logits_NC, rtol=1e-4, atol=1e-5)
+
+
+def test_the_distance_is_lpips_with_weights_of_one(trained_a_bit):
+    net = trained_a_bit.fold().requires_grad_(False)
+    a_N3HW, b_N3HW = torch.rand(2, 3, 3, 32, 32)
+    by_hand = 0
+    for a, b in zip(net(a_N3HW)[0], net(b_N3HW)[0], strict=True):
+        unit_a, unit_b = (f / f.norm(dim=1, keepdim=True).clamp(min=1e-3) for f in (a, b))
+        by_hand += ((unit_a - unit_b) ** 2).sum(1).mean() / 4
+    torch.testing.assert_close(perceptual_distance(net, a_N3HW, b_N3HW), by_hand)
+    assert perceptual_distance(net, a_N3HW, a_N3HW).abs() < 1e-5
+
+
+def test_its_gradient_leads_to_the_target_and_never_to_the_net_or_from_the_target(trained_a_bit):
+    net = trained_a_bit.fold().requires_grad_(False)
+    images_N3HW = torch.rand(2, 3, 32, 32, requires_grad=True)
+    target_N3HW = torch.rand(2, 3, 32, 32, requires_grad=True)
+    before = perceptual_distance(net, images_N3HW, target_N3HW)
+    before.backward()
+    assert target_N3HW.grad is None and all(p.grad is None for p in net.parameters())
+    stepped = images_N3HW.detach() - 0.5 * images_N3HW.grad / images_N3HW.grad.norm()
+    assert perceptual_distance(net, stepped, target_N3HW) < before
+
+
+def test_a_net_comes_back_frozen_and_another_file_does_not(trained_a_bit, tmp_path, world):
+    folded = trained_a_bit.fold().half().float()
+    save_perceptual(tmp_path / "net.pth", folded, {"kind": KIND})
+    net, images_N3HW = load_perceptual(tmp_path / "net.pth"), torch.rand(2, 3, 32, 32)
+    assert torch.equal(net(images_N3HW)[1], folded(images_N3HW)[1])
+    assert not net.training and not any(p.requires_grad for p in net.parameters())
+    with pytest.raises(InputError, match=f"expected {KIND}, found tokenizer"):
+        load_perceptual(world.tokenizer)
+
+
+def test_crops_are_windows_and_half_are_mirrored():
+    side = 8 + 2 * PAD
+    here = torch.arange(side)
+    padded_NHWC = torch.stack([here[:, None].expand(side, side), here.expand(side, side)], -1)[None]
+    pick_B = torch.zeros(1000, dtype=torch.int64)
+    crops_BCHW = crop_and_flip(padded_NHWC, pick_B, torch.Generator().manual_seed(0))
+    assert crops_BCHW.shape == (1000, 2, 8, 8)
+    row_BHW, column_BHW = crops_BCHW.unbind(1)
+    assert (row_BHW.diff(dim=1) == 1).all() and (row_BHW.diff(dim=2) == 0).all()
+    step_BHW = column_BHW.diff(dim=2)
+    mirrored_B = step_BHW[:, 0, 0] == -1
+    assert (step_BHW == torch.where(mirrored_B, -1, 1)[:, None, None]).all()
+    assert (column_BHW.diff(dim=1) == 0).all() and 400 < mirrored_B.sum() < 600
+    for cells_BHW in (row_BHW, column_BHW):
+        assert cells_BHW.amin((1, 2)).unique().tolist() == list(range(2 * PAD + 1))
+
+
+def test_a_cut_training_ends_as_an_undisturbed_one_and_has_learnt(tmp_path, monkeypatch):
+    arrays = {"train": colours(200, seed=0), "test": colours(50, seed=1)}
+    save_splits(tmp_path, arrays, tuple("abcdefghij"), "colours", "test", {})
+    monkeypatch.setattr(stage, "PerceptualNet", lambda classes: PerceptualNet(WIDTHS, classes))
+    monkeypatch.setattr("models.classifier.SAVE_EVERY", 5)
+    files = [tmp_path / "whole.pth", tmp_path / "cut.pth"]
+    configs = [stage.PerceptualConfig(tmp_path, out, epochs=20, batch=20) for out in files]
+    stage.main(configs[0])
+    draw, taken = stage.fit_classifier.__globals__["crop_and_flip"], []
+
+    def cut_once(*args):
+        taken.append(1)
+        if len(taken) == 13:
+            raise KeyboardInterrupt
+        return draw(*args)
+
+    monkeypatch.setattr("models.classifier.crop_and_flip", cut_once)
+    with pytest.raises(KeyboardInterrupt):
+        stage.main(configs[1])
+    stage.main(configs[1])
+    assert len(taken) == 13 + 190  # of 200 steps, 10 were saved
+    whole, cut = (load_checkpoint(path, KIND, "") for path in files)
+    for name, value in whole["state"].items():
+        assert torch.equal(value, cut["state"][name]), name
+    assert whole["header"]["test_accuracy"] == cut["header"]["test_accuracy"] > 0.3
+    train = load_split(tmp_path, "train")
+    assert whole["header"]["inputs"] == {"train_images": train.sha256}
+    assert not (tmp_path / "cut.state.pth").exists()
