@@ -186,7 +186,12 @@ def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQ
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.5, 0.99), weight_decay=1e-4)
     net, optimizer = fabric.setup(model, optimizer)
     if cfg.init:
-        model.load_state_dict(load_tokenizer(cfg.init)[0].state_dict())
+        first, _ = load_tokenizer(cfg.init)
+        if first.config != cfg.model:
+            raise InputError(
+                f"{cfg.init} is a tokenizer of another size than asked for: {first.config}"
+            )
+        model.load_state_dict(first.state_dict())
     elif not cfg.state.exists():
         start_codebook(model, train.images_NHWC, fabric.device, cfg.seed)
     ema, step, rows = averaged(model, cfg.ema), 0, []
