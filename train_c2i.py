@@ -21,19 +21,12 @@ from tqdm import tqdm
 from metrics.likelihood import split_bits, token_ece
 from metrics.samples import show_progress, tokenizer_of
 from models.artifacts import ROOT, header, write_text
+from models.checkpoint import KIND, resume, save_generator
 from models.cluster_loss import cluster_cross_entropy
 from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
 from models.errors import InputError, expect_at_least, expect_fraction, one_line_errors
-from models.methods import (
-    KIND,
-    METHODS,
-    build,
-    check_order,
-    parameters,
-    resume,
-    save_generator,
-)
-from models.order_policy import Adaptive, Anneal, OrderName, OrderPolicy
+from models.methods import METHODS, build, check_order
+from models.orders import Adaptive, Anneal, OrderName, OrderPolicy
 from models.training import (
     LOG_EVERY,
     OptimizerName,
@@ -41,12 +34,13 @@ from models.training import (
     check_finite,
     lr_at,
     make_optimizers,
+    parameters,
     peak_memory,
     pick_device,
     seed_step,
     start_fabric,
 )
-from models.trunk import SIZES, ModelConfig
+from models.transformer import SIZES, ModelConfig
 
 
 @dataclass(frozen=True)

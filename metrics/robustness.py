@@ -20,14 +20,14 @@ from tqdm import tqdm
 from metrics.calibration import Batches, Predictions, collect, ece, equal_width_edges, mean_of
 from metrics.extractor import Classifier
 from metrics.likelihood import logit_batches
-from metrics.reconstruction import decode_codes, encode_images, psnr, to_float
+from metrics.reconstruction import psnr
 from metrics.sample_calibration import class_log_p
-from models.baseline_vqvae import BaselineVQVAE
-from models.contract import Method
 from models.errors import InputError
+from models.method import Method
+from models.published.baseline_vqvae import BaselineVQVAE
+from models.published.vq16 import VQ16
 from models.sampling import Plan, sample_codes
-from models.tokenizer import Tokenizer
-from models.vq16 import VQ16
+from models.tokenizer import Tokenizer, decode_codes, encode_images, to_float
 
 RHOS = (0.0, 0.05, 0.1, 0.2, 0.4)
 

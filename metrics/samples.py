@@ -10,16 +10,16 @@ import torch
 
 from metrics.pictures import GREY, plot_class_grid, save_figure, tile
 from metrics.plots import plot_curves
-from metrics.reconstruction import decode_codes
 from metrics.report import Run
 from metrics.robustness import code_vectors
 from models.artifacts import replace_file
-from models.contract import Method
+from models.checkpoint import load_generator
 from models.data import Codes
 from models.errors import InputError
-from models.methods import check_order, load_generator
+from models.method import Method
+from models.methods import check_order
 from models.sampling import Plan, generate, sample_chance, sample_codes
-from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
+from models.tokenizer import Tokenizer, decode_codes, find_tokenizer, load_tokenizer
 from models.training import write_log
 from models.vqvae import VQVAE
 

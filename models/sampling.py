@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from models.contract import Method
 from models.errors import InputError
+from models.method import Method
 from models.orders import Grouping
 
 Schedule = Literal["constant", "linear", "power_cosine"]

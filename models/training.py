@@ -5,16 +5,18 @@ import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch.optim.swa_utils import AveragedModel
 
 from models.artifacts import write_text
-from models.contract import Method
 from models.errors import InputError
+from models.method import Method
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 OptimizerName = Literal["adamw", "muon"]
 LOG_EVERY = 50
@@ -86,8 +88,10 @@ def bf16_is_native(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def start_fabric(device: torch.device, devices: int = 1) -> Fabric:
+def start_fabric(device: torch.device, devices: int = 1) -> "Fabric":
     """Return Fabric, launched, in bf16 where that is native, else in fp32."""
+    from lightning_fabric import Fabric  # takes longer to import than torch
+
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     precision = "bf16-mixed" if bf16_is_native(device) else "32-true"
     fabric = Fabric(accelerator=device.type, devices=devices, precision=precision)
@@ -151,6 +155,11 @@ def make_optimizers(
     if hidden:
         optimizers.append(torch.optim.Muon(groups(True), lr=lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
+
+
+def parameters(model: torch.nn.Module) -> int:
+    """Return the number of learned values."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def check_finite(loss: float, step: int, kept: Path) -> None:

@@ -8,14 +8,9 @@ import torch
 import torch.nn.functional as F
 from vector_quantize_pytorch import VectorQuantize
 
-from metrics.reconstruction import (
-    codebook_use,
-    psnr,
-    to_float,
-    to_uint8,
-)
+from metrics.reconstruction import codebook_use, psnr
 from models.errors import InputError
-from models.tokenizer import find_tokenizer, load_tokenizer
+from models.tokenizer import find_tokenizer, load_tokenizer, to_float, to_uint8
 from models.vqvae import VQVAE, CosineQuantizer, VQVAEConfig
 
 TINY = VQVAEConfig(codebook_size=32, width=8, blocks=1)

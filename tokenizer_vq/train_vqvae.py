@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 from metrics.pictures import plot_reconstructions, save_figure
 from metrics.plots import plot_curves
-from metrics.reconstruction import decode_codes, encode_images, reconstruction_report, to_float
+from metrics.reconstruction import reconstruction_report
 from metrics.report import Run
 from models.artifacts import ROOT, header, load_checkpoint, save_checkpoint, sha256_of
 from models.data import Split, evenly, load_split
 from models.errors import InputError, expect_at_least, expect_fraction, one_line_errors
 from models.perceptual import PerceptualNet, load_perceptual, perceptual_distance
-from models.tokenizer import load_tokenizer, save_tokenizer
+from models.tokenizer import decode_codes, encode_images, load_tokenizer, save_tokenizer, to_float
 from models.training import (
     averaged,
     batch_rows,

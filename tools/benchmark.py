@@ -26,12 +26,13 @@ import torch
 import tyro
 
 from models.artifacts import ROOT, git_commit, plain, this_command, write_text
+from models.checkpoint import load_generator
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import METHODS, load_generator, parameters
+from models.methods import METHODS
 from models.processes import of_encoding, of_sampling, of_training, processor, run_stages
 from models.tokenizer import load_tokenizer
-from models.training import LOG_EVERY, pick_device
-from models.trunk import SIZES
+from models.training import LOG_EVERY, parameters, pick_device
+from models.transformer import SIZES
 
 CALLS = (64, 16)
 """network calls of the methods that can choose"""

@@ -21,13 +21,12 @@ from metrics.calibration import mean_of
 from metrics.evaluation import MeasureConfig, Reference
 from metrics.fidelity import FEATURES, LEAST, features_of, fidelity
 from metrics.pictures import plot_reconstructions, save_figure
-from metrics.reconstruction import codebook_use, decode_codes, encode_images, psnr
+from metrics.reconstruction import codebook_use, psnr
 from models.artifacts import ROOT, git_commit, plain, this_command, write_text
 from models.data import Split, evenly, load_codes_of
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import parameters
-from models.tokenizer import Tokenizer, load_tokenizer
-from models.training import pick_device
+from models.tokenizer import Tokenizer, decode_codes, encode_images, load_tokenizer
+from models.training import parameters, pick_device
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,9 @@ def page_parameters(cfg: QuickstartConfig, about: str) -> str:
     runs = [str(out / f"{cfg.method}_{order}") for order in cfg.orders]
     tokenizer = str(out / "tokenizer.pth")
     measure = f"FD_{'c10' if cfg.dataset == 'cifar10' else cfg.dataset}"
-    return f"""runs = [Path(path) for path in {runs}]
+    return f"""from pathlib import Path
+
+runs = [Path(path) for path in {runs}]
 checkpoints, grids = ([run / name for run in runs] for name in ("last.pth", "samples.png"))
 tokenizer, cfg_scale, measure, ceiling = Path({tokenizer!r}), {GUIDANCE}, {measure!r}, 6.0
 title, about = "Quickstart: images in any token order", {about!r}"""

@@ -20,7 +20,6 @@ from metrics.fidelity import FULL
 from metrics.likelihood import orders_for
 from metrics.pictures import save_figure
 from metrics.plots import plot_context, plot_corruptions, plot_misread
-from metrics.reconstruction import decode_codes
 from metrics.report import Run
 from metrics.robustness import (
     RHOS,
@@ -34,13 +33,13 @@ from metrics.robustness import (
 )
 from metrics.tables import robustness
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
-from models.contract import Method
+from models.checkpoint import load_generator, results_of
 from models.data import Codes, Split, evenly, load_codes_of, load_split
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import load_generator, parameters, results_of
+from models.method import Method
 from models.sampling import Plan
-from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
-from models.training import pick_device
+from models.tokenizer import Tokenizer, decode_codes, find_tokenizer, load_tokenizer
+from models.training import parameters, pick_device
 
 
 @dataclass(frozen=True)
