@@ -33,7 +33,7 @@ from models.methods import check_order
 from models.orders import FIXED_RANDOM, SCANS, Grouping
 from models.sampling import Plan, Schedule
 from models.tokenizer import find_tokenizer, load_tokenizer
-from models.training import gpu_memory, parameters, pick_device
+from models.training import parameters, peak_memory, pick_device
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path
         "num_samples": cfg.num_samples,
         "seeds": list(seeds),
         "images_per_second": speed,
-        **gpu_memory(device),
+        **peak_memory(device),
         **about_run(cfg, device),
         "inputs": inputs,
     }

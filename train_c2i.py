@@ -32,10 +32,10 @@ from models.training import (
     averaged,
     batch_rows,
     check_finite,
-    gpu_memory,
     lr_at,
     make_optimizers,
     parameters,
+    peak_memory,
     pick_device,
     seed_step,
     start_fabric,
@@ -256,7 +256,7 @@ def main(cfg: TrainConfig) -> Path:
             row[ECE] = ece = token_ece(ema.module, heldout, order)
         if at_save and fabric.is_global_zero:
             row |= evaluate(model, ema, {"heldout_bits": heldout, "test_bits": test}, order)
-            row |= gpu_memory(fabric.device)
+            row |= peak_memory(fabric.device)
             check_finite(row["test_bits"], step, out / "last.pth")
             save(out, head, model, ema, optimizers, rows)
             show_progress(out, rows, ema.module, tokenizer, head["classes"], order)

@@ -15,11 +15,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from torch_fidelity.metric_fid import (
-    KEY_METRIC_FID,
-    fid_features_to_statistics,
-    fid_statistics_to_metric,
-)
 from tqdm import tqdm
 
 from metrics.calibration import Batches, Predictions, collect, ece, equal_width_edges, mean_of
@@ -211,6 +206,12 @@ def features_of(
 
 def frechet(features_NF: torch.Tensor, others_MF: torch.Tensor) -> float:
     """Return the distance that FID is, between these features, by torch-fidelity; never below 0."""
+    from torch_fidelity.metric_fid import (
+        KEY_METRIC_FID,
+        fid_features_to_statistics,
+        fid_statistics_to_metric,
+    )
+
     both = (fid_features_to_statistics(features) for features in (features_NF, others_MF))
     return max(0.0, fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID])
 

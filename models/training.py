@@ -69,11 +69,17 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def gpu_memory(device: torch.device) -> dict[str, float]:
-    """Return {"peak_memory_gb": the most that tensors took on a GPU so far}; {} on the CPU."""
-    if device.type != "cuda":
-        return {}
-    return {"peak_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Return {"peak_memory_gb"}, in 1e9 bytes: of tensors on a GPU, else of this process so far.
+
+    {} on the CPU of a system that does not tell.
+    """
+    if device.type == "cuda":
+        return {"peak_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
+    status = Path("/proc/self/status")  # getrusage would count the starter's memory too
+    lines = status.read_text().splitlines() if status.exists() else []
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    return {"peak_memory_gb": kilobytes[0] * 1024 / 1e9} if kilobytes else {}
 
 
 def bf16_is_native(device: torch.device) -> bool:

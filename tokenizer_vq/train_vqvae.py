@@ -33,8 +33,8 @@ from models.training import (
     averaged,
     batch_rows,
     check_finite,
-    gpu_memory,
     lr_at,
+    peak_memory,
     pick_device,
     same_run,
     seed_step,
@@ -261,7 +261,7 @@ def _finish(cfg: TokenizerConfig, head: dict, model: VQVAE, rows: list, test: Sp
     """Evaluate on the whole test set, write everything, drop the training state."""
     model.half().float()  # rounded to what the file holds
     report = _evaluate(model, test, len(test.labels_N))
-    rows[-1] |= report | gpu_memory(next(model.parameters()).device)
+    rows[-1] |= report | peak_memory(next(model.parameters()).device)
     write_log(cfg.log, rows)
     save_figure(plot_curves([Run("tokenizer", {}, rows)], PANELS), cfg.out.with_suffix(".png"))
     shown_NHWC = test.images_NHWC[evenly(len(test.labels_N), 16)]

@@ -125,11 +125,8 @@ def load_inputs(cfg: RobustnessConfig, head: dict, device: torch.device) -> Inpu
         split,
         rows_N,
         corrupted,
-        {
-            "test_codes": test.header["sha256"],
-            "test_images": split.sha256,
-            "extractor": sha256_of(extractor),
-        },
+        {"test_codes": test.header["sha256"], "test_images": split.sha256}
+        | {"extractor": sha256_of(extractor)},
     )
 
 
@@ -213,13 +210,9 @@ def main(cfg: RobustnessConfig) -> dict:
     }
     write_text(out / "robustness.json", json.dumps(found, indent=1) + "\n")
     run = Run(out.name, {"robustness": found}, [])
-    save_figure(plot_context([run]), out / "context.png")
-    if cfg.corrupted_images:
-        save_figure(plot_corruptions([run]), out / "corruptions.png")
-    if cfg.num_samples:
-        save_figure(plot_misread([run]), out / "misread.png")
-    print(f"{found['method']} ({found['trained_order']}), {found['corruptions']['source']}")
-    print(robustness({run.name: run}), f"-> {out}", sep="\n")
+    for plot in (plot_context, plot_corruptions, plot_misread):
+        save_figure(plot([run]), out / f"{plot.__name__.removeprefix('plot_')}.png")
+    print(found["corruptions"]["source"], robustness({run.name: run}), f"-> {out}", sep="\n\n")
     return found
 
 
