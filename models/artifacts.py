@@ -255,6 +255,8 @@ def safe_load(path: Path, mend: str) -> tuple[Any, str]:
             with zipfile.ZipFile(io.BytesIO(raw)) as members:
                 if any(m.compress_type or m.file_size > len(raw) for m in members.infolist()):
                     raise ValueError("compressed, or longer than the file: torch.save writes none")
+                if damaged := members.testzip():  # torch.load itself does not look at checksums
+                    raise ValueError(f"{damaged} is not what was written")
         contents = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
         for name, tensor in _tensors(contents):
             if tensor.layout != torch.strided or tensor.nbytes > len(raw):
