@@ -171,16 +171,27 @@ def test_no_header_can_ask_for_more_than_the_file_holds(tmp_path):
         path.write_bytes(raw[:10] + head.encode() + raw[128:])
         with pytest.raises(InputError, match="remake it"):
             load_array(path, "thing", "remake it", np.float64, 1)
-    huge = torch.zeros(1).expand(1 << 40)
-    save_checkpoint(tmp_path / "a.pth", HEAD, x=huge)
+    save_checkpoint(tmp_path / "a.pth", HEAD, x=torch.zeros(1).expand(1 << 40))
+    save_checkpoint(tmp_path / "whole.pth", HEAD, x=torch.zeros(1_000_000))
     packed = zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED)
-    with packed, zipfile.ZipFile(tmp_path / "a.pth") as whole:
+    with packed, zipfile.ZipFile(tmp_path / "whole.pth") as whole:
         for member in whole.namelist():
             packed.writestr(member, whole.read(member))
-        packed.writestr("archive/bomb", bytes(10_000_000))
+    assert torch.load(tmp_path / "b.pth", weights_only=True)["x"].numel() == 1_000_000  # a bomb
     for name in ("a.pth", "b.pth"):
         with pytest.raises(InputError, match="broken or unsafe.*remake it"):
             load_checkpoint(tmp_path / name, "thing", "remake it")
+
+
+def test_one_changed_bit_of_a_weight_is_noticed(tmp_path):
+    weights, path = torch.arange(64.0), tmp_path / "a.pth"
+    save_checkpoint(path, HEAD, x=weights)
+    raw = path.read_bytes()
+    at = raw.index(weights.numpy().tobytes()) + 9
+    path.write_bytes(damage(raw, "flip", (at + 0.5) / len(raw), 3))
+    assert not torch.equal(torch.load(path, weights_only=True)["x"], weights)  # torch does not look
+    with pytest.raises(InputError, match="not what was written.*remake it"):
+        load_checkpoint(path, "thing", "remake it")
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
