@@ -26,13 +26,14 @@ from metrics.fidelity import LEAST
 from metrics.likelihood import baseline_bits
 from metrics.samples import read_samples, write_samples
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
+from models.checkpoint import Generator, load_generator, results_of
 from models.data import load_codes_of
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import Generator, check_order, load_generator, parameters, results_of
+from models.methods import check_order
 from models.orders import SCANS, Grouping
 from models.sampling import Plan, Schedule
 from models.tokenizer import find_tokenizer, load_tokenizer
-from models.training import gpu_memory, pick_device
+from models.training import parameters, peak_memory, pick_device
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path
         "num_samples": cfg.num_samples,
         "seeds": list(seeds),
         "images_per_second": speed,
-        **gpu_memory(device),
+        **peak_memory(device),
         **about_run(cfg, device),
         "inputs": inputs,
     }

@@ -21,32 +21,26 @@ from tqdm import tqdm
 from metrics.likelihood import split_bits, token_ece
 from metrics.samples import show_progress, tokenizer_of
 from models.artifacts import ROOT, header, write_text
+from models.checkpoint import KIND, resume, save_generator
 from models.cluster_loss import cluster_cross_entropy
 from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
 from models.errors import InputError, expect_at_least, expect_fraction, one_line_errors
-from models.methods import (
-    KIND,
-    METHODS,
-    build,
-    check_order,
-    parameters,
-    resume,
-    save_generator,
-)
-from models.order_policy import Adaptive, Anneal, OrderName, OrderPolicy
+from models.methods import METHODS, build, check_order
+from models.orders import Adaptive, Anneal, OrderName, OrderPolicy
 from models.training import (
     LOG_EVERY,
     OptimizerName,
     batch_rows,
     check_finite,
-    gpu_memory,
     lr_at,
     make_optimizers,
+    parameters,
+    peak_memory,
     pick_device,
     seed_step,
     start_fabric,
 )
-from models.trunk import SIZES, ModelConfig
+from models.transformer import SIZES, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -225,7 +219,7 @@ def main(cfg: TrainConfig) -> Path:
             rows[-1][ECE] = token_ece(ema.module, heldout, eval_order)
         if at_save and fabric.is_global_zero:
             splits = {"heldout_bits": heldout, "test_bits": test}
-            rows[-1] |= split_bits(ema.module, splits, eval_order) | gpu_memory(fabric.device)
+            rows[-1] |= split_bits(ema.module, splits, eval_order) | peak_memory(fabric.device)
             check_finite(rows[-1]["test_bits"], step, out / "last.pth")
             state = {
                 "weights": model.state_dict(),

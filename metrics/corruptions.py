@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms.v2 import functional as vision
 
-from metrics.reconstruction import to_float, to_uint8
 from models.data import IMAGE_SHAPE
 from models.errors import InputError
+from models.tokenizer import to_float, to_uint8
 
 SEVERITIES = (1, 2, 3, 4, 5)
 SOURCE = (

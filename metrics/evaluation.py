@@ -21,12 +21,12 @@ from metrics.fidelity import (
     inception_extractor,
 )
 from metrics.likelihood import bits_per_code, orders_for
-from metrics.reconstruction import decode_codes
 from models.artifacts import ROOT, read_json, sha256_of, write_text
-from models.contract import Method
 from models.data import PRODUCERS, SPLITS, Codes, Split, evenly, load_split
 from models.errors import InputError
+from models.method import Method
 from models.sampling import Plan, sample_codes
+from models.tokenizer import decode_codes
 from models.vqvae import VQVAE
 
 

@@ -3,6 +3,7 @@
 Functions called plot_* return a matplotlib figure; matplotlib is imported when the first is made.
 """
 
+import base64
 import io
 from collections.abc import Sequence
 from functools import partial
@@ -130,10 +131,10 @@ def plot_orders(orders: dict[str, np.ndarray], grid: int) -> "Figure":
     for axes, (name, order_S) in zip(panels.flat, orders.items(), strict=False):
         rank_hw = np.argsort(order_S).reshape(grid, grid)
         axes.imshow(rank_hw, cmap="viridis")
-        axes.set_title(name, fontsize=13)
+        axes.set_title(name, fontsize=17)
         for (row, column), rank in np.ndenumerate(rank_hw):
             colour = "black" if rank > grid * grid / 2 else "white"
-            axes.text(column, row, rank, ha="center", va="center", fontsize=8, color=colour)
+            axes.text(column, row, rank, ha="center", va="center", fontsize=11, color=colour)
     return figure
 
 
@@ -165,9 +166,23 @@ def gif(frames: Sequence[np.ndarray], pause: int = 2400) -> bytes:
     """
     from PIL import Image
 
-    palette = Image.fromarray(np.concatenate((frames[0], frames[-1]))).quantize(256)
+    palette = Image.fromarray(np.concatenate((frames[0], frames[-1]))).quantize(128)
     none = Image.Dither.NONE
     first, *others = (Image.fromarray(x).quantize(palette=palette, dither=none) for x in frames)
     file, durations = io.BytesIO(), [MILLISECONDS] * len(others) + [pause]
     first.save(file, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
     return file.getvalue()
+
+
+def animation(moving: dict[str, list[np.ndarray]], out: Path | None = None):
+    """Return animations one above the other for a notebook, and write them as a GIF to `out`."""
+    from IPython.display import HTML
+
+    if not moving:
+        return HTML("no checkpoint at hand to decode with")
+    content = gif(stacked_frames(moving))
+    if out is not None:
+        replace_file(out, lambda file: file.write(content))
+    source = f"data:image/gif;base64,{base64.b64encode(content).decode()}"
+    style = "width: min(100%, 600px); image-rendering: pixelated"
+    return HTML(f'<img alt="{", ".join(moving)}" src="{source}" style="{style}">')

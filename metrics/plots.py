@@ -58,7 +58,11 @@ def name_lines(figure: "Figure", axes: Any) -> "Figure":
     if names:
         style = {"frameon": False, "fontsize": 9, "ncols": 2 if max(map(len, names)) < 26 else 1}
         figure.legend(handles, names, loc="outside upper left", **style)
-    return figure
+        return figure
+    empty, axes = blank(5.2, 0.5)
+    axes.axis("off")
+    axes.text(0, 0.5, "not measured for these runs", va="center", color="grey")
+    return empty
 
 
 def stacked(count: int, height: float = 2.0, **more: Any) -> tuple["Figure", list[Any]]:
@@ -262,5 +266,6 @@ def plot_sweep(
             xs = sorted(points)
             axes.plot(xs, [best(points[x]) for x in xs], "o-", color=f"C{i}", label=run.name)
         axes.set(xlabel=labels.get(key, "images per second"), ylabel=measure)
+        axes.set_xlim(left=0)
     every[0].set_title(f"{measure} of samples; the best setting at each value", fontsize=10)
     return name_lines(figure, every[0])

@@ -15,24 +15,19 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from torch_fidelity.metric_fid import (
-    KEY_METRIC_FID,
-    fid_features_to_statistics,
-    fid_statistics_to_metric,
-)
 from tqdm import tqdm
 
 from metrics.calibration import Batches, Predictions, collect, ece, equal_width_edges, mean_of
 from metrics.extractor import Classifier
 from metrics.likelihood import logit_batches
-from metrics.reconstruction import decode_codes, encode_images, psnr, to_float
+from metrics.reconstruction import psnr
 from metrics.sample_calibration import class_log_p
-from models.baseline_vqvae import BaselineVQVAE
-from models.contract import Method
 from models.errors import InputError
+from models.method import Method
+from models.published.baseline_vqvae import BaselineVQVAE
+from models.published.vq16 import VQ16
 from models.sampling import Plan, sample_codes
-from models.tokenizer import Tokenizer
-from models.vq16 import VQ16
+from models.tokenizer import Tokenizer, decode_codes, encode_images, to_float
 
 RHOS = (0.0, 0.05, 0.1, 0.2, 0.4)
 
@@ -211,6 +206,12 @@ def features_of(
 
 def frechet(features_NF: torch.Tensor, others_MF: torch.Tensor) -> float:
     """Return the distance that FID is, between these features, by torch-fidelity; never below 0."""
+    from torch_fidelity.metric_fid import (
+        KEY_METRIC_FID,
+        fid_features_to_statistics,
+        fid_statistics_to_metric,
+    )
+
     both = (fid_features_to_statistics(features) for features in (features_NF, others_MF))
     return max(0.0, fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID])
 

@@ -30,7 +30,7 @@ from metrics.calibration import (
     spread,
 )
 from metrics.likelihood import bits_per_code, logit_batches, orders_for
-from models.contract import Method
+from models.method import Method
 from models.sampling import Plan, sample_codes
 
 LN2 = math.log(2)

@@ -224,6 +224,7 @@ def training_seeds(runs: Runs) -> str:
 
 
 TOKENIZER = {
+    "test images": ("images", 0),
     "PSNR, dB": ("psnr", 2),
     "codebook usage": ("codebook_usage", 1, True),
     "perplexity": ("perplexity", 0),

@@ -25,10 +25,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.contract import Method
 from models.errors import InputError
-from models.layers import LayerCache, RMSNorm, SwiGLU, attend, rope_table, rotate
-from models.trunk import ModelConfig, initialise
+from models.method import Method
+from models.transformer import (
+    LayerCache,
+    ModelConfig,
+    RMSNorm,
+    SwiGLU,
+    attend,
+    initialise,
+    rope_table,
+    rotate,
+)
 
 
 def split_heads(x_BSD: torch.Tensor, heads: int) -> torch.Tensor:

@@ -15,9 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.contract import Method
-from models.layers import LayerCache, RMSNorm, rope_table
-from models.trunk import Block, ClassEmbedding, ModelConfig, initialise, run_blocks
+from models.method import Method
+from models.transformer import (
+    Block,
+    ClassEmbedding,
+    LayerCache,
+    ModelConfig,
+    RMSNorm,
+    initialise,
+    rope_table,
+    run_blocks,
+)
 
 
 @dataclass

@@ -26,10 +26,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from models.contract import Method
 from models.errors import InputError
-from models.layers import LayerCache, RMSNorm, rope_table
-from models.trunk import Block, ClassEmbedding, ModelConfig, initialise, run_blocks
+from models.method import Method
+from models.transformer import (
+    Block,
+    ClassEmbedding,
+    LayerCache,
+    ModelConfig,
+    RMSNorm,
+    initialise,
+    rope_table,
+    run_blocks,
+)
 
 
 def group_ends(tokens: int, regions: int, device: torch.device | None = None) -> torch.Tensor:

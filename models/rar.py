@@ -24,9 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.contract import Method
-from models.layers import LayerCache, attend
-from models.trunk import ModelConfig
+from models.method import Method
+from models.transformer import LayerCache, ModelConfig, attend
 
 EPS = 1e-6
 

@@ -6,15 +6,15 @@ codes that are already known, which are committed first.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 
-from models.contract import Method
 from models.errors import InputError
+from models.method import Method
 from models.orders import Grouping
 
 Schedule = Literal["constant", "linear", "power_cosine"]
@@ -104,12 +104,14 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     known_Bm: torch.Tensor | None = None,
+    watch: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Generate codes_BT in raster positions, every cell written once.
 
     `sizes` and `scales` give each step's number of codes and guidance scale; guidance runs a second
     half-batch with the null label, unless all scales are 1. With `known_Bm`, the first m cells of
-    each order hold these codes and are not sampled. Raises InputError for a plan that does not fill
+    each order hold these codes and are not sampled. `watch` is handed the codes after each step, -1
+    where there is none yet. Raises InputError for a plan that does not fill
     the grid or that the method cannot follow.
     """
     tokens = order_BS.shape[1]
@@ -130,8 +132,15 @@ def generate(
         if guided:
             logits = guide(*logits.chunk(2), scale)
         groups.append(pick(logits, uniforms[step + 1], temperature, top_k, top_p))
-    codes_BS = torch.cat(groups, dim=1)
-    return torch.full_like(codes_BS, -1).scatter(1, order_BS, codes_BS)
+        if watch is not None:
+            watch(_in_place(groups, order_BS))
+    return _in_place(groups, order_BS)
+
+
+def _in_place(groups: Sequence[torch.Tensor], order_BS: torch.Tensor) -> torch.Tensor:
+    """Return codes_BT of the groups picked so far, -1 in cells still to come."""
+    codes_Bq = torch.cat(list(groups), dim=1)
+    return torch.full_like(order_BS, -1).scatter(1, order_BS[:, : codes_Bq.shape[1]], codes_Bq)
 
 
 @dataclass(frozen=True)
@@ -161,7 +170,11 @@ class Plan:
 
 
 def sample_codes(
-    model: Method, label_N: torch.Tensor, plan: Plan, seed: int, first: int = 0
+    model: Method,
+    label_N: torch.Tensor,
+    plan: Plan,
+    seed: int,
+    first: int = 0,
 ) -> torch.Tensor:
     """Return codes_NT, int64 on the model's device, of samples first..first+N of the stream `seed`.
 

@@ -1,30 +1,50 @@
-"""The tokenizer as an artifact: saved by stage 2 or imported, read by stages 3 to 5."""
+"""The tokenizer as a file, images <-> codes, and a search for codes that decode best.
 
+Saved by stage 2 or imported, read by stages 3 to 5.
+"""
+
+import importlib
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from models.artifacts import ROOT, load_checkpoint, save_checkpoint, sha256_of
-from models.baseline_vqvae import BaselineConfig, BaselineVQVAE
 from models.errors import InputError
-from models.vq16 import VQ16, VQ16Config
-from models.vqvae import VQVAE, VQVAEConfig
+from models.training import bf16_is_native
 
 KIND = "tokenizer"
 TOKENIZERS = {
-    "vqvae": (VQVAE, VQVAEConfig),
-    "vq16": (VQ16, VQ16Config),
-    "baseline_vqvae": (BaselineVQVAE, BaselineConfig),
+    "vqvae": ("models.vqvae", "VQVAE", "VQVAEConfig"),
+    "vq16": ("models.published.vq16", "VQ16", "VQ16Config"),
+    "baseline_vqvae": ("models.published.baseline_vqvae", "BaselineVQVAE", "BaselineConfig"),
 }
-"""Class and config by the `model` of a header; a header without one is of a `vqvae`."""
-Tokenizer = VQVAE | VQ16 | BaselineVQVAE
+"""Module, class and config by the `model` of a header; a header without one is of a `vqvae`."""
+Tokenizer = nn.Module
+"""One of TOKENIZERS: has config, grid, encode and decode."""
+
+
+def build_tokenizer(name: str, config: Any) -> Tokenizer:
+    """Return a tokenizer by its name in TOKENIZERS; `config` is its own, or a dict of its fields.
+
+    Imported here and not before: the library behind one of them takes seconds.
+    """
+    module, kind, config_kind = TOKENIZERS[name]
+    found = importlib.import_module(module)
+    if isinstance(config, dict):
+        config = getattr(found, config_kind)(**config)
+    return getattr(found, kind)(config)
 
 
 def save_tokenizer(path: Path, model: Tokenizer, head: dict) -> None:
     """Write the weights of a tokenizer under the header `head`, of kind "tokenizer"."""
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    head = head | {"model": next(n for n, (kind, _) in TOKENIZERS.items() if kind is type(model))}
+    kind = type(model).__name__
+    head = head | {"model": next(n for n, (_, name, _) in TOKENIZERS.items() if name == kind)}
     save_checkpoint(path, head, model_config=asdict(model.config), model=state)
 
 
@@ -35,8 +55,7 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, dict]:
     """
     found = load_checkpoint(path, KIND, rerun="uv run tokenizer_vq/train_vqvae.py")
     try:
-        kind, config = TOKENIZERS[found["header"].get("model", "vqvae")]
-        model = kind(config(**found["model_config"]))
+        model = build_tokenizer(found["header"].get("model", "vqvae"), found["model_config"])
         model.load_state_dict(
             {name: value.to(_dtype(value)) for name, value in found["model"].items()}
         )
@@ -75,3 +94,84 @@ def find_tokenizer(sha256: str | None, asked: Path | None = None) -> Path:
 def _dtype(value: torch.Tensor) -> torch.dtype:
     """Weights may be shipped in half precision; they run in fp32."""
     return torch.float32 if value.is_floating_point() else value.dtype
+
+
+def to_float(images_NHWC: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Turn uint8 (N, H, W, 3) into float (N, 3, H, W) in [0, 1], channels last in memory."""
+    return torch.from_numpy(images_NHWC).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def to_uint8(images_N3HW: torch.Tensor) -> np.ndarray:
+    """Turn float (N, 3, H, W) in [0, 1] into uint8 (N, H, W, 3), rounded, not truncated."""
+    pixels = (images_N3HW.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def encode_images(
+    model: Tokenizer, images_NHWC: np.ndarray, batch: int = 512, sweeps: int = 0
+) -> torch.Tensor:
+    """Return codes_NT int64, on the CPU, of uint8 images; `sweeps` > 0 searches for better ones."""
+    device = next(model.parameters()).device
+    chunks = [images_NHWC[i : i + batch] for i in range(0, len(images_NHWC), batch)]
+    images = (to_float(chunk, device) for chunk in chunks)
+    if sweeps == 0:
+        return torch.cat([model.encode(images_N3HW).cpu() for images_N3HW in images])
+    return torch.cat([search_codes(model, images_N3HW, sweeps).cpu() for images_N3HW in images])
+
+
+def decode_codes(model: Tokenizer, codes_NT: torch.Tensor, batch: int = 512) -> np.ndarray:
+    """Return uint8 images (N, H, W, 3) of codes_NT."""
+    device = next(model.parameters()).device
+    return np.concatenate([to_uint8(model.decode(c.to(device))) for c in codes_NT.split(batch)])
+
+
+def mirror(images_NHWC: np.ndarray) -> np.ndarray:
+    """Swap left and right of images."""
+    return np.ascontiguousarray(images_NHWC[:, :, ::-1])
+
+
+def mirror_grid(codes_NT: torch.Tensor, grid: int) -> torch.Tensor:
+    """Swap left and right of code grids; the codes of mirrored images are others."""
+    return codes_NT.unflatten(1, (grid, grid)).flip(2).flatten(1)
+
+
+LATTICE = 2
+"""cells two apart, in either direction, are tried at once by search_codes"""
+
+
+@torch.no_grad()
+def search_codes(tokenizer: Tokenizer, images_N3HW: torch.Tensor, sweeps: int) -> torch.Tensor:
+    """Return codes_NT, int64, of images in [0, 1], that decode best (0 sweeps: that lie nearest).
+
+    The nearest code of a cell ignores what the decoder makes of it beside its neighbours. Starting
+    from the nearest codes, cells are visited in four interleaved lattices; each tries its second
+    nearest code and keeps the one that decodes with the smaller squared error around the cell, the
+    others held fixed (iterated conditional modes, Besag 1986). A sweep takes
+    eight decodings, in bf16 where the device has it.
+    """
+    vectors_NTC = F.normalize(tokenizer.vectors(images_N3HW).float(), dim=-1)
+    near_NT2 = (vectors_NTC @ tokenizer.quantizer.codebook_VC.T).topk(2).indices
+    codes_NT = near_NT2[..., 0]
+    cell_T = torch.arange(tokenizer.grid**2, device=codes_NT.device)
+    phase_T = cell_T // tokenizer.grid % LATTICE * LATTICE + cell_T % LATTICE
+    for step in range(sweeps * LATTICE**2):
+        other_NT = torch.where(codes_NT == near_NT2[..., 0], near_NT2[..., 1], near_NT2[..., 0])
+        tried_NT = torch.where(phase_T == step % LATTICE**2, other_NT, codes_NT)
+        before_NT, after_NT = (
+            error_around(tokenizer, c, images_N3HW) for c in (codes_NT, tried_NT)
+        )
+        codes_NT = torch.where(after_NT < before_NT, tried_NT, codes_NT)
+    return codes_NT
+
+
+def error_around(
+    tokenizer: Tokenizer, codes_NT: torch.Tensor, images_N3HW: torch.Tensor
+) -> torch.Tensor:
+    """Return the decoding's mean squared error in the 2x2 cells' area around each cell, (N, T)."""
+    device = images_N3HW.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=bf16_is_native(images_N3HW.device)):
+        decoded_N3HW = tokenizer.render(tokenizer.quantizer.codebook_VC[codes_NT])
+    error_N1HW = (decoded_N3HW.float().clamp(0, 1) - images_N3HW).square().mean(1, keepdim=True)
+    cell = images_N3HW.shape[-1] // tokenizer.grid
+    padded = F.pad(error_N1HW, (cell // 2,) * 4)
+    return F.avg_pool2d(padded, 2 * cell, stride=cell).flatten(1)

@@ -5,15 +5,18 @@ import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
+from torch.optim.swa_utils import AveragedModel
 
 from models.artifacts import write_text
-from models.contract import Method
 from models.errors import InputError
+from models.method import Method
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 OptimizerName = Literal["adamw", "muon"]
 LOG_EVERY = 50
@@ -65,11 +68,17 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def gpu_memory(device: torch.device) -> dict[str, float]:
-    """Return {"peak_memory_gb": the most that tensors took on a GPU so far}; {} on the CPU."""
-    if device.type != "cuda":
-        return {}
-    return {"peak_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Return {"peak_memory_gb"}, in 1e9 bytes: of tensors on a GPU, else of this process so far.
+
+    {} on the CPU of a system that does not tell.
+    """
+    if device.type == "cuda":
+        return {"peak_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
+    status = Path("/proc/self/status")  # getrusage would count the starter's memory too
+    lines = status.read_text().splitlines() if status.exists() else []
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    return {"peak_memory_gb": kilobytes[0] * 1024 / 1e9} if kilobytes else {}
 
 
 def bf16_is_native(device: torch.device) -> bool:
@@ -79,13 +88,28 @@ def bf16_is_native(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def start_fabric(device: torch.device, devices: int = 1) -> Fabric:
+def start_fabric(device: torch.device, devices: int = 1) -> "Fabric":
     """Return Fabric, launched, in bf16 where that is native, else in fp32."""
+    from lightning_fabric import Fabric  # takes longer to import than torch
+
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     precision = "bf16-mixed" if bf16_is_native(device) else "32-true"
     fabric = Fabric(accelerator=device.type, devices=devices, precision=precision)
     fabric.launch()
     return fabric
+
+
+def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
+    """Return the moving average of the weights, warmed up: decay min(decay, (1 + t) / (10 + t)).
+
+    Buffers are the model's own (a codebook is an average already).
+    """
+
+    @torch.no_grad()
+    def average(ema: list[torch.Tensor], now: list[torch.Tensor], t: torch.Tensor) -> None:
+        torch._foreach_lerp_(ema, now, 1 - min(decay, (1 + int(t)) / (10 + int(t))))
+
+    return AveragedModel(model, multi_avg_fn=average)
 
 
 def parameter_groups(
@@ -131,6 +155,11 @@ def make_optimizers(
     if hidden:
         optimizers.append(torch.optim.Muon(groups(True), lr=lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
+
+
+def parameters(model: torch.nn.Module) -> int:
+    """Return the number of learned values."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def check_finite(loss: float, step: int, kept: Path) -> None:

@@ -9,10 +9,11 @@ from reference_arpg import reference_logits
 from models import arpg
 from models.arpg import ARPG
 from models.errors import InputError
-from models.methods import METHODS, build, parameters
+from models.methods import METHODS, build
 from models.orders import Grouping, mixed_order, scan
 from models.sampling import Plan, sample_codes
-from models.trunk import ModelConfig
+from models.training import parameters
+from models.transformer import ModelConfig
 
 CODES, CLASSES, GRID, BATCH, HEADS, WIDTH = 7, 3, 4, 3, 2, 16
 TOKENS = GRID * GRID

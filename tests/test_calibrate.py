@@ -10,10 +10,11 @@ from helpers import script
 from tiny_extractor import write_extractor
 
 from models.artifacts import header
+from models.checkpoint import save_generator
 from models.data import load_codes, save_codes
 from models.errors import InputError
-from models.methods import METHODS, build, save_generator
-from models.trunk import ModelConfig
+from models.methods import METHODS, build
+from models.transformer import ModelConfig
 
 tool = script("tools/calibrate.py")
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 from helpers import script
 
-from metrics.reconstruction import decode_codes, encode_images, psnr
-from models.code_search import error_around, search_codes
+from metrics.reconstruction import psnr
 from models.data import load_split
 from models.errors import InputError
-from models.tokenizer import load_tokenizer
+from models.tokenizer import decode_codes, encode_images, error_around, load_tokenizer, search_codes
 
 
 class Misleading:

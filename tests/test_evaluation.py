@@ -13,10 +13,11 @@ from helpers import changed, config_of, script
 from metrics.extractor import Classifier, save_classifier
 from metrics.likelihood import bits_per_code, orders_for
 from models.artifacts import header, load_checkpoint, save_checkpoint, sha256_of
+from models.checkpoint import load_generator
 from models.data import load_codes, load_split, save_codes
 from models.errors import InputError
-from models.methods import METHODS, build, load_generator
-from models.trunk import ModelConfig
+from models.methods import METHODS, build
+from models.transformer import ModelConfig
 
 stage, train = script("eval_c2i.py"), script("train_c2i.py")
 
@@ -331,8 +332,7 @@ def test_labels_outside_the_classes_are_refused_on_reading(world, tmp_path):
 
 
 def test_codes_are_those_of_the_images_and_their_mirror_images(world):
-    from metrics.reconstruction import encode_images
-    from models.tokenizer import load_tokenizer
+    from models.tokenizer import encode_images, load_tokenizer
 
     model, _ = load_tokenizer(world.tokenizer)
     split, codes = load_split(world.data, "test"), load_codes(world.codes, "test")

@@ -24,11 +24,13 @@ from tiny_published import (
 )
 
 from models.artifacts import load_checkpoint
+from models.checkpoint import load_generator
 from models.errors import InputError, one_line_errors
-from models.methods import METHODS, build, load_generator, parameters
+from models.methods import METHODS, build
 from models.orders import mixed_order, region_scan, scan
-from models.published import Published, restore
-from models.published_sizes import infer_config, recognise
+from models.published.sizes import infer_config, recognise
+from models.published.weights import Published, restore
+from models.training import parameters
 
 stage = script("eval_c2i.py")
 BATCH = 3

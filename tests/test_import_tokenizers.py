@@ -9,13 +9,13 @@ from published_layouts import baseline_vqvae, draw, gpt, vq16
 from torch import nn
 
 from models.artifacts import load_checkpoint, save_checkpoint
-from models.baseline_vqvae import BaselineConfig, BaselineVQVAE
 from models.data import load_codes
 from models.errors import InputError
-from models.methods import parameters
-from models.published_sizes import infer_config, recognise
+from models.published.baseline_vqvae import BaselineConfig, BaselineVQVAE
+from models.published.sizes import infer_config, recognise
+from models.published.vq16 import VQ16, VQ16Config
 from models.tokenizer import load_tokenizer
-from models.vq16 import VQ16, VQ16Config
+from models.training import parameters
 
 tool, stage = script("tools/import_checkpoint.py"), script("eval_c2i.py")
 TINY = {"channels": 32, "multipliers": (1, 2, 2), "vector_width": 12, "codes": 32, "dim": 4}

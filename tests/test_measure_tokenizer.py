@@ -8,17 +8,11 @@ import torch
 from helpers import changed, config_of, script
 from tiny_extractor import write_extractor
 
-from metrics.reconstruction import (
-    codebook_use,
-    decode_codes,
-    encode_images,
-    psnr,
-    reconstruction_report,
-)
+from metrics.reconstruction import codebook_use, psnr, reconstruction_report
 from metrics.robustness import features_of, frechet
 from models.data import evenly, load_codes, load_split, save_codes
 from models.errors import InputError
-from models.tokenizer import load_tokenizer, save_tokenizer
+from models.tokenizer import decode_codes, encode_images, load_tokenizer, save_tokenizer
 
 tool = script("tools/measure_tokenizer.py")
 

@@ -6,12 +6,13 @@ import math
 import pytest
 import torch
 
-from models.contract import Method
 from models.errors import InputError
-from models.methods import METHODS, build, parameters
+from models.method import Method
+from models.methods import METHODS, build
 from models.orders import mixed_order, scan
 from models.sampling import Plan, generate, sample_codes
-from models.trunk import ModelConfig
+from models.training import parameters
+from models.transformer import ModelConfig
 
 CODES, GRID, BATCH = 7, 4, 3
 TOKENS = GRID * GRID

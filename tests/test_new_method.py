@@ -16,7 +16,7 @@ TOY = '''
 import torch.nn.functional as F
 from torch import nn
 
-from models.contract import Method
+from models.method import Method
 
 
 class Toy(Method):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from models.methods import build
-from models.trunk import ModelConfig
-from models.vq16 import VQ16, VQ16Config
+from models.published.vq16 import VQ16, VQ16Config
+from models.transformer import ModelConfig
 
 
 def digest(model: torch.nn.Module) -> tuple[int, str]:

@@ -4,7 +4,7 @@ import pytest
 
 from models.methods import METHODS
 from models.training import make_optimizers
-from models.trunk import ModelConfig
+from models.transformer import ModelConfig
 
 SIZES = ModelConfig(codes=8, grid=2, layers=2, width=16, heads=2)
 

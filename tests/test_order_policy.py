@@ -6,10 +6,9 @@ import pytest
 import torch
 from test_training import config, results, same, stage
 
+from models.checkpoint import load_generator
 from models.errors import InputError
-from models.methods import load_generator
-from models.order_policy import Adaptive, Anneal, OrderPolicy
-from models.orders import region_scan, scan, shuffled_order
+from models.orders import Adaptive, Anneal, OrderPolicy, region_scan, scan, shuffled_order
 
 
 def generator():

@@ -5,11 +5,12 @@ import torch
 from reference_par import reference_logits
 
 from models.errors import InputError
-from models.methods import METHODS, build, check_order, parameters
+from models.methods import METHODS, build, check_order
 from models.orders import region_scan
 from models.par import group_mask
 from models.sampling import Plan, generate, sample_codes
-from models.trunk import ModelConfig
+from models.training import parameters
+from models.transformer import ModelConfig
 
 CODES, BATCH = 7, 2
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from reference_rar import reference_logits
 
-from models.methods import build, parameters
+from models.methods import build
 from models.orders import mixed_order, scan
 from models.rar import RAR
-from models.trunk import ModelConfig
+from models.training import parameters
+from models.transformer import ModelConfig
 
 CODES, GRID, BATCH = 5, 4, 3
 TOKENS = GRID * GRID

@@ -25,13 +25,13 @@ from metrics.robustness import (
     misread_samples,
     nearest_codes,
 )
-from models.baseline_vqvae import BaselineConfig, BaselineVQVAE
-from models.contract import Method
 from models.errors import InputError
+from models.method import Method
 from models.methods import METHODS, build
+from models.published.baseline_vqvae import BaselineConfig, BaselineVQVAE
+from models.published.vq16 import VQ16, VQ16Config
 from models.sampling import Plan, sample_chance, sample_codes
-from models.trunk import ModelConfig
-from models.vq16 import VQ16, VQ16Config
+from models.transformer import ModelConfig
 from models.vqvae import VQVAE, VQVAEConfig
 
 make_shapes = script("data/shapes.py").make_shapes

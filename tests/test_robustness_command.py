@@ -12,15 +12,16 @@ from tiny_extractor import write_extractor
 
 from metrics.corruptions import CORRUPTIONS, OFFICIAL, corrupt
 from metrics.likelihood import bits_per_code, orders_for
-from metrics.reconstruction import decode_codes, encode_images, psnr
+from metrics.reconstruction import psnr
 from metrics.robustness import read_images
 from metrics.sample_calibration import class_log_p
 from models.artifacts import header
+from models.checkpoint import load_generator, save_generator
 from models.data import evenly, load_codes, load_split, save_codes
 from models.errors import InputError
-from models.methods import build, load_generator, save_generator
-from models.tokenizer import load_tokenizer
-from models.trunk import ModelConfig
+from models.methods import build
+from models.tokenizer import decode_codes, encode_images, load_tokenizer
+from models.transformer import ModelConfig
 
 tool = script("tools/robustness.py")
 

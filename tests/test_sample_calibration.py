@@ -26,7 +26,7 @@ from metrics.sample_calibration import (
 from models.methods import METHODS, build
 from models.orders import scan
 from models.sampling import sample_chance
-from models.trunk import ModelConfig
+from models.transformer import ModelConfig
 
 
 def test_an_ensemble_of_orders_is_no_worse_than_a_random_one():

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.contract import Method
 from models.errors import InputError
+from models.method import Method
 from models.orders import cosine_groups
 from models.sampling import generate, guidance_at, guide, pick, sample_chance
-from models.trunk import ModelConfig
+from models.transformer import ModelConfig
 
 VOCABULARY, GRID = 50, 4
 TOKENS = GRID * GRID

@@ -8,9 +8,10 @@ from helpers import changed, config_of, script
 from tiny_extractor import write_extractor
 
 from models.artifacts import header, sha256_of
+from models.checkpoint import save_generator
 from models.errors import InputError
-from models.methods import build, save_generator
-from models.trunk import ModelConfig
+from models.methods import build
+from models.transformer import ModelConfig
 
 tool = script("tools/sweep_cfg.py")
 

@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.artifacts import ROOT, load_checkpoint
+from models.checkpoint import KIND
 from models.data import draw_batch, load_codes, split_heldout
 from models.errors import InputError
-from models.methods import KIND, METHODS
+from models.methods import METHODS
 from models.orders import SCANS, scan
 from models.training import batch_rows, lr_at, seed_step
 

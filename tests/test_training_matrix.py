@@ -12,7 +12,7 @@ from test_training import config, cut_and_resumed, last, results, same, stage
 
 from models.methods import METHODS
 from models.orders import scan
-from models.trunk import ModelConfig
+from models.transformer import ModelConfig
 
 SIZE = 4
 

@@ -18,23 +18,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from metrics.pictures import plot_reconstructions, save_figure
 from metrics.plots import plot_curves
-from metrics.reconstruction import decode_codes, encode_images, reconstruction_report, to_float
+from metrics.reconstruction import reconstruction_report
 from metrics.report import Run
 from models.artifacts import ROOT, header, load_checkpoint, save_checkpoint, sha256_of
 from models.data import Split, evenly, load_split
 from models.errors import InputError, expect_at_least, expect_fraction, one_line_errors
 from models.perceptual import PerceptualNet, load_perceptual, perceptual_distance
-from models.tokenizer import load_tokenizer, save_tokenizer
+from models.tokenizer import decode_codes, encode_images, load_tokenizer, save_tokenizer, to_float
 from models.training import (
+    averaged,
     batch_rows,
     check_finite,
-    gpu_memory,
     lr_at,
+    peak_memory,
     pick_device,
     same_run,
     seed_step,
@@ -126,10 +126,8 @@ def draw_images(
     """Return a step's batch (batch, 3, H, W) in [0, 1], half of the images mirrored."""
     rows = batch_rows(len(images_NHWC), cfg.batch, step, cfg.seed).numpy()
     images_N3HW = to_float(images_NHWC[rows], generator.device)
-    mirrored_N111 = (
-        torch.rand(cfg.batch, 1, 1, 1, generator=generator, device=generator.device) < 0.5
-    )
-    return torch.where(mirrored_N111, images_N3HW.flip(3), images_N3HW)
+    draw_N111 = torch.rand(cfg.batch, 1, 1, 1, generator=generator, device=generator.device)
+    return torch.where(draw_N111 < 0.5, images_N3HW.flip(3), images_N3HW)
 
 
 def start_codebook(model: VQVAE, images_NHWC: np.ndarray, device: torch.device, seed: int) -> None:
@@ -139,19 +137,6 @@ def start_codebook(model: VQVAE, images_NHWC: np.ndarray, device: torch.device, 
     rows = evenly(len(images_NHWC), wanted)
     with torch.no_grad():
         model.quantizer.start(model.vectors(to_float(images_NHWC[rows], device)))
-
-
-def averaged(model: VQVAE, decay: float) -> AveragedModel:
-    """Return the moving average of the weights, warmed up: decay min(decay, (1 + t) / (10 + t)).
-
-    Its codebook is the model's own, which is an average already.
-    """
-
-    @torch.no_grad()
-    def average(ema: list[torch.Tensor], now: list[torch.Tensor], t: torch.Tensor) -> None:
-        torch._foreach_lerp_(ema, now, 1 - min(decay, (1 + int(t)) / (10 + int(t))))
-
-    return AveragedModel(model, multi_avg_fn=average)
 
 
 def train_step(
@@ -188,9 +173,7 @@ def main(cfg: TokenizerConfig) -> dict:
         same_run(saved["config"] | saved["inputs"], head["config"] | inputs, FREE, cfg.out)
         print(f"{cfg.out.name} is finished already: test PSNR {saved['test']['psnr']:.2f} dB")
         return saved["test"]
-
-    ema, rows = fit(cfg, head, train, test)
-    return _finish(cfg, head, ema, test, rows)
+    return _finish(cfg, head, *fit(cfg, head, train, test), test)
 
 
 def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQVAE, list[dict]]:
@@ -200,17 +183,21 @@ def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQ
     revive_below = 0.1 * cfg.batch * VQVAE.grid**2 / cfg.model.codebook_size
     model = VQVAE(cfg.model, revive_below).to(memory_format=torch.channels_last)
     judge = load_perceptual(cfg.perceptual_weights).to(fabric.device) if cfg.perceptual else None
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=cfg.lr, betas=(0.5, 0.99), weight_decay=1e-4
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.5, 0.99), weight_decay=1e-4)
     net, optimizer = fabric.setup(model, optimizer)
     if cfg.init:
-        model.load_state_dict(load_tokenizer(cfg.init)[0].state_dict())
+        first, _ = load_tokenizer(cfg.init)
+        if first.config != cfg.model:
+            raise InputError(
+                f"{cfg.init} is a tokenizer of another size than asked for: {first.config}"
+            )
+        model.load_state_dict(first.state_dict())
     elif not cfg.state.exists():
         start_codebook(model, train.images_NHWC, fabric.device, cfg.seed)
     ema, step, rows = averaged(model, cfg.ema), 0, []
+    parts = {"model": model, "ema": ema, "optimizer": optimizer}
     if cfg.state.exists():
-        step, rows = _resume(cfg, head, model, ema, optimizer)
+        step, rows = _resume(cfg, head, parts)
 
     bar = tqdm(initial=step, total=cfg.steps, desc="tokenizer", unit="step")
     logged, began = step, time.time()
@@ -231,14 +218,16 @@ def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQ
         at_save = step % cfg.save_every == 0 and step < cfg.steps
         if not (at_save or step % cfg.log_every == 0 or step == cfg.steps):
             continue
-        row = {"step": step} | {name: term.item() for name, term in terms.items()}
-        row["images_per_second"] = (step - logged) * cfg.batch / (time.time() - began)
-        check_finite(sum(term.item() for term in terms.values()), step, cfg.state)
-        rows.append(row)
-        bar.set_postfix({name: f"{term.item():.4f}" for name, term in terms.items()})
+        losses = {name: term.item() for name, term in terms.items()}
+        check_finite(sum(losses.values()), step, cfg.state)
+        bar.set_postfix({name: f"{loss:.4f}" for name, loss in losses.items()})
+        speed = (step - logged) * cfg.batch / (time.time() - began)
+        rows.append({"step": step} | losses | {"images_per_second": speed})
         if at_save:
             rows[-1] |= _evaluate(ema.module, test, 1000)
-            _save(cfg, head, model, ema, optimizer, step, rows)
+            states = {name: part.state_dict() for name, part in parts.items()}
+            save_checkpoint(cfg.state, head | {"kind": STATE_KIND}, step=step, rows=rows, **states)
+            write_log(cfg.log, rows)
         logged, began = step, time.time()  # without the evaluation and the save
     bar.close()
     return ema.module, rows
@@ -259,35 +248,26 @@ def _evaluate(model: VQVAE, test: Split, count: int) -> dict:
     return report
 
 
-def _save(
-    cfg: TokenizerConfig, head: dict, model, ema, optimizer, step: int, rows: list[dict]
-) -> None:
-    parts = {"model": model, "ema": ema, "optimizer": optimizer}
-    states = {name: part.state_dict() for name, part in parts.items()}
-    save_checkpoint(cfg.state, head | {"kind": STATE_KIND}, step=step, rows=rows, **states)
-    write_log(cfg.log, rows)
-
-
-def _resume(cfg: TokenizerConfig, head: dict, model, ema, optimizer) -> tuple[int, list[dict]]:
+def _resume(cfg: TokenizerConfig, head: dict, parts: dict) -> tuple[int, list[dict]]:
     saved = load_checkpoint(cfg.state, STATE_KIND, rerun=f"rm {cfg.state}, then this command")
     known = saved["header"]["config"] | saved["header"]["inputs"]
     same_run(known, head["config"] | head["inputs"], FREE, cfg.state)
-    for name, part in {"model": model, "ema": ema, "optimizer": optimizer}.items():
+    for name, part in parts.items():
         part.load_state_dict(saved[name])
     return saved["step"], saved["rows"]
 
 
-def _finish(cfg, head, model, test: Split, rows) -> dict:
+def _finish(cfg: TokenizerConfig, head: dict, model: VQVAE, rows: list, test: Split) -> dict:
     """Evaluate on the whole test set, write everything, drop the training state."""
+    model.half().float()  # rounded to what the file holds
     report = _evaluate(model, test, len(test.labels_N))
-    rows[-1] |= report | gpu_memory(next(model.parameters()).device)
+    rows[-1] |= report | peak_memory(next(model.parameters()).device)
     write_log(cfg.log, rows)
     save_figure(plot_curves([Run("tokenizer", {}, rows)], PANELS), cfg.out.with_suffix(".png"))
     shown_NHWC = test.images_NHWC[evenly(len(test.labels_N), 16)]
-    decoded_NHWC = decode_codes(model, encode_images(model, shown_NHWC))
-    figure = plot_reconstructions(shown_NHWC, decoded_NHWC)
+    figure = plot_reconstructions(shown_NHWC, decode_codes(model, encode_images(model, shown_NHWC)))
     save_figure(figure, cfg.out.with_suffix(".reconstructions.png"))
-    save_tokenizer(cfg.out, model, head | {"test": report})
+    save_tokenizer(cfg.out, model.half(), head | {"test": report})
     cfg.state.unlink(missing_ok=True)
     print(
         f"wrote {cfg.out}: test PSNR {report['psnr']:.2f} dB, "

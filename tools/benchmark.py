@@ -9,14 +9,14 @@ training    images a second, median of the rows of the stage's log but the first
 encoding    images a second of the test split, as stage 3 prints it; the train split, as large and
             encoded before, is the warm-up. An image and its mirror image count as one
 sampling    images a second of all samples, from labels to pixels, after stage 5's own warm-up
-memory      the largest resident set of the stage's process, with Python, torch and, in training,
-            evaluations of up to 500 images at once; on a GPU the most that tensors took there,
-            as the stage records it (stage 3 does not)
+memory      what stages 2, 4 and 5 record: the largest resident set of the process, with Python,
+            torch and evaluations; on a GPU the most that tensors took there
 """
 
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +25,14 @@ from typing import Literal
 import torch
 import tyro
 
-from metrics.speeds import of_encoding, of_sampling, of_training, processor
-from metrics.stages import Ran, Stage, run_stage
 from models.artifacts import ROOT, git_commit, plain, this_command, write_text
+from models.checkpoint import load_generator
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import METHODS, load_generator, parameters
+from models.methods import METHODS
+from models.processes import of_encoding, of_sampling, of_training, processor, run_stages
 from models.tokenizer import load_tokenizer
-from models.training import LOG_EVERY, pick_device
-from models.trunk import SIZES
+from models.training import LOG_EVERY, parameters, pick_device
+from models.transformer import SIZES
 
 CALLS = (64, 16)
 """network calls of the methods that can choose"""
@@ -92,13 +92,13 @@ class Measurement:
     """the start of its row: stage, method, order, what, model, batch"""
     line: list[str]
     """its command"""
-    read: Callable[[Ran], dict]
-    """returns the rest: images_per_second, parameters, .."""
+    read: Callable[[str], dict]
+    """returns the rest, images_per_second, parameters, .., of what it printed and recorded"""
 
-    def stage(self, number: int, total: int) -> Stage:
-        """Return it as a stage whose name says how far the benchmark is."""
+    def name(self, number: int, total: int) -> str:
+        """Return its name, which says how far the benchmark is."""
         parts = (self.about[key] for key in ("stage", "method", "order", "what"))
-        return f"{number} of {total}: stage {' '.join(str(p) for p in parts if p)}", self.line
+        return f"{number} of {total}: stage {' '.join(str(p) for p in parts if p)}"
 
 
 def tokenizer_measurements(cfg: BenchmarkConfig, work: Path, device: str) -> list[Measurement]:
@@ -114,15 +114,13 @@ def tokenizer_measurements(cfg: BenchmarkConfig, work: Path, device: str) -> lis
     train += [f"--steps={cfg.tokenizer_steps}", f"--save-every={cfg.tokenizer_steps}"]
     train += [f"--log-every={-(-cfg.tokenizer_steps // 5)}", f"--batch={TOKENIZER_BATCH}", device]
     log, row = path.with_suffix(".jsonl"), about | {"batch": TOKENIZER_BATCH}
-    found = [Measurement(row, train, lambda ran: with_size(of_training(log)))]
+    found = [Measurement(row, train, lambda said: with_size(of_training(log)))]
     batch = min(cfg.images, 500)
     for search in (0, 1):
         encode = ["tools/extract_latent_codes.py", f"--tokenizer={path}", f"--data={data}", device]
         encode += [f"--out={work / f'codes_{search}'}", f"--batch={batch}", f"--search={search}"]
         what = {"stage": 3, "what": f"encoding, --search {search}", "batch": batch}
-        found.append(
-            Measurement(about | what, encode, lambda ran: with_size(of_encoding(ran.said)))
-        )
+        found.append(Measurement(about | what, encode, lambda said: with_size(of_encoding(said))))
     return found
 
 
@@ -139,7 +137,7 @@ def method_measurements(
     train += [f"--batch={cfg.batch}", f"--steps={cfg.steps}", f"--eval-every={evaluate_at}", seed]
     train += [f"--heldout={cfg.images // 10}", "--optimizer=muon", "--lr=3e-3", "--dropout=0"]
 
-    def read_training(ran: Ran) -> dict:
+    def read_training(said: str) -> dict:
         size = parameters(load_generator(run / "last.pth").model)
         return of_training(run / "metrics.jsonl") | {"parameters": size}
 
@@ -153,25 +151,29 @@ def method_measurements(
         sample += [f"--steps={steps}"] if steps else []
         batch = min(cfg.num_samples, cfg.sample_batch)
         what = {"stage": 5, "what": "sampling", "batch": batch}
-        found.append(Measurement(about | what, sample, lambda ran, out=out: of_sampling(out)))
+        found.append(Measurement(about | what, sample, lambda _, out=out: of_sampling(out)))
     return found
 
 
-def measure(cfg: BenchmarkConfig, work: Path, on_gpu: bool) -> list[dict]:
+def measure(cfg: BenchmarkConfig, work: Path, device: str) -> list[dict]:
     """Run everything in `work`, one stage at a time; return a row for each measurement."""
     draw = ["data/shapes.py", f"--out={work / 'data'}"]
     draw += [f"--count-train={cfg.images}", f"--count-test={cfg.images}", f"--seed={cfg.seed}"]
-    device = f"--device={'cuda' if on_gpu else 'cpu'}"
     todo = tokenizer_measurements(cfg, work, device)
     for method in cfg.methods:
         todo += method_measurements(cfg, method, work, device)
-    run_stage(("the shapes to measure with", draw), cfg.threads)
+    run_stages([("the shapes to measure with", draw)], cfg.threads)
     rows = []
     for number, measurement in enumerate(todo, 1):
-        ran = run_stage(measurement.stage(number, len(todo)), cfg.threads)
-        row = measurement.about | {"network_calls": None, "seconds": ran.seconds}
-        row["peak_memory_gb"] = None if on_gpu else ran.peak_memory_gb
-        rows.append(row | measurement.read(ran))
+        since = time.time()
+        with tempfile.TemporaryFile("w+") as output:
+            stage = (measurement.name(number, len(todo)), measurement.line)
+            run_stages([stage], cfg.threads, output)
+            output.seek(0)
+            said = output.read()
+        print(said, end="", flush=True)
+        row = {"network_calls": None, "seconds": time.time() - since, "peak_memory_gb": None}
+        rows.append(measurement.about | row | measurement.read(said))
     return rows
 
 
@@ -190,7 +192,8 @@ def report(rows: list[dict]) -> None:
 def main(cfg: BenchmarkConfig) -> Path:
     """Measure everything, write and print it; return the path of benchmark.json."""
     cfg.check()
-    on_gpu = pick_device(cfg.device).type == "cuda"
+    kind = pick_device(cfg.device).type
+    on_gpu = kind == "cuda"
     about = {
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "cpu": processor(),
@@ -202,7 +205,7 @@ def main(cfg: BenchmarkConfig) -> Path:
         "peak_memory": "tensors on the GPU" if on_gpu else "resident set of the process",
     }
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-        rows = measure(cfg, (cfg.work or Path(folder)).absolute(), on_gpu)
+        rows = measure(cfg, (cfg.work or Path(folder)).absolute(), f"--device={kind}")
     path = cfg.out / "benchmark.json"
     write_text(path, json.dumps(about | {"rows": rows}, indent=1) + "\n")
     report(rows)

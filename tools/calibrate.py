@@ -24,7 +24,6 @@ from metrics.likelihood import (
 )
 from metrics.pictures import save_figure
 from metrics.plots import plot_by_order, plot_reliability, plot_risk, plot_steps
-from metrics.reconstruction import decode_codes
 from metrics.report import Run
 from metrics.sample_calibration import (
     class_log_p,
@@ -36,12 +35,12 @@ from metrics.sample_calibration import (
 )
 from metrics.tables import by_order, calibration
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
-from models.contract import Method
+from models.checkpoint import load_generator, results_of
 from models.data import Codes, evenly, load_codes_of
 from models.errors import expect_at_least, one_line_errors
-from models.methods import load_generator, parameters, results_of
-from models.tokenizer import find_tokenizer, load_tokenizer
-from models.training import pick_device
+from models.method import Method
+from models.tokenizer import decode_codes, find_tokenizer, load_tokenizer
+from models.training import parameters, pick_device
 from models.vqvae import VQVAE
 
 STEPS = {"t < 8": (0, 8), "t 8-32": (8, 33), "t > 32": (33, None)}

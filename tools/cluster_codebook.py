@@ -13,12 +13,11 @@ import torch
 import tyro
 
 from metrics.pictures import plot_clusters, save_figure
-from metrics.reconstruction import decode_codes
 from models.artifacts import ROOT, header, save_array, sha256_of
 from models.cluster_loss import balanced_kmeans, relabelling, spread
 from models.data import SPLITS, Codes, load_codes, save_codes
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.tokenizer import load_tokenizer, save_tokenizer
+from models.tokenizer import decode_codes, load_tokenizer, save_tokenizer
 from models.vqvae import VQVAE
 
 PRODUCER = "tools/cluster_codebook.py"

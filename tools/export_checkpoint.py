@@ -8,9 +8,10 @@ from pathlib import Path
 import tyro
 
 from models.artifacts import ROOT
+from models.checkpoint import load_generator, save_generator
 from models.errors import InputError, one_line_errors
-from models.methods import load_generator, parameters, save_generator
 from models.sampling import Plan
+from models.training import parameters
 
 
 @dataclass(frozen=True)

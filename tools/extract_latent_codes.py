@@ -13,11 +13,11 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from metrics.reconstruction import codebook_use, decode_codes, encode_images, mirror, psnr
+from metrics.reconstruction import codebook_use, psnr
 from models.artifacts import ROOT, header
 from models.data import SPLITS, VIEWS, evenly, load_split, save_codes
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.tokenizer import load_tokenizer
+from models.tokenizer import decode_codes, encode_images, load_tokenizer, mirror
 from models.training import pick_device
 from models.vqvae import VQVAE
 

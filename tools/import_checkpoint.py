@@ -16,14 +16,16 @@ import tyro
 from torch import nn
 
 from models.artifacts import ROOT, header, sha256_of
-from models.contract import Method
+from models.checkpoint import KIND, save_generator
 from models.data import CLASSES
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import KIND, METHODS, parameters, save_generator
-from models.published import Published, Which, read_published, restore
+from models.method import Method
+from models.methods import METHODS
+from models.published.vq16 import VQ16
+from models.published.weights import Published, Which, read_published, restore
 from models.tokenizer import KIND as TOKENIZER_KIND
 from models.tokenizer import load_tokenizer, save_tokenizer
-from models.vq16 import VQ16
+from models.training import parameters
 
 PRODUCER = "tools/import_checkpoint.py"
 

@@ -21,13 +21,12 @@ from metrics.calibration import mean_of
 from metrics.evaluation import MeasureConfig, Reference
 from metrics.fidelity import FEATURES, LEAST, features_of, fidelity
 from metrics.pictures import plot_reconstructions, save_figure
-from metrics.reconstruction import codebook_use, decode_codes, encode_images, psnr
+from metrics.reconstruction import codebook_use, psnr
 from models.artifacts import ROOT, git_commit, plain, this_command, write_text
 from models.data import Split, evenly, load_codes_of
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import parameters
-from models.tokenizer import Tokenizer, load_tokenizer
-from models.training import pick_device
+from models.tokenizer import Tokenizer, decode_codes, encode_images, load_tokenizer
+from models.training import parameters, pick_device
 
 
 @dataclass(frozen=True)
@@ -75,14 +74,17 @@ def codes_to_measure(
 def measure(
     decoded_NHWC: np.ndarray, images_NHWC: np.ndarray, label_N: np.ndarray, reference: Reference
 ) -> dict:
-    """Return what is known of decoded images: to the same images, and in the place of samples."""
+    """Return what is known of decoded images: to the same images, and in the place of samples.
+
+    Their features are kept on disk, since both need them and Inception takes long.
+    """
     found = {"psnr": mean_of(torch.from_numpy(psnr(images_NHWC, decoded_NHWC)))}
     for extractor in reference.extractors:
-        decoded = features_of(decoded_NHWC, extractor, reference.device)
+        decoded = features_of(decoded_NHWC, extractor, reference.device, FEATURES)
         originals = features_of(images_NHWC, extractor, reference.device, FEATURES)
         distance = fidelity(decoded, originals, extractor, frechet_only=True)
         found |= {f"r{name}": value for name, value in distance.items()}
-    return found | {"as_samples": reference.measure(decoded_NHWC, label_N)}
+    return found | {"as_samples": reference.measure(decoded_NHWC, label_N, real=True)}
 
 
 def main(cfg: MeasureTokenizerConfig) -> dict:
@@ -115,7 +117,7 @@ def main(cfg: MeasureTokenizerConfig) -> dict:
         "images": len(rows_N),
         "reference_images": len(reference.train_NHWC),
         "codes": measured,
-        "control": reference.measure(images_NHWC, label_N),
+        "control": reference.measure(images_NHWC, label_N, real=True),
         "command": this_command(),
         "config": plain(cfg),
         "git_commit": git_commit(),

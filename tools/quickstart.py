@@ -1,25 +1,27 @@
 #!/usr/bin/env -S uv run
 """All five stages in one go, at a size for a laptop: minutes, no download, one page of results.
 
-Runs the stages as commands, in raster and in random order, and writes
-results/quickstart/index.html. Nothing outside that folder is touched. A cut run is resumed.
+Runs the stages as commands, in raster and in random order, then notebooks/results.ipynb on what
+they made: results/quickstart/index.html. Nothing outside that folder is touched. A cut run is
+resumed.
 """
 
 import json
 import os
+import re
+import shlex
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from metrics.quickstart_page import write_page
-from metrics.stages import Ran, Stage, run_stage
 from models.artifacts import ROOT, git_commit, plain, this_command, write_text
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.methods import METHODS
+from models.processes import Stage, run_stages
 
 ORDERS = ("raster", "random")
 GUIDANCE = 3.0
@@ -108,47 +110,51 @@ def generator_stages(cfg: QuickstartConfig, order: str) -> list[Stage]:
             ["eval_c2i.py", f"--checkpoint={run / 'last.pth'}", f"--tokenizer={tokenizer}"]
             + [f"--codes={codes}", f"--data={out / 'data'}", seed, "--inception-weights=none"]
             + [f"--extractor={out / 'extractor.pth'}", "--num-samples=500", f"--cfg={GUIDANCE}"]
-            + [f"--out={out / ('samples_' + order)}"],
+            + [f"--out={run}"],
         ),
     ]
 
 
-def run_side_by_side(chains: list[list[Stage]], threads: int) -> list[Ran]:
-    """Run chains of stages at once, each on its share of the threads; show the last one's bars.
+def page_parameters(cfg: QuickstartConfig, about: str) -> str:
+    """Return the first cell of notebooks/results.ipynb for this run."""
+    out = cfg.out.absolute()
+    runs = [str(out / f"{cfg.method}_{order}") for order in cfg.orders]
+    tokenizer = str(out / "tokenizer.pth")
+    measure = f"FD_{'c10' if cfg.dataset == 'cifar10' else cfg.dataset}"
+    return f"""from pathlib import Path
 
-    Small models do not fill two threads: two on one thread each are half as fast again.
-    """
-    share = max(1, threads // len(chains))
-
-    def run(chain: list[Stage]) -> list[Ran]:
-        return [run_stage(stage, share, show=chain is chains[-1]) for stage in chain]
-
-    with ThreadPoolExecutor(len(chains)) as pool:
-        return [done for chain in pool.map(run, chains) for done in chain]
-
-
-def evaluations(cfg: QuickstartConfig) -> dict[str, dict]:
-    """Return what metrics.json of each order holds."""
-    paths = {order: cfg.out / f"samples_{order}/metrics.json" for order in cfg.orders}
-    return {order: json.loads(path.read_text()) for order, path in paths.items()}
+runs = [Path(path) for path in {runs}]
+checkpoints, grids = ([run / name for run in runs] for name in ("last.pth", "samples.png"))
+tokenizer, cfg_scale, measure, ceiling = Path({tokenizer!r}), {GUIDANCE}, {measure!r}, 6.0
+title, about = "Quickstart: images in any token order", {about!r}"""
 
 
-def write_numbers(
-    cfg: QuickstartConfig, evaluated: dict[str, dict], done: list[Ran], about: dict
-) -> None:
+def write_page(notebook: Path, parameters: str, out: Path) -> None:
+    """Execute a notebook with other parameters; write what it shows as one HTML file."""
+    import nbformat
+    from nbclient import NotebookClient
+    from nbconvert import HTMLExporter
+
+    page = nbformat.read(notebook, as_version=4)
+    page.cells.insert(1 + next(i for i, cell in enumerate(page.cells) if cell.cell_type == "code"),
+                      nbformat.v4.new_code_cell(parameters))  # fmt: skip
+    where = {"metadata": {"path": str(notebook.parent), "name": "Quickstart"}}
+    NotebookClient(page, kernel_name="python3", timeout=1200, resources=where).execute()
+    html, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True).from_notebook_node(page)
+    html = re.sub(
+        r"<script.*?</script>", "", html, flags=re.DOTALL
+    )  # of formulas; from the network
+    write_text(out, html)
+
+
+def write_numbers(cfg: QuickstartConfig, about: dict) -> None:
     """Write quickstart.json, what tools/report.py keeps of it."""
-    found = {
-        **about,
-        "seconds": {ran.name: ran.seconds for ran in done},
-        "orders": {
-            order: {"num_samples": one["num_samples"], **one["samples"]}
-            for order, one in evaluated.items()
-        },
-        "config": plain(cfg),
-        "command": this_command(),
-        "git_commit": git_commit(),
-    }
-    write_text(cfg.out / "quickstart.json", json.dumps(found, indent=1) + "\n")
+    folders = {order: cfg.out / f"{cfg.method}_{order}" for order in cfg.orders}
+    found = {o: json.loads((path / "metrics.json").read_text()) for o, path in folders.items()}
+    numbers = {o: {"num_samples": one["num_samples"], **one["samples"]} for o, one in found.items()}
+    about |= {"orders": numbers, "config": plain(cfg), "command": this_command()}
+    text = json.dumps(about | {"git_commit": git_commit()}, indent=1)
+    write_text(cfg.out / "quickstart.json", text + "\n")
 
 
 def main(cfg: QuickstartConfig) -> Path:
@@ -156,12 +162,25 @@ def main(cfg: QuickstartConfig) -> Path:
     cfg.check()
     began, threads = time.time(), os.cpu_count() or 1
     resumed = cfg.out.exists() and any(cfg.out.iterdir())
-    done = [run_stage(stage, threads) for stage in first_stages(cfg)]
-    done += run_side_by_side([generator_stages(cfg, order) for order in cfg.orders], threads)
-    evaluated = evaluations(cfg)
-    path = write_page(cfg.out, cfg.method, evaluated, GUIDANCE, done)
+    steps = [[stage] for stage in first_stages(cfg)]
+    # small models do not fill two threads: two trainings on one each are half as fast again
+    steps += list(zip(*(generator_stages(cfg, order) for order in cfg.orders), strict=True))
+    seconds, commands = {}, []
+    for stages in steps:
+        since = time.time()
+        run_stages(stages, threads)
+        seconds[" and ".join(name for name, _ in stages)] = time.time() - since
+        commands += [shlex.join(["uv", "run", *line]) for _, line in stages]
     minutes = (time.time() - began) / 60
-    write_numbers(cfg, evaluated, done, {"minutes": minutes, "cores": threads, "resumed": resumed})
+    about = f"{cfg.method} in {' and in '.join(cfg.orders)} order; {minutes:.1f} minutes."
+    if resumed:
+        about += f" Resumed at {datetime.fromtimestamp(began):%Y-%m-%d %H:%M}: some of it is older."
+    about += "\n\n```\n" + "\n".join(commands) + "\n```"
+    path = cfg.out / "index.html"
+    write_page(ROOT / "notebooks/results.ipynb", page_parameters(cfg, about), path)
+    minutes = (time.time() - began) / 60
+    timing = {"minutes": minutes, "cores": threads, "resumed": resumed, "seconds": seconds}
+    write_numbers(cfg, timing)
     print(f"\nquickstart finished in {minutes:.1f} minutes: open {path}")
     return path
 

@@ -20,7 +20,6 @@ from metrics.fidelity import FULL
 from metrics.likelihood import orders_for
 from metrics.pictures import save_figure
 from metrics.plots import plot_context, plot_corruptions, plot_misread
-from metrics.reconstruction import decode_codes
 from metrics.report import Run
 from metrics.robustness import (
     RHOS,
@@ -34,13 +33,13 @@ from metrics.robustness import (
 )
 from metrics.tables import robustness
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
-from models.contract import Method
+from models.checkpoint import load_generator, results_of
 from models.data import Codes, Split, evenly, load_codes_of, load_split
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import load_generator, parameters, results_of
+from models.method import Method
 from models.sampling import Plan
-from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
-from models.training import pick_device
+from models.tokenizer import Tokenizer, decode_codes, find_tokenizer, load_tokenizer
+from models.training import parameters, pick_device
 
 
 @dataclass(frozen=True)
@@ -126,11 +125,8 @@ def load_inputs(cfg: RobustnessConfig, head: dict, device: torch.device) -> Inpu
         split,
         rows_N,
         corrupted,
-        {
-            "test_codes": test.header["sha256"],
-            "test_images": split.sha256,
-            "extractor": sha256_of(extractor),
-        },
+        {"test_codes": test.header["sha256"], "test_images": split.sha256}
+        | {"extractor": sha256_of(extractor)},
     )
 
 
@@ -214,13 +210,9 @@ def main(cfg: RobustnessConfig) -> dict:
     }
     write_text(out / "robustness.json", json.dumps(found, indent=1) + "\n")
     run = Run(out.name, {"robustness": found}, [])
-    save_figure(plot_context([run]), out / "context.png")
-    if cfg.corrupted_images:
-        save_figure(plot_corruptions([run]), out / "corruptions.png")
-    if cfg.num_samples:
-        save_figure(plot_misread([run]), out / "misread.png")
-    print(f"{found['method']} ({found['trained_order']}), {found['corruptions']['source']}")
-    print(robustness({run.name: run}), f"-> {out}", sep="\n")
+    for plot in (plot_context, plot_corruptions, plot_misread):
+        save_figure(plot([run]), out / f"{plot.__name__.removeprefix('plot_')}.png")
+    print(found["corruptions"]["source"], robustness({run.name: run}), f"-> {out}", sep="\n\n")
     return found
 
 

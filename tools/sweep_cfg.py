@@ -21,9 +21,9 @@ from metrics.pictures import save_figure
 from metrics.plots import HIGHER_IS_BETTER, plot_sweep
 from metrics.report import Run
 from models.artifacts import git_commit, plain, read_json, this_command, write_text
-from models.contract import Method
+from models.checkpoint import Generator, load_generator, results_of
 from models.errors import InputError, expect_at_least, one_line_errors
-from models.methods import Generator, load_generator, results_of
+from models.method import Method
 from models.sampling import Plan, Schedule
 from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from models.training import pick_device

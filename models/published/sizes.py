@@ -9,11 +9,11 @@ MaskGIT-VQGAN tokenizer (RAR's, and one of RandAR's two), and the text-to-image 
 import math
 from typing import Any
 
-from models.baseline_vqvae import BaselineConfig
 from models.errors import InputError
 from models.methods import METHODS
-from models.trunk import ModelConfig
-from models.vq16 import VQ16Config
+from models.published.baseline_vqvae import BaselineConfig
+from models.published.vq16 import VQ16Config
+from models.transformer import ModelConfig
 
 Shapes = dict[str, tuple[int, ...]]
 

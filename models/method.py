@@ -12,7 +12,7 @@ from torch import nn
 
 from models.errors import InputError
 from models.orders import SCANS, Grouping, ScanName, groups_of, scan
-from models.trunk import ModelConfig
+from models.transformer import ModelConfig
 
 
 class Method(nn.Module):

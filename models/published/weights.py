@@ -9,7 +9,7 @@ rebuilds tensors. It is told one more class, argparse.Namespace, that LlamaGen a
 arguments in: a plain holder of attributes, whose constructor takes no positional argument from the
 file and runs no code of it. What else a file asks for is refused by name.
 
-Which model it is, and of which size: models/published_sizes.py.
+Which model it is, and of which size: sizes.py.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from torch import nn
 
 from models.errors import InputError
 from models.methods import METHODS, build
-from models.published_sizes import Shapes, infer_config, recognise
-from models.tokenizer import TOKENIZERS
+from models.published.sizes import Shapes, infer_config, recognise
+from models.tokenizer import build_tokenizer
 
 Which = Literal["model", "ema"]
 
@@ -131,7 +131,7 @@ def restore(found: Published, heads: int | None = None, grid: int | None = None)
     try:
         config = infer_config(model, shapes, heads, grid)
         with torch.device("meta"):
-            network = build(model, config) if model in METHODS else TOKENIZERS[model][0](config)
+            network = build(model, config) if model in METHODS else build_tokenizer(model, config)
     except InputError as e:
         raise InputError(f"{found.path} looks like {model}, but: {e}") from None
     _check(found, model, {k: tuple(v.shape) for k, v in network.state_dict().items()})

@@ -1,0 +1,99 @@
+"""A generator as a file: saved and resumed by stage 4, read by all that samples or measures."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.optim.swa_utils import AveragedModel
+
+from models.artifacts import ROOT, load_checkpoint, save_checkpoint, sha256_of
+from models.errors import InputError
+from models.method import Method
+from models.methods import build
+from models.training import same_run
+from models.transformer import ModelConfig
+
+KIND = "generator"
+
+
+def save_generator(path: Path, head: dict, model: Method, **more: Any) -> None:
+    """Write a generator's weights under `head` (with its `method`), and `more` for resuming."""
+    save_checkpoint(
+        path,
+        head,
+        model_config=asdict(model.config),
+        model=model.state_dict(),
+        **more,
+    )
+
+
+def resume(
+    path: Path, head: dict, free: Iterable[str], model: Method, ema: AveragedModel, optimizers: list
+) -> tuple[int, list[dict]]:
+    """Load a run into model, EMA and optimizers; return (step, log rows), (0, []) without a file.
+
+    Raises InputError if it is of another config (but for the fields `free`), or was exported.
+    """
+    if not path.exists():
+        return 0, []
+    found = load_checkpoint(path, KIND, rerun=f"rm {path}, then this command")
+    saved = found["header"]
+    same_run(saved["config"] | saved["inputs"], head["config"] | head["inputs"], free, path)
+    if "optimizers" not in found:
+        raise InputError(f"{path} was exported and cannot be trained on; choose another --out")
+    try:
+        model.load_state_dict(found["weights"])
+        ema.module.load_state_dict(found["model"])
+        for optimizer, state in zip(optimizers, found["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as e:
+        reason = " ".join(str(e).split())[:150]
+        raise InputError(
+            f"{path} was trained by another version and cannot be trained on here ({reason}); "
+            "choose another --out, or delete the file to start over"
+        ) from None
+    ema.n_averaged.fill_(found["step"])
+    return found["step"], found["rows"]
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A trained method as read from disk."""
+
+    model: Method
+    """fp32, in eval mode"""
+    header: dict
+    """with `method`, `config` (of its training), `inputs`, and the file's own `sha256`"""
+
+    @property
+    def order(self) -> str:
+        """The order it was trained for: `random`, or the scan that it started from or ended in."""
+        trained = self.header["config"]["order"]
+        return "random" if trained == "random" else self.model.config.scan
+
+    @property
+    def sampling(self) -> dict:
+        """Fields of a `sampling.Plan` that whoever exported the file recommends; may be empty."""
+        return self.header.get("sampling", {})
+
+
+def load_generator(path: Path) -> Generator:
+    """Read a generator. Raises InputError if it is missing, broken, or of an unknown method."""
+    found = load_checkpoint(path, KIND, rerun="uv run train_c2i.py")
+    try:
+        model = build(found["header"]["method"], ModelConfig(**found["model_config"]))
+        model.load_state_dict({name: value.float() for name, value in found["model"].items()})
+    except (KeyError, TypeError, RuntimeError) as e:
+        reason = " ".join(str(e).split())[:150]
+        raise InputError(
+            f"{path} holds no {found['header'].get('method')} of this version ({reason})"
+        ) from None
+    model.requires_grad_(False).eval()
+    return Generator(model, found["header"] | {"sha256": sha256_of(Path(path))})
+
+
+def results_of(checkpoint: Path) -> Path:
+    """Return the default folder of what measures a generator: results/<name of its run or file>."""
+    name = checkpoint.parent.name if checkpoint.stem == "last" else checkpoint.stem
+    return ROOT / "results" / name

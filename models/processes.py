@@ -1,0 +1,98 @@
+"""Stages as commands that other commands run, and end; and what they record of their speed."""
+
+import contextlib
+import ctypes
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from models.artifacts import ROOT
+from models.errors import InputError
+
+Stage = tuple[str, list[str]]
+"""name, script and arguments"""
+RECORDED = ("images_per_second", "peak_memory_gb", "network_calls", "parameters")
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends, however that happens (kill -9 too)."""
+    with contextlib.suppress(OSError, AttributeError):  # another system: see `run_stages`
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def run_stages(stages: Sequence[Stage], threads: int, output: IO | None = None) -> None:
+    """Run stages side by side, each on its share of the threads; the last one shows its bars.
+
+    `output` is a file for what they print. Whatever ends this process but SIGKILL ends them, on
+    Linux that too. Raises InputError, naming the stage, if one fails; the others are ended.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated: run the same command again"))
+    share = str(max(1, threads // len(stages)))
+    env = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": share}
+    children: list[subprocess.Popen] = []
+    with tempfile.TemporaryFile("w+", errors="replace") as hidden:
+        try:
+            for name, (script, *arguments) in stages:
+                print(f"\n== {name}\n{shlex.join(['uv', 'run', script, *arguments])}", flush=True)
+                bars = None if name == stages[-1][0] else hidden
+                line = [sys.executable, str(ROOT / script), *arguments]
+                child = subprocess.Popen(
+                    line, env=env, stdout=output, stderr=bars, preexec_fn=_end_with_parent
+                )
+                children.append(child)
+            for (name, _), child in zip(stages, children, strict=True):
+                if child.wait() != 0:
+                    hidden.seek(0)
+                    last = (hidden.read().strip().splitlines() or ["see above"])[-1]
+                    raise InputError(f"stage {name!r} failed: {last.removeprefix('error: ')}")
+        finally:
+            for child in children:
+                child.terminate()
+                child.wait()
+
+
+def recorded(record: dict) -> dict:
+    """Return what a stage recorded of its speed and size."""
+    return {key: record[key] for key in RECORDED if key in record}
+
+
+def of_training(log: Path) -> dict:
+    """Return the median images_per_second of a log's rows but the first, the warm-up; and memory.
+
+    Raises InputError if there is no other row.
+    """
+    _, *rows = [json.loads(line) for line in log.read_text().splitlines()]
+    if not rows:
+        raise InputError(f"{log} has one row, the warm-up: expected more steps")
+    speed = statistics.median(row["images_per_second"] for row in rows)
+    return recorded(rows[-1]) | {"images_per_second": speed}
+
+
+def of_sampling(folder: Path) -> dict:
+    """Return what stage 5 recorded in metrics.json."""
+    return recorded(json.loads((folder / "metrics.json").read_text()))
+
+
+def of_encoding(said: str) -> dict:
+    """Return images_per_second of the test split from what stage 3 printed."""
+    speed = re.search(r"test_codes\.npy .*; ([\d.]+) images/s", said)
+    if speed is None:
+        raise InputError("stage 3 printed no speed of the test split")
+    return {"images_per_second": float(speed[1])}
+
+
+def processor() -> str:
+    """Return the name of the CPU, as far as the system tells."""
+    about = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", about.read_text()) if about.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()

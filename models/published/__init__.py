@@ -1,0 +1,1 @@
+"""What others published: readers of their weights, their sizes, their tokenizers."""
