@@ -30,7 +30,7 @@ from models.checkpoint import Generator, load_generator, results_of
 from models.data import load_codes_of
 from models.errors import InputError, expect_at_least, one_line_errors
 from models.methods import check_order
-from models.orders import SCANS, Grouping
+from models.orders import FIXED_RANDOM, SCANS, Grouping
 from models.sampling import Plan, Schedule
 from models.tokenizer import find_tokenizer, load_tokenizer
 from models.training import parameters, peak_memory, pick_device
@@ -51,7 +51,7 @@ class EvalConfig:
     seed: int = 0
     seeds: int = 1
     """sample again with seed + 1, ..: mean and sd of every number"""
-    order: Literal[(*SCANS, "random")] | None = None
+    order: Literal[(*SCANS, FIXED_RANDOM, "random")] | Path | None = None
     """order of sampling; default: the one it was trained in (anneal, adaptive: the scan)"""
     steps: int | None = None
     """network calls a sample; fewer than 64 decode codes in parallel; default 64"""
@@ -98,6 +98,8 @@ class EvalConfig:
         """
         asked = {field.name: getattr(self, field.name) for field in fields(Plan)}
         asked = {name: value for name, value in asked.items() if value is not None}
+        if self.order is not None:
+            asked["order"] = str(self.order)
         plan = Plan(**{"cfg": 2.0, "order": generator.order} | generator.sampling | asked)
         check_order(generator.header["method"], plan.order, generator.model.config.scan)
         plan.groups(generator.model)  # refuses a number of steps that the method cannot take

@@ -15,21 +15,21 @@ from typing import Literal
 
 import torch
 import tyro
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from metrics.likelihood import split_bits, token_ece
-from metrics.samples import show_progress, tokenizer_of
-from models.artifacts import ROOT, header, write_text
+from models.artifacts import ROOT, header, sha256_of, write_text
 from models.checkpoint import KIND, resume, save_generator
 from models.cluster_loss import cluster_cross_entropy
 from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
 from models.errors import InputError, expect_at_least, expect_fraction, one_line_errors
 from models.methods import METHODS, build, check_order
-from models.orders import Adaptive, Anneal, OrderName, OrderPolicy
+from models.order_policy import Adaptive, Anneal, OrderPolicy
+from models.orders import FIXED_RANDOM, OrderName, scan
 from models.training import (
     LOG_EVERY,
+    LoggerName,
     OptimizerName,
+    averaged,
     batch_rows,
     check_finite,
     lr_at,
@@ -39,6 +39,7 @@ from models.training import (
     pick_device,
     seed_step,
     start_fabric,
+    start_logger,
 )
 from models.transformer import SIZES, ModelConfig
 
@@ -48,10 +49,13 @@ class TrainConfig:
     """Train one method on codes (stage 4)."""
 
     method: Literal[tuple(METHODS)] = "randar"
-    order: OrderName | None = None
-    """raster (the default, but for a method that has an order of its own), another scan, random (a
-    new order for every image and step), anneal: random falling to a fixed one, or adaptive: the
-    more shuffled, the worse the held-out calibration"""
+    order: OrderName | Path | None = None
+    """raster (the default, but for a method that has an order of its own), another scan, an .npy
+    with one of your own, int (T,); fixed_random (one order, of --order-seed), random (a new one for
+    every image and step), anneal: random falling to a fixed one, or adaptive: the more shuffled,
+    the worse the held-out calibration"""
+    order_seed: int = 0
+    """of --order fixed_random"""
     anneal: Anneal = field(default_factory=Anneal)
     adaptive: Adaptive = field(default_factory=Adaptive)
     regions: int = 4
@@ -79,7 +83,7 @@ class TrainConfig:
     drop_label: float = 0.1
     """share of labels replaced by the null label, for guidance"""
     ema: float = 0.999
-    """decay of the averaged weights, which are the ones that are evaluated and used"""
+    """decay of the averaged weights, warmed up; they are the ones that are evaluated and used"""
     cluster_weight: float = 0.0
     """IAR: weight of the loss of a code's cluster; needs codes from tools/cluster_codebook.py"""
     heldout: int = 2_000
@@ -89,6 +93,8 @@ class TrainConfig:
     """steps between held-out and test likelihoods, sample grids and saves"""
     tokenizer: Path = ROOT / "tokenizer_vq/vqvae_cifar10.pth"
     """decodes the sample grids; without it there are none"""
+    logger: LoggerName = "none"
+    """where else the rows of metrics.jsonl go; tensorboard: uv sync --extra tensorboard"""
     devices: int = 1
     device: str = "auto"
     """auto, cpu or cuda"""
@@ -101,15 +107,20 @@ class TrainConfig:
         self.anneal.check()
         self.adaptive.check()
         if self.order is not None:
-            check_order(self.method, self.order)
+            check_order(self.method, self.order_name)
+
+    @property
+    def order_name(self) -> str:
+        """The order by its name, or that of its file."""
+        return self.order.name if isinstance(self.order, Path) else self.order
 
     @property
     def policy(self) -> OrderPolicy:
         """The orders of every step."""
-        return OrderPolicy(self.order, self.anneal, self.adaptive)
+        return OrderPolicy(self.order_name, self.anneal, self.adaptive)
 
 
-FREE = ("codes", "out", "tokenizer", "devices", "device")
+FREE = ("codes", "out", "tokenizer", "logger", "devices", "device")
 """fields of the config that may change between the two halves of a run"""
 ECE = "heldout_ece"
 
@@ -124,6 +135,9 @@ def model_config(cfg: TrainConfig, codes: Codes) -> ModelConfig:
             f"--cluster-weight needs codes in clusters, which {cfg.codes} are not; run: uv run "
             f"tools/cluster_codebook.py --codes {cfg.codes}, then give its --out as --codes"
         )
+    cells = ()  # an order that is no function of the grid is kept with the weights
+    if isinstance(cfg.order, Path) or cfg.order == FIXED_RANDOM:
+        cells = tuple(scan(cfg.order, codes.header["grid"], seed=cfg.order_seed).tolist())
     return ModelConfig(
         codes=codes.header["codebook_size"],
         classes=len(codes.header["classes"]),
@@ -132,6 +146,7 @@ def model_config(cfg: TrainConfig, codes: Codes) -> ModelConfig:
         residual_dropout=cfg.dropout,
         ffn_dropout=cfg.dropout,
         scan=cfg.policy.scan,
+        cells=cells,
         regions=cfg.regions,
         **SIZES[cfg.model],
     )
@@ -140,6 +155,9 @@ def model_config(cfg: TrainConfig, codes: Codes) -> ModelConfig:
 def describe(cfg: TrainConfig, codes: Codes) -> dict:
     """Return the header of everything this run writes."""
     inputs = {"tokenizer": codes.header["inputs"]["tokenizer"], "codes": codes.header["sha256"]}
+    if isinstance(cfg.order, Path):
+        scan(cfg.order, codes.header["grid"])  # refuses what is no order
+        inputs["order"] = sha256_of(cfg.order)
     about = {key: codes.header[key] for key in ("dataset", "classes")}
     return header(KIND, "train_c2i.py", cfg, inputs) | {"method": cfg.method} | about
 
@@ -173,33 +191,53 @@ def train_step(cfg: TrainConfig, fabric, net, model, optimizers, train: Codes, e
     return nats
 
 
+def save(out: Path, head: dict, model, ema, optimizers, rows: list[dict]) -> None:
+    """Write last.pth, from which the same command goes on."""
+    state = {"weights": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+    save_generator(out / "last.pth", head, ema.module, **state, step=rows[-1]["step"], rows=rows)
+
+
+def evaluate(model, ema, splits: dict[str, Codes], order: str) -> dict[str, float]:
+    """Return the bits per code of the averaged weights, and of the raw ones beside them."""
+    from metrics.likelihood import split_bits
+
+    bits = split_bits(ema.module, splits, order)
+    bits |= split_bits(model, {"raw_heldout_bits": splits["heldout_bits"]}, order)
+    model.train()
+    return bits
+
+
 def main(cfg: TrainConfig) -> Path:
     """Train, or go on training; return the run folder."""
+    from metrics.likelihood import token_ece
+    from metrics.samples import show_progress, tokenizer_of
+
     cfg.check()
     cfg = replace(cfg, order=cfg.order or METHODS[cfg.method].scans[0])
     fabric = start_fabric(pick_device(cfg.device), cfg.devices)
     train, test = (load_codes(cfg.codes, split).to(fabric.device) for split in SPLITS)
     head = describe(cfg, train)
-    name = f"{cfg.method}_{cfg.order}_{cfg.model}_{head['dataset']}"
-    name += "_cluster" * (cfg.cluster_weight > 0)
-    out = cfg.out or ROOT / "checkpoints/runs" / name
+    name = f"{cfg.method}_{Path(cfg.order_name).stem}_{cfg.model}_{head['dataset']}"
+    out = cfg.out or ROOT / "checkpoints/runs" / (name + "_cluster" * (cfg.cluster_weight > 0))
     torch.manual_seed(cfg.seed)
     model = build(cfg.method, model_config(cfg, train))
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
     net, *optimizers = fabric.setup(model, *optimizers)
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema))
+    ema = averaged(model, cfg.ema)
     step, rows = resume(out / "last.pth", head, FREE, model, ema, optimizers)
     train, heldout = split_heldout(train, cfg.heldout, cfg.seed)
-    tokenizer = tokenizer_of(cfg.tokenizer, test)
-    eval_order = cfg.policy.asked
+    tokenizer, order = tokenizer_of(cfg.tokenizer, test), cfg.policy.asked
+    log = start_logger(cfg.logger if fabric.is_global_zero else "none", out, head)
     if fabric.is_global_zero:
         write_text(out / "config.json", json.dumps(head, indent=1) + "\n")
         print(f"{out}: {parameters(model):,} parameters, step {step} of {cfg.steps}", flush=True)
 
     bar = tqdm(initial=step, total=cfg.steps, unit="step", disable=not fabric.is_global_zero)
+    ece = next((row[ECE] for row in reversed(rows) if ECE in row), 0.0)
+    if cfg.order == "adaptive" and step == 0:
+        ece = token_ece(ema.module, heldout, order)
     nats, since, began = 0.0, 0, time.time()
     while step < cfg.steps:
-        ece = next((row[ECE] for row in reversed(rows) if ECE in row), 0.0)
         nats += train_step(cfg, fabric, net, model, optimizers, train, ece, step)
         ema.update_parameters(model)
         since, step = since + 1, step + 1
@@ -210,23 +248,19 @@ def main(cfg: TrainConfig) -> Path:
         bits, *of_cluster = (float(n) / since / math.log(2) for n in nats.flatten())
         speed = since * cfg.batch / (time.time() - began)
         check_finite(bits, step, out / "last.pth")
-        rows.append({"step": step, "train_bits": bits, "lr": optimizers[0].param_groups[0]["lr"]})
-        rows[-1]["images_per_second"] = speed
-        if of_cluster:
-            rows[-1]["cluster_bits"] = of_cluster[0]
+        row = {"step": step, "train_bits": bits, "lr": optimizers[0].param_groups[0]["lr"]}
+        row |= {"images_per_second": speed} | dict(zip(["cluster_bits"], of_cluster, strict=False))
+        rows.append(row)
         bar.set_postfix(bits_per_code=f"{bits:.3f}", images_per_s=f"{speed:.0f}")
         if at_save and cfg.order == "adaptive":  # on every device: all of them draw orders by it
-            rows[-1][ECE] = token_ece(ema.module, heldout, eval_order)
+            row[ECE] = ece = token_ece(ema.module, heldout, order)
         if at_save and fabric.is_global_zero:
-            splits = {"heldout_bits": heldout, "test_bits": test}
-            rows[-1] |= split_bits(ema.module, splits, eval_order) | peak_memory(fabric.device)
-            check_finite(rows[-1]["test_bits"], step, out / "last.pth")
-            state = {
-                "weights": model.state_dict(),
-                "optimizers": [o.state_dict() for o in optimizers],
-            }
-            save_generator(out / "last.pth", head, ema.module, **state, step=step, rows=rows)
-            show_progress(out, rows, ema.module, tokenizer, head["classes"], eval_order)
+            row |= evaluate(model, ema, {"heldout_bits": heldout, "test_bits": test}, order)
+            row |= peak_memory(fabric.device)
+            check_finite(row["test_bits"], step, out / "last.pth")
+            save(out, head, model, ema, optimizers, rows)
+            show_progress(out, rows, ema.module, tokenizer, head["classes"], order)
+        log(row)
         fabric.barrier()
         nats, since, began = 0.0, 0, time.time()
     bar.close()

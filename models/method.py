@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.errors import InputError
-from models.orders import SCANS, Grouping, ScanName, groups_of, scan
+from models.orders import SCANS, Grouping, groups_of, scan
 from models.transformer import ModelConfig
 
 
@@ -37,8 +37,13 @@ class Method(nn.Module):
         """The label that means "no label", for guidance."""
         return self.config.classes
 
-    def order(self, name: ScanName) -> torch.Tensor:
-        """Return the order_T of a scan over this method's grid. Raises InputError as `scan`."""
+    def order(self, name: str) -> torch.Tensor:
+        """Return an order_T over this method's grid by name or path. Raises InputError as `scan`.
+
+        The name of the order that it was trained in is that order, wherever its file is now.
+        """
+        if name == self.config.scan and self.config.cells:
+            return torch.tensor(self.config.cells)
         return scan(name, self.config.grid, self.config.regions)
 
     def groups(self, steps: int | None, grouping: Grouping = "cosine") -> list[int]:

@@ -4,6 +4,7 @@ from models.arpg import ARPG
 from models.errors import InputError
 from models.gpt import GPT
 from models.method import Method
+from models.orders import CHANCE
 from models.par import PAR
 from models.randar import RandAR
 from models.rar import RAR
@@ -35,7 +36,8 @@ def check_order(method: str, order: str, trained: str | None = None) -> None:
         raise InputError(
             f"this {method} was trained in {trained} order and cannot be asked for {order}"
         )
-    if fixed and order not in METHODS[method].scans:
+    own = METHODS[method].scans
+    if fixed and (order in CHANCE or (own is not Method.scans and order not in own)):
         raise InputError(
             f"--order {order} needs a method that is told which cell comes next; {method} is not: "
             f"take --method {', '.join(n for n, m in METHODS.items() if m.any_order)}, "

@@ -6,35 +6,74 @@
 The scans are those of taming-transformers' permuter (Esser et al., arXiv 2012.09841), which RAR
 (Yu et al., arXiv 2411.00776) compares, and PAR's regions (Wang et al., arXiv 2412.15119). Group
 sizes are RandAR's (Pang et al., arXiv 2412.01827) and ARPG's (Li et al., arXiv 2503.10568).
-
-A policy says which orders a training sees: one scan, random ones, or as much chance as the step
-asks for. `anneal` is RAR's: random orders first, one fixed order last. With `adaptive` a share of
-the cells of the raster order is shuffled, and the worse the calibration of the held-out codes, the
-larger the share (github.com/lime413/randar).
 """
 
 import itertools
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 
-from models.errors import InputError, expect_fraction
+from models.errors import InputError
 
-ScanName = Literal[
-    "raster", "alternate", "z_curve", "subsample", "spiral_in", "spiral_out", "regions"
-]
-SCANS: tuple[ScanName, ...] = get_args(ScanName)
 Grouping = Literal["cosine", "arpg_cosine", "arccos"]
 
 
-def _bits(values: torch.Tensor, count: int) -> list[torch.Tensor]:
-    return [(values >> b) & 1 for b in range(count)]
+def _rows_columns(grid: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (row_T, column_T) of the cells in raster order."""
+    cell_T = torch.arange(grid * grid)
+    return cell_T // grid, cell_T % grid
 
 
-def _spiral_out(grid: int) -> list[int]:
+def raster(grid: int) -> torch.Tensor:
+    """Row by row, from the left."""
+    return torch.arange(grid * grid)
+
+
+def column(grid: int) -> torch.Tensor:
+    """Column by column, from the top."""
+    return torch.arange(grid * grid).view(grid, grid).T.flatten()
+
+
+def diagonal(grid: int) -> torch.Tensor:
+    """The diagonals that go up to the right, each from its top, starting at the upper left."""
+    row_T, column_T = _rows_columns(grid)
+    return ((row_T + column_T) * grid + row_T).argsort()
+
+
+def alternate(grid: int) -> torch.Tensor:
+    """Row by row, every second one from the right."""
+    row_T, column_T = _rows_columns(grid)
+    return (row_T * grid + torch.where(row_T % 2 == 0, column_T, grid - 1 - column_T)).argsort()
+
+
+def _bit_pairs(grid: int, name: str) -> list[torch.Tensor]:
+    """Return 2 * row bit + column bit of the cells, lowest bit first."""
+    levels = grid.bit_length() - 1
+    if 2**levels != grid:
+        raise InputError(f"{name} needs a grid side that is a power of two, got {grid}")
+    row_T, column_T = _rows_columns(grid)
+    return [2 * (row_T >> b & 1) + (column_T >> b & 1) for b in range(levels)]
+
+
+def z_curve(grid: int) -> torch.Tensor:
+    """Quadrant by quadrant, and so within each."""
+    return sum((p << 2 * b for b, p in enumerate(_bit_pairs(grid, "z_curve"))), 0).argsort()
+
+
+def subsample(grid: int) -> torch.Tensor:
+    """The same place of every 2x2 block of blocks, before the next place of any."""
+    pairs = reversed(_bit_pairs(grid, "subsample"))
+    return sum((p << 2 * b for b, p in enumerate(pairs)), 0).argsort()
+
+
+def spiral_out(grid: int) -> torch.Tensor:
     """Start at the lower left of the central 2x2; arms up, right, down, left, ever longer."""
+    if grid % 2:
+        raise InputError(f"spirals need an even grid side, got {grid}")
     row, column, order = grid // 2, grid // 2 - 1, []
     turns = ((-1, 0), (0, 1), (1, 0), (0, -1))
     arms = sorted([*range(1, grid)] * 2 + [grid - 1])  # 1 1 2 2 .. G-1 G-1 G-1
@@ -43,15 +82,57 @@ def _spiral_out(grid: int) -> list[int]:
         for _ in range(length):
             order.append(row * grid + column)
             row, column = row + down, column + right
-    return [*order, row * grid + column]
+    return torch.tensor([*order, row * grid + column])
 
 
-def region_scan(grid: int, regions: int) -> torch.Tensor:
+def spiral_in(grid: int) -> torch.Tensor:
+    """`spiral_out` backwards."""
+    return spiral_out(grid).flip(0)
+
+
+def halton(grid: int) -> torch.Tensor:
+    """Cells as the points of Halton's sequence first fall on them (bases 2 and 3): spread evenly.
+
+    As Halton-MaskGIT (Besnier et al., arXiv 2503.17076).
+    """
+    order, point = {}, 0
+    while len(order) < grid * grid:
+        point += 1
+        row, column = (int(_radical_inverse(point, base) * grid) for base in (2, 3))
+        order.setdefault(row * grid + column)
+    return torch.tensor(list(order))
+
+
+def _radical_inverse(number: int, base: int) -> float:
+    """Return the digits of a number mirrored at the point: 6 = 110 in base 2 gives 0.011."""
+    value, digit = 0.0, 1.0
+    while number:
+        digit /= base
+        value += digit * (number % base)
+        number //= base
+    return value
+
+
+def multiscale(grid: int) -> torch.Tensor:
+    """Coarse to fine: every 2^k-th row and column, k falling to 0, each lattice in raster order."""
+    row_T, column_T = _rows_columns(grid)
+    place_T = row_T | column_T
+    level_T = torch.where(place_T == 0, 1 << 30, place_T & -place_T)  # lowest bit that is set
+    return level_T.argsort(descending=True, stable=True)
+
+
+def checkerboard(grid: int) -> torch.Tensor:
+    """The cells of one colour, then those of the other, in raster order."""
+    row_T, column_T = _rows_columns(grid)
+    return ((row_T + column_T) % 2).argsort(stable=True)
+
+
+def region_scan(grid: int, regions: int = 4) -> torch.Tensor:
     """Return PAR's order_T: the same cell of every square region, before the next cell of any.
 
     `regions` is PAR's n. Raises InputError unless it is the square of a divisor of `grid`.
     """
-    side = math.isqrt(regions)
+    side = math.isqrt(max(regions, 0))
     if regions < 1 or side * side != regions or grid % side:
         raise InputError(
             f"expected the number of regions to be the square of a divisor of {grid}, got {regions}"
@@ -60,37 +141,55 @@ def region_scan(grid: int, regions: int) -> torch.Tensor:
     return cells.permute(1, 3, 0, 2).reshape(-1)
 
 
-def scan(name: ScanName, grid: int, regions: int = 4) -> torch.Tensor:
-    """Return the order_T of a scan over a grid x grid square, int64; `regions` is PAR's n.
+ORDERS: dict[str, Callable[[int], torch.Tensor]] = {
+    "raster": raster,
+    "alternate": alternate,
+    "z_curve": z_curve,
+    "subsample": subsample,
+    "spiral_in": spiral_in,
+    "spiral_out": spiral_out,
+    "regions": region_scan,
+    "column": column,
+    "diagonal": diagonal,
+    "halton": halton,
+    "multiscale": multiscale,
+    "checkerboard": checkerboard,
+}
+"""The fixed orders by name: grid side -> order_T, int64. To add one: a function and a line here."""
+SCANS = tuple(ORDERS)
+ScanName = Literal[SCANS]
+FIXED_RANDOM = "fixed_random"
+CHANCE = ("random", "anneal", "adaptive")
+"""policies that need a method which can be asked for any order"""
+OrderName = Literal[(*SCANS, FIXED_RANDOM, *CHANCE)]
 
-    Raises InputError for an unknown name, or for a side that the scan is not defined on
-    (z_curve and subsample: powers of two; spirals and regions: even).
+
+def scan(name: str | Path, grid: int, regions: int = 4, seed: int = 0) -> torch.Tensor:
+    """Return an order_T by its name in ORDERS, `fixed_random`, or the path of an .npy that has it.
+
+    `regions` is PAR's n, `seed` that of fixed_random. Raises InputError for an unknown name, a side
+    that the order is not defined on, or a file without a permutation of the cells.
     """
-    row_T, column_T = (
-        torch.arange(grid * grid).div(grid, rounding_mode="floor"),
-        torch.arange(grid * grid).remainder(grid),
-    )
-    levels = int(math.log2(grid))
-    if name in ("z_curve", "subsample") and 2**levels != grid:
-        raise InputError(f"{name} needs a grid side that is a power of two, got {grid}")
-    if name in ("spiral_in", "spiral_out") and grid % 2:
-        raise InputError(f"{name} needs an even grid side, got {grid}")
-    pairs = list(zip(_bits(row_T, levels), _bits(column_T, levels), strict=True))
-    if name == "raster":
-        return row_T * grid + column_T
-    if name == "alternate":
-        return (row_T * grid + torch.where(row_T % 2 == 0, column_T, grid - 1 - column_T)).argsort()
-    if name == "z_curve":
-        return sum(c << 2 * b | r << 2 * b + 1 for b, (r, c) in enumerate(pairs)).argsort()
-    if name == "subsample":
-        return sum((2 * r + c) << 2 * (levels - 1 - b) for b, (r, c) in enumerate(pairs)).argsort()
-    if name == "spiral_out":
-        return torch.tensor(_spiral_out(grid))
-    if name == "spiral_in":
-        return torch.tensor(_spiral_out(grid)).flip(0)
-    if name == "regions":
-        return region_scan(grid, regions)
-    raise InputError(f"expected an order of {', '.join(SCANS)}, got {name}")
+    if name == FIXED_RANDOM:
+        return torch.randperm(grid * grid, generator=torch.Generator().manual_seed(seed))
+    if str(name).endswith(".npy"):
+        return _read_order(Path(name), grid)
+    if name not in ORDERS:
+        names = ", ".join((*ORDERS, FIXED_RANDOM))
+        raise InputError(f"expected an order of {names}, or an .npy file with one, got {name}")
+    return ORDERS[name](grid, regions) if name == "regions" else ORDERS[name](grid)
+
+
+def _read_order(path: Path, grid: int) -> torch.Tensor:
+    """Return the permutation of 0..T-1 in an .npy."""
+    try:
+        order_T = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise InputError(f"cannot read an order from {path} ({e})") from None
+    cells = grid * grid
+    if order_T.ndim != 1 or order_T.dtype.kind not in "iu" or sorted(order_T) != [*range(cells)]:
+        raise InputError(f"{path}: expected each of 0..{cells - 1} once, integers of shape (T,)")
+    return torch.from_numpy(order_T.astype(np.int64))
 
 
 def mixed_order(
@@ -175,88 +274,3 @@ def cosine_groups(tokens: int, steps: int) -> list[int]:
         target = math.floor((1 - math.cos((math.pi / 2) * (t + 1) / steps)) * tokens + 1)
         done.append(min(tokens, max(done[-1] + 1, target)))
     return [after - before for before, after in itertools.pairwise(done)]
-
-
-OrderName = Literal[(*SCANS, "random", "anneal", "adaptive")]
-
-
-@dataclass(frozen=True)
-class Anneal:
-    """How --order anneal goes from random orders to a fixed one, as RAR (arXiv 2411.00776)."""
-
-    start: float = 0.5
-    """share of the training with random orders only"""
-    end: float = 0.75
-    """share of the training after which the order is fixed"""
-    to: ScanName = "raster"
-    """the order it ends in"""
-
-    def check(self) -> None:
-        """Raise InputError for an end before the start."""
-        expect_fraction(self, "start", "end")
-        if self.start > self.end:
-            raise InputError(
-                f"expected --anneal.start <= --anneal.end, got {self.start} and {self.end}"
-            )
-
-
-@dataclass(frozen=True)
-class Adaptive:
-    """How --order adaptive shuffles: raster at a held-out token ECE of 0, more as that grows."""
-
-    most: float = 1.0
-    """largest share of an image's cells that is shuffled among themselves"""
-    threshold: float = 0.05
-    """ECE (15 bins of equal width, raster order) from which on `most` are shuffled"""
-
-    def check(self) -> None:
-        """Raise InputError for a share outside [0, 1], or a threshold that is not above 0."""
-        if not 0 <= self.most <= 1:
-            raise InputError(f"expected --adaptive.most in [0, 1], got {self.most}")
-        if self.threshold <= 0:
-            raise InputError(f"expected --adaptive.threshold > 0, got {self.threshold}")
-
-    def share(self, ece: float) -> float:
-        """Return the share of shuffled cells at an ECE."""
-        return min(1.0, ece / self.threshold) * self.most
-
-
-@dataclass(frozen=True)
-class OrderPolicy:
-    """An --order with what it needs: the orders of every step of a training."""
-
-    name: OrderName
-    anneal: Anneal
-    adaptive: Adaptive
-
-    @property
-    def scan(self) -> ScanName:
-        """The order without chance, where the policy starts from or ends in."""
-        if self.name == "anneal":
-            return self.anneal.to
-        return "raster" if self.name in ("random", "adaptive") else self.name
-
-    @property
-    def asked(self) -> str:
-        """The order to measure and to sample in: `random` if it is all random, else the scan."""
-        return "random" if self.name == "random" else self.scan
-
-    def draw(
-        self,
-        base_T: torch.Tensor,
-        batch: int,
-        progress: float,
-        ece: float,
-        generator: torch.Generator,
-    ) -> torch.Tensor:
-        """Return order_BS of one step.
-
-        base_T is the order of `scan`, `progress` the share of the training that is over, and `ece`
-        the last one measured on held-out codes, 0 before the first (only `adaptive` looks at it).
-        """
-        if self.name == "adaptive":
-            return shuffled_order(base_T, batch, self.adaptive.share(ece), generator)
-        share = float(self.name == "random")
-        if self.name == "anneal":
-            share = random_fraction_at(progress, self.anneal.start, self.anneal.end)
-        return mixed_order(base_T, batch, share, generator)

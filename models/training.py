@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 OptimizerName = Literal["adamw", "muon"]
+LoggerName = Literal["none", "tensorboard", "wandb"]
 LOG_EVERY = 50
 """steps between the rows of a generator's log"""
 
@@ -189,3 +190,27 @@ def same_run(saved: dict, wanted: dict, free: Iterable[str], path: Path) -> None
 def write_log(path: Path, rows: list[dict]) -> None:
     """Write the log so far, one JSON object a line, in one rename."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def start_logger(name: LoggerName, out: Path, head: dict) -> Callable[[dict], None]:
+    """Return what takes a row of the log, with its `step`, besides metrics.jsonl.
+
+    Raises InputError, with the command to install it, for a logger that is not there.
+    """
+    try:
+        if name == "tensorboard":
+            from lightning_fabric.loggers import TensorBoardLogger
+
+            board = TensorBoardLogger(out, name="", version="")
+            return lambda row: board.log_metrics(dict(row), row["step"])
+        if name == "wandb":
+            import wandb
+
+            run = wandb.init(
+                project="any-order-cifar", name=out.name, id=out.name, resume="allow", config=head
+            )
+            return lambda row: run.log(row, step=row["step"])
+    except ModuleNotFoundError:
+        install = {"tensorboard": "uv sync --extra tensorboard", "wandb": "uv pip install wandb"}
+        raise InputError(f"--logger {name} is not installed; run: {install[name]}") from None
+    return lambda row: None

@@ -180,6 +180,8 @@ class ModelConfig:
     ffn_dropout: float = 0.1
     scan: str = "raster"
     """the one order of a method that cannot choose"""
+    cells: tuple[int, ...] = ()
+    """the cells in the order `scan`, if that is no function of the grid: read from a file, drawn"""
     regions: int = 4
     """of the order `regions`: PAR generates as many codes side by side, its n"""
     ffn_width: int | None = None

@@ -1,14 +1,20 @@
 """Which orders a training sees: adaptive shuffling, and PAR's number of regions."""
 
 import json
+import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from test_training import config, results, same, stage
 
 from models.checkpoint import load_generator
 from models.errors import InputError
-from models.orders import Adaptive, Anneal, OrderPolicy, region_scan, scan, shuffled_order
+from models.order_policy import Adaptive, Anneal, OrderPolicy
+from models.orders import region_scan, scan, shuffled_order
+from models.sampling import Plan, sample_codes
+from models.training import averaged, start_logger
 
 
 def generator():
@@ -59,8 +65,10 @@ def test_adaptive_trains_by_what_it_measured_and_resumes_bit_for_bit(world, tmp_
     stage.main(whole)
     rows = [json.loads(row) for row in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
     measured = [row["heldout_ece"] for row in rows]
-    assert seen == [0, 0, *measured[:1] * 2, *measured[1:2] * 2]
-    assert 0 < measured[0] != measured[1] < 1
+    before = seen[0]  # measured before the first step
+    assert seen == [before, before, *measured[:1] * 2, *measured[1:2] * 2]
+    assert 0 < before != measured[0] > 0
+    assert measured[0] != measured[1] < 1
     cut = config(world, tmp_path / "cut", **changes)
     with pytest.raises(KeyboardInterrupt):
         stage.main(cut)
@@ -82,3 +90,69 @@ def test_par_trains_with_sixteen_regions(world, tmp_path):
     assert model.groups(None) == [1] * 16 + [16] * 3
     with pytest.raises(InputError, match="regions"):
         stage.main(config(world, tmp_path / "other", method="par", regions=9))
+
+
+@pytest.mark.parametrize("method", ["gpt", "randar"])
+def test_an_order_of_ones_own_is_trained_in_kept_and_compared(world, tmp_path, method):
+    path = tmp_path / "mine.npy"
+    np.save(path, np.arange(64)[::-1])
+    cfg = config(world, tmp_path / "run", method=method, order=path, steps=2)
+    stage.main(cfg)
+    np.save(path, np.roll(np.arange(64), 1))
+    with pytest.raises(InputError, match="another config .*order"):
+        stage.main(cfg)
+    path.unlink()  # the contents are in the checkpoint
+    generator = load_generator(tmp_path / "run/last.pth")
+    assert generator.order == "mine.npy"
+    assert generator.model.order("mine.npy").tolist() == [*range(63, -1, -1)]
+    codes_NT = sample_codes(generator.model, torch.arange(2), Plan(order=generator.order), seed=0)
+    assert codes_NT.shape == (2, 64) and codes_NT.min() >= 0
+    with pytest.raises(InputError, match="PAR|--order regions"):
+        stage.main(config(world, tmp_path / "other", method="par", order=path))
+
+
+def test_fixed_random_is_one_order_for_all_from_its_seed(world, tmp_path):
+    changes = {"method": "gpt", "order": "fixed_random", "order_seed": 5, "steps": 2}
+    out = stage.main(config(world, tmp_path / "run", **changes))
+    expected = scan("fixed_random", 8, seed=5)
+    assert torch.equal(load_generator(out / "last.pth").model.order("fixed_random"), expected)
+
+
+def test_the_average_of_constant_weights_is_those_weights():
+    model = torch.nn.Linear(3, 3)
+    ema = averaged(model, 0.999)
+    ema.module.weight.data.zero_()  # whatever it starts from
+    for _ in range(5):
+        ema.update_parameters(model)
+    assert torch.equal(ema.module.weight, model.weight)
+
+
+def test_the_average_of_a_short_run_is_not_mostly_its_start():
+    """Weights 0, 1, .. 1: without warm-up 0.999^99 = 91% of it would be the first."""
+    model = torch.nn.Linear(1, 1)
+    ema = averaged(model, 0.999)
+    for value in (0.0, *[1.0] * 99):
+        model.weight.data.fill_(value)
+        ema.update_parameters(model)
+    assert ema.module.weight.item() > 0.999
+
+
+def test_bits_of_raw_and_averaged_weights_are_logged_side_by_side(world, tmp_path):
+    out = stage.main(config(world, tmp_path / "run"))
+    rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["heldout_bits"] != row["raw_heldout_bits"] for row in rows)
+
+
+def test_a_logger_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match="wandb is not installed"):
+        start_logger("wandb", tmp_path, {})
+    start_logger("none", tmp_path, {})({"step": 1})
+
+
+def test_wandb_gets_the_rows_of_the_log(world, tmp_path, monkeypatch):
+    seen = []
+    run = SimpleNamespace(log=lambda row, step: seen.append((step, row["train_bits"])))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
+    stage.main(config(world, tmp_path / "run", logger="wandb"))
+    assert [step for step, _ in seen] == [2, 4]

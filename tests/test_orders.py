@@ -2,14 +2,16 @@
 
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import InputError
+from models.methods import METHODS
 from models.orders import (
-    SCANS,
+    ORDERS,
     Grouping,
     cosine_groups,
     groups_of,
@@ -18,6 +20,7 @@ from models.orders import (
     region_scan,
     scan,
 )
+from models.transformer import ModelConfig
 
 FOUR_BY_FOUR = {
     "raster": "0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15",
@@ -27,6 +30,11 @@ FOUR_BY_FOUR = {
     "spiral_out": "9 5 6 10 14 13 12 8 4 0 1 2 3 7 11 15",
     "spiral_in": "15 11 7 3 2 1 0 4 8 12 13 14 10 6 5 9",
     "regions": "0 2 8 10 1 3 9 11 4 6 12 14 5 7 13 15",
+    "column": "0 4 8 12 1 5 9 13 2 6 10 14 3 7 11 15",
+    "diagonal": "0 1 4 2 5 8 3 6 9 12 7 10 13 11 14 15",
+    "halton": "9 6 12 1 11 4 14 3 8 5 0 7 13 2 15 10",
+    "multiscale": "0 2 8 10 1 3 4 5 6 7 9 11 12 13 14 15",
+    "checkerboard": "0 2 5 7 8 10 13 15 1 3 4 6 9 11 12 14",
 }
 EIGHT_BY_EIGHT = {
     "alternate": """0 1 2 3 4 5 6 7 15 14 13 12 11 10 9 8 16 17 18 19 20 21 22 23 31 30 29 28 27
@@ -51,14 +59,14 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split()]
 
 
-@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize("name", FOUR_BY_FOUR)
 def test_scans_equal_the_published_tables(name):
     assert scan(name, 4).tolist() == numbers(FOUR_BY_FOUR[name])
     if name in EIGHT_BY_EIGHT:
         assert scan(name, 8).tolist() == numbers(EIGHT_BY_EIGHT[name])
 
 
-@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize("name", ORDERS)
 @pytest.mark.parametrize("grid", [2, 4, 8, 16])
 def test_scans_are_permutations(name, grid):
     assert scan(name, grid).sort().values.tolist() == list(range(grid * grid))
@@ -83,7 +91,7 @@ def test_scans_refuse_grids_they_are_not_defined_on(name, grid):
         scan(name, grid)
 
 
-@given(st.integers(1, 40), st.integers(0, 2**31), st.sampled_from(SCANS))
+@given(st.integers(1, 40), st.integers(0, 2**31), st.sampled_from(list(ORDERS)))
 def test_gathering_by_order_and_by_rank_undo_each_other(batch, seed, name):
     generator = torch.Generator().manual_seed(seed)
     codes_BT = torch.randint(99, (batch, 16), generator=generator)
@@ -212,3 +220,33 @@ def test_groups_fill_the_usual_grids_in_every_number_of_steps(tokens, grouping):
 def test_groups_refuse_impossible_steps(steps):
     with pytest.raises(ValueError, match="steps"):
         groups_of(64, steps, "cosine")
+
+
+def test_halton_spreads_the_first_cells_evenly():
+    """Of 16 cells in a row each 4x4 quarter has two or more; raster gives it 8 or none."""
+    for first in range(0, 64, 16):
+        row, column = scan("halton", 8)[first : first + 16] // 8, scan("halton", 8)[first:][:16] % 8
+        assert torch.bincount(row // 4 * 2 + column // 4, minlength=4).min() >= 2
+
+
+def test_an_order_of_ones_own_is_a_function_and_a_line(monkeypatch):
+    monkeypatch.setitem(ORDERS, "mine", lambda grid: torch.arange(grid * grid).flip(0))
+    assert scan("mine", 4).tolist() == [*range(15, -1, -1)]
+    assert METHODS["gpt"](ModelConfig(scan="mine")).order("mine").tolist() == [*range(63, -1, -1)]
+
+
+def test_an_order_is_read_from_a_file_and_must_be_a_permutation(tmp_path):
+    path = tmp_path / "mine.npy"
+    np.save(path, np.arange(16, dtype=np.int32)[::-1])
+    assert scan(path, 4).tolist() == scan(str(path), 4).tolist() == [*range(15, -1, -1)]
+    for wrong in (np.zeros(16, int), np.arange(64), np.arange(16.0), np.arange(16).reshape(4, 4)):
+        np.save(path, wrong)
+        with pytest.raises(InputError, match="each of 0..15 once"):
+            scan(path, 4)
+    with pytest.raises(InputError, match="cannot read"):
+        scan(tmp_path / "none.npy", 4)
+
+
+def test_fixed_random_is_one_order_a_seed():
+    one, same, other = (scan("fixed_random", 8, seed=seed).tolist() for seed in (1, 1, 2))
+    assert one == same != other and sorted(one) == [*range(64)] != one
