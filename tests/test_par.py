@@ -109,7 +109,9 @@ def test_numbers_of_steps(grid, regions, steps):
     assert own == [1] * regions + [regions] * (tokens // regions - 1)
     assert len(own) == steps and sum(own) == tokens and model.groups(steps) == own
     assert model.groups(tokens) == [1] * tokens
-    with pytest.raises(InputError, match=rf"{steps} steps, or in {tokens} of one.*got --steps 3$"):
+    with pytest.raises(
+        InputError, match=rf"{steps} steps, or in {tokens} of one.*got --decode-steps 3$"
+    ):
         model.groups(3)
 
 
@@ -125,7 +127,9 @@ def test_groups_of_one_take_no_more_runs_of_the_network(monkeypatch):
 
 def test_samples_do_not_depend_on_how_a_group_is_asked_for():
     model, label_N = tiny(4, 4), torch.tensor([0, 1, 2, 0])
-    plans = [Plan(order="regions", steps=steps, schedule="constant") for steps in (None, 7, 16)]
+    plans = [
+        Plan(order="regions", decode_steps=steps, schedule="constant") for steps in (None, 7, 16)
+    ]
     codes = [sample_codes(model, label_N, plan, seed=1) for plan in plans]
     assert torch.equal(codes[0], codes[1]) and torch.equal(codes[0], codes[2])
 

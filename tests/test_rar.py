@@ -211,7 +211,7 @@ def test_images_of_a_label_share_their_modulation_and_nothing_else():
 def test_initial_weights():
     """Blocks are the identity; ln sum exp - mean of the logits is ln V + 0.02^2 * D / 2."""
     torch.manual_seed(0)
-    config = ModelConfig(codes=512, classes=3, grid=GRID, layers=2, heads=4, width=256)
+    config = ModelConfig(vocab_size=512, classes=3, grid=GRID, layers=2, heads=4, width=256)
     model = build("rar", config).eval()
     assert model.cls_token.count_nonzero() == 0
     zero = [name for name, value in model.named_parameters() if not value.any()]
