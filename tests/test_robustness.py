@@ -42,7 +42,8 @@ CODES = 7
 def tiny(method: str):
     torch.manual_seed(0)
     config = ModelConfig(
-        vocab_size=CODES, classes=3, grid=4, scan=METHODS[method].scans[0], layers=2, heads=2, width=16,
+        vocab_size=CODES, classes=3, grid=4, scan=METHODS[method].scans[0],
+        layers=2, heads=2, width=16,
         token_dropout=0, residual_dropout=0, ffn_dropout=0,
     )  # fmt: skip
     model = build(method, config)

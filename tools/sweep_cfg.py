@@ -192,8 +192,9 @@ def report(swept: list[dict], final: dict | None, metric: str, file: Path) -> No
     for row in sorted(swept, key=lambda row: better(row, metric)):
         plan = row["plan"]
         print(
-            f"  {metric} {row['samples'][metric]:9.4f}  cfg {plan['cfg_scale']:g} {plan['schedule']}, "
-            f"temperature {plan['temperature']:g}, {plan['steps'] or 'all'} steps, "
+            f"  {metric} {row['samples'][metric]:9.4f}  cfg {plan['cfg_scale']:g} "
+            f"{plan['schedule']}, "
+            f"temperature {plan['temperature']:g}, {plan['decode_steps'] or 'all'} steps, "
             f"{row['images_per_second']:.1f} images/s"
         )
     for name, value in (final or {"samples": {}})["samples"].items():
