@@ -61,8 +61,9 @@ class SweepConfig:
         """Raise InputError for settings that nothing can be sampled with."""
         expect_at_least(self, num_samples=LEAST, final=0, batch=1, seed=0)
         for name in ("cfg_scale", "temperature"):
-            if not getattr(self, name) or min(getattr(self, name)) < 0:
-                raise InputError(f"expected --{name} >= 0, got {getattr(self, name)}")
+            values = getattr(self, name)
+            if not values or min(values) < 0:
+                raise InputError(f"expected --{name.replace('_', '-')} >= 0, got {values}")
         if 0 < self.final < LEAST:
             raise InputError(f"expected --final 0 or >= {LEAST}, got {self.final}")
 
