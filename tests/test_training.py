@@ -52,10 +52,10 @@ def same(a, b) -> bool:
 
 
 def results(out) -> dict:
-    """Everything in last.pth that must not depend on a cut: all but the speeds and the date."""
+    """Everything in last.pth that must not depend on a cut: all but speeds, memory and the date."""
     found = last(out)
     for row in found["rows"]:
-        del row["images_per_second"]
+        del row["images_per_second"], row["peak_memory_gb"]
     del found["header"]
     return found
 

@@ -109,42 +109,51 @@ def generator_stages(cfg: QuickstartConfig, order: str) -> list[Stage]:
             f"5 evaluate, {order} order",
             ["eval_c2i.py", f"--checkpoint={run / 'last.pth'}", f"--tokenizer={tokenizer}"]
             + [f"--codes={codes}", f"--data={out / 'data'}", seed, "--inception-weights=none"]
-            + [f"--extractor={out / 'extractor.pth'}", "--num-samples=500", f"--cfg={GUIDANCE}"]
+            + [
+                f"--extractor={out / 'extractor.pth'}",
+                "--num-samples=500",
+                f"--cfg-scale={GUIDANCE}",
+            ]
             + [f"--out={run}"],
         ),
     ]
 
 
-def page_parameters(cfg: QuickstartConfig, about: str) -> str:
+def page_parameters(cfg: QuickstartConfig) -> str:
     """Return the first cell of notebooks/results.ipynb for this run."""
     out = cfg.out.absolute()
     runs = [str(out / f"{cfg.method}_{order}") for order in cfg.orders]
-    tokenizer = str(out / "tokenizer.pth")
-    measure = f"FD_{'c10' if cfg.dataset == 'cifar10' else cfg.dataset}"
     return f"""from pathlib import Path
 
-runs = [Path(path) for path in {runs}]
-checkpoints, grids = ([run / name for run in runs] for name in ("last.pth", "samples.png"))
-tokenizer, cfg_scale, measure, ceiling = Path({tokenizer!r}), {GUIDANCE}, {measure!r}, 6.0
-title, about = "Quickstart: images in any token order", {about!r}"""
+runs, tokenizer = [Path(path) for path in {runs}], Path({str(out / "tokenizer.pth")!r})
+checkpoints = [run / "last.pth" for run in runs]
+grids = [*(run / "samples.png" for run in runs), tokenizer.with_suffix(".reconstructions.png")]
+cfg_scale, ceiling = {GUIDANCE}, 6.0"""
 
 
-def write_page(notebook: Path, parameters: str, out: Path) -> None:
-    """Execute a notebook with other parameters; write what it shows as one HTML file."""
+def write_page(parameters: str, head: str, foot: str, out: Path) -> None:
+    """Execute the first half of notebooks/results.ipynb; write what it shows as one HTML file."""
     import nbformat
     from nbclient import NotebookClient
     from nbconvert import HTMLExporter
 
-    page = nbformat.read(notebook, as_version=4)
-    page.cells.insert(1 + next(i for i, cell in enumerate(page.cells) if cell.cell_type == "code"),
-                      nbformat.v4.new_code_cell(parameters))  # fmt: skip
-    where = {"metadata": {"path": str(notebook.parent), "name": "Quickstart"}}
+    page = nbformat.read(ROOT / "notebooks/results.ipynb", as_version=4)
+    first, last = (
+        next(i for i, cell in enumerate(page.cells) if cell.id == name)
+        for name in ("parameters", "about-calibration")  # what follows was not measured
+    )
+    page.cells[last:] = [nbformat.v4.new_markdown_cell(foot)]
+    page.cells[: first + 1] = [
+        nbformat.v4.new_markdown_cell(head),
+        page.cells[first],
+        nbformat.v4.new_code_cell(parameters),
+    ]
+    where = {"metadata": {"path": str(ROOT / "notebooks"), "name": "Quickstart"}}
     NotebookClient(page, kernel_name="python3", timeout=1200, resources=where).execute()
-    html, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True).from_notebook_node(page)
-    html = re.sub(
-        r"<script.*?</script>", "", html, flags=re.DOTALL
-    )  # of formulas; from the network
-    write_text(out, html)
+    hidden = dict.fromkeys(("exclude_input", "exclude_input_prompt", "exclude_output_prompt"), True)
+    html, _ = HTMLExporter(**hidden).from_notebook_node(page)
+    # formulas and widgets, which are not there, would be drawn by scripts from the network
+    write_text(out, re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL))
 
 
 def write_numbers(cfg: QuickstartConfig, about: dict) -> None:
@@ -172,12 +181,15 @@ def main(cfg: QuickstartConfig) -> Path:
         seconds[" and ".join(name for name, _ in stages)] = time.time() - since
         commands += [shlex.join(["uv", "run", *line]) for _, line in stages]
     minutes = (time.time() - began) / 60
-    about = f"{cfg.method} in {' and in '.join(cfg.orders)} order; {minutes:.1f} minutes."
+    head = (
+        f"# Images in any token order\n\nAn image becomes an 8x8 grid of codes, and {cfg.method} "
+    )
+    head += f"learned them in {' and in '.join(cfg.orders)} order, in {minutes:.1f} minutes."
     if resumed:
-        about += f" Resumed at {datetime.fromtimestamp(began):%Y-%m-%d %H:%M}: some of it is older."
-    about += "\n\n```\n" + "\n".join(commands) + "\n```"
+        head += f" Resumed at {datetime.fromtimestamp(began):%Y-%m-%d %H:%M}: a part is older."
+    foot = "## How this was made\n\n```\n" + "\n".join(commands) + "\n```"
     path = cfg.out / "index.html"
-    write_page(ROOT / "notebooks/results.ipynb", page_parameters(cfg, about), path)
+    write_page(page_parameters(cfg), head, foot, path)
     minutes = (time.time() - began) / 60
     timing = {"minutes": minutes, "cores": threads, "resumed": resumed, "seconds": seconds}
     write_numbers(cfg, timing)
