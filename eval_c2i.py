@@ -53,14 +53,14 @@ class EvalConfig:
     """sample again with seed + 1, ..: mean and sd of every number"""
     order: Literal[(*SCANS, FIXED_RANDOM, "random")] | Path | None = None
     """order of sampling; default: the one it was trained in (anneal, adaptive: the scan)"""
-    steps: int | None = None
+    decode_steps: int | None = None
     """network calls a sample; fewer than 64 decode codes in parallel; default 64"""
     grouping: Grouping | None = None
     """how many codes each step decodes: cosine (RandAR; default), arpg_cosine, arccos (ARPG)"""
-    cfg: float | None = None
+    cfg_scale: float | None = None
     """guidance scale, 1 for none; default: what the checkpoint recommends, else 2"""
     schedule: Schedule | None = None
-    """linear (default): from 1 to --cfg over the decoding; power_cosine as RAR; constant"""
+    """linear (default): from 1 to --cfg-scale over the decoding; power_cosine as RAR; constant"""
     power: float | None = None
     """of power_cosine; default 2.75"""
     temperature: float | None = None
@@ -86,8 +86,8 @@ class EvalConfig:
         """Raise InputError for numbers that no evaluation can have."""
         if (self.checkpoint is None) == (self.samples is None):
             raise InputError("expected either --checkpoint or --samples")
-        expect_at_least(self, num_samples=LEAST, batch=1, steps=1, seeds=1)
-        expect_at_least(self, cfg=0, temperature=0, top_k=0, random_orders=1)
+        expect_at_least(self, num_samples=LEAST, batch=1, decode_steps=1, seeds=1)
+        expect_at_least(self, cfg_scale=0, temperature=0, top_k=0, random_orders=1)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"expected --top-p in (0, 1], got {self.top_p}")
 
@@ -100,7 +100,7 @@ class EvalConfig:
         asked = {name: value for name, value in asked.items() if value is not None}
         if self.order is not None:
             asked["order"] = str(self.order)
-        plan = Plan(**{"cfg": 2.0, "order": generator.order} | generator.sampling | asked)
+        plan = Plan(**{"cfg_scale": 2.0, "order": generator.order} | generator.sampling | asked)
         check_order(generator.header["method"], plan.order, generator.model.config.scan)
         plan.groups(generator.model)  # refuses a number of steps that the method cannot take
         return plan

@@ -139,7 +139,7 @@ def model_config(cfg: TrainConfig, codes: Codes) -> ModelConfig:
     if isinstance(cfg.order, Path) or cfg.order == FIXED_RANDOM:
         cells = tuple(scan(cfg.order, codes.header["grid"], seed=cfg.order_seed).tolist())
     return ModelConfig(
-        codes=codes.header["codebook_size"],
+        vocab_size=codes.header["codebook_size"],
         classes=len(codes.header["classes"]),
         grid=codes.header["grid"],
         token_dropout=cfg.dropout,

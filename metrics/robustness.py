@@ -109,7 +109,7 @@ def context_report(
     """
     clean_N, rows = None, []
     for rho in [0.0, *(rho for rho in rhos if rho)]:
-        corrupted_NT = corrupt_context(codes_NT, rho, model.config.codes, neighbours_VK, seed)
+        corrupted_NT = corrupt_context(codes_NT, rho, model.config.vocab_size, neighbours_VK, seed)
         inputs = (codes_NT, corrupted_NT, label_N, order_NS)
         tokens = collect(corrupted_batches(model, *inputs, batch, f"rho {rho:g}"))
         bits_NS = tokens.nats_NS / math.log(2)
@@ -146,7 +146,7 @@ class MisreadContext(Method):
         device = next(model.parameters()).device
         # the 1 makes it another stream than the one that `sample_chance` picks the codes by
         streams = [np.random.default_rng([seed, sample, 1]) for sample in samples]
-        tokens, codes = model.config.tokens, model.config.codes
+        tokens, codes = model.config.tokens, model.config.vocab_size
         chance_BT = np.stack([stream.random(tokens) for stream in streams])
         step_BT = np.stack([stream.integers(1, codes, tokens) for stream in streams])
         self.chance_BT = torch.from_numpy(chance_BT).to(device)
@@ -172,7 +172,7 @@ class MisreadContext(Method):
         """Return the logits after the codes as misread; the batch is the samples once, or twice."""
         halves = len(codes_Bm) // len(self.chance_BT)
         chance_BT, step_BT = (x.repeat(halves, 1) for x in (self.chance_BT, self.step_BT))
-        other_Bm = (codes_Bm + step_BT.gather(1, cells_Bm)) % self.config.codes
+        other_Bm = (codes_Bm + step_BT.gather(1, cells_Bm)) % self.config.vocab_size
         misread_Bm = chance_BT.gather(1, cells_Bm) < self.rho
         read_Bm = torch.where(misread_Bm, other_Bm, codes_Bm)
         return self.model.decode(cache, read_Bm, cells_Bm, next_cells_Bn)

@@ -95,7 +95,7 @@ def show_progress(
         return
     model.eval()
     label_N = torch.arange(len(classes)).repeat_interleave(8)
-    codes_NT = sample_codes(model, label_N, Plan(order=order, cfg=2.0), seed=0)
+    codes_NT = sample_codes(model, label_N, Plan(order=order, cfg_scale=2.0), seed=0)
     figure = plot_class_grid(decode_codes(tokenizer, codes_NT), label_N.numpy(), classes)
     save_figure(figure, out / f"samples/{rows[-1]['step']:07d}.png")
 
@@ -146,8 +146,8 @@ def watch_decoding(
     free = model.any_order and model.parallel
     plan = Plan(
         order=generator.order if order is None or own else order,
-        steps=decode_steps if free else None,
-        cfg=cfg_scale,
+        decode_steps=decode_steps if free else None,
+        cfg_scale=cfg_scale,
     )
     check_order(head["method"], name if own else plan.order, model.config.scan)
     label_N = torch.arange(min(count, model.config.classes))

@@ -186,11 +186,11 @@ class ARPG(Method):
                 f"arpg gives half of its layers to each of two passes: "
                 f"expected an even number of layers, got {config.layers}"
             )
-        self.embeddings = nn.Embedding(config.codes + config.classes + 3, config.width)
+        self.embeddings = nn.Embedding(config.vocab_size + config.classes + 3, config.width)
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.layers = TwoPasses(config)
         self.norm = RMSNorm(config.width)
-        self.head = nn.Linear(config.width, config.codes, bias=False)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         initialise(self)
         nn.init.zeros_(self.head.weight)
 
@@ -200,7 +200,7 @@ class ARPG(Method):
         Apart, so that an id out of range is an error and not another's vector. The last row of the
         published table belongs to a label of theirs that nothing uses.
         """
-        sizes = [self.config.codes, 1, self.config.classes + 1, 1]
+        sizes = [self.config.vocab_size, 1, self.config.classes + 1, 1]
         code_VD, query_1D, label_D, _ = self.embeddings.weight.split(sizes)
         return code_VD, query_1D.unsqueeze(0), label_D
 

@@ -15,6 +15,20 @@ from models.training import same_run
 from models.transformer import ModelConfig
 
 KIND = "generator"
+RENAMED = {
+    "model_config": {"codes": "vocab_size"},
+    "plan": {"cfg": "cfg_scale", "steps": "decode_steps"},
+    "config": {},
+}
+"""Fields of files that were written before they had the names of today, old -> new."""
+ADDED = {"config": {"order_seed": 0}}
+"""Fields that such files lack, with the value that says what was done then."""
+
+
+def renewed(part: str, saved: dict) -> dict:
+    """Return a part of a file, of RENAMED, with the names of today."""
+    names = RENAMED[part]
+    return ADDED.get(part, {}) | {names.get(name, name): value for name, value in saved.items()}
 
 
 def save_generator(path: Path, head: dict, model: Method, **more: Any) -> None:
@@ -39,7 +53,12 @@ def resume(
         return 0, []
     found = load_checkpoint(path, KIND, rerun=f"rm {path}, then this command")
     saved = found["header"]
-    same_run(saved["config"] | saved["inputs"], head["config"] | head["inputs"], free, path)
+    same_run(
+        renewed("config", saved["config"]) | saved["inputs"],
+        head["config"] | head["inputs"],
+        free,
+        path,
+    )
     if "optimizers" not in found:
         raise InputError(f"{path} was exported and cannot be trained on; choose another --out")
     try:
@@ -75,14 +94,16 @@ class Generator:
     @property
     def sampling(self) -> dict:
         """Fields of a `sampling.Plan` that whoever exported the file recommends; may be empty."""
-        return self.header.get("sampling", {})
+        return renewed("plan", self.header.get("sampling", {}))
 
 
 def load_generator(path: Path) -> Generator:
     """Read a generator. Raises InputError if it is missing, broken, or of an unknown method."""
     found = load_checkpoint(path, KIND, rerun="uv run train_c2i.py")
     try:
-        model = build(found["header"]["method"], ModelConfig(**found["model_config"]))
+        model = build(
+            found["header"]["method"], ModelConfig(**renewed("model_config", found["model_config"]))
+        )
         model.load_state_dict({name: value.float() for name, value in found["model"].items()})
     except (KeyError, TypeError, RuntimeError) as e:
         reason = " ".join(str(e).split())[:150]

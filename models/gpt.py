@@ -48,11 +48,11 @@ class GPT(Method):
         """Build the network; the output head starts at zero, so the first loss is ln V."""
         super().__init__(config)
         self.cls_embedding = ClassEmbedding(config.classes, config.width)
-        self.tok_embeddings = nn.Embedding(config.codes, config.width)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.width)
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
-        self.output = nn.Linear(config.width, config.codes, bias=False)
+        self.output = nn.Linear(config.width, config.vocab_size, bias=False)
         initialise(self)
         nn.init.zeros_(self.output.weight)
 

@@ -55,7 +55,7 @@ class Method(nn.Module):
         tokens = self.config.tokens
         if not self.parallel and steps not in (None, tokens):
             raise InputError(
-                f"{type(self).__name__} decodes one code a step: expected --steps {tokens}, "
+                f"{type(self).__name__} decodes one code a step: expected --decode-steps {tokens}, "
                 f"got {steps}"
             )
         return groups_of(tokens, tokens if steps is None else steps, grouping)

@@ -240,7 +240,7 @@ def groups_of(tokens: int, steps: int, grouping: Grouping) -> list[int]:
     1 <= steps <= tokens.
     """
     if not 1 <= steps <= tokens:
-        raise InputError(f"expected steps in 1..{tokens}, got {steps}")
+        raise InputError(f"expected decode steps in 1..{tokens}, got {steps}")
     if grouping == "cosine":
         return cosine_groups(tokens, steps)
     return arpg_groups(tokens, steps, grouping)

@@ -99,12 +99,12 @@ class PAR(Method):
             )
         self.order("regions")  # refuses other numbers
         self.cls_embedding = ClassEmbedding(config.classes, config.width)
-        self.tok_embeddings = nn.Embedding(config.codes, config.width)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.width)
         self.spe_tok_embeddings = SpecialTokens(config.regions, config.width)
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
-        self.output = nn.Linear(config.width, config.codes, bias=False)
+        self.output = nn.Linear(config.width, config.vocab_size, bias=False)
         initialise(self)
         nn.init.zeros_(self.output.weight)
 
@@ -118,7 +118,7 @@ class PAR(Method):
             return [1] * tokens
         raise InputError(
             f"PAR of {regions} regions decodes in {len(own)} steps, or in {tokens} of one code: "
-            f"got --steps {steps}"
+            f"got --decode-steps {steps}"
         )
 
     def _check_turn(self, cells_Bn: torch.Tensor, first: int) -> None:

@@ -53,11 +53,11 @@ class RandAR(Method):
         super().__init__(config)
         self.pos_instruct_embeddings = nn.Parameter(0.02 * torch.randn(1, config.width))
         self.cls_embedding = ClassEmbedding(config.classes, config.width)
-        self.tok_embeddings = nn.Embedding(config.codes, config.width)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.width)
         self.token_dropout = nn.Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
-        self.output = nn.Linear(config.width, config.codes, bias=False)
+        self.output = nn.Linear(config.width, config.vocab_size, bias=False)
         initialise(self)
         nn.init.zeros_(self.output.weight)
 

@@ -176,9 +176,9 @@ class RAR(Method):
         self.target_aware_pos_embed = nn.Parameter(torch.empty(1, tokens + places, width))
         self.timesteps_embeddings = nn.Parameter(torch.empty(1, tokens + steps, width))
         self.blocks = nn.ModuleList(RARBlock(config) for _ in range(config.layers))
-        self.embeddings = nn.Embedding(config.codes + 1 + config.classes + 1, width)
+        self.embeddings = nn.Embedding(config.vocab_size + 1 + config.classes + 1, width)
         self.adaln_before_head = ModulatedNorm(width)
-        self.lm_head = nn.Linear(width, config.codes)
+        self.lm_head = nn.Linear(width, config.vocab_size)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -196,7 +196,7 @@ class RAR(Method):
 
     def _label(self, label_B: torch.Tensor) -> torch.Tensor:
         """Return E[y] (B, 1, D)."""
-        return self.embeddings(self.config.codes + 1 + label_B).unsqueeze(1)
+        return self.embeddings(self.config.vocab_size + 1 + label_B).unsqueeze(1)
 
     def _prefix(self, label_B: torch.Tensor) -> torch.Tensor:
         """Return the slots [cls, y] without T, (B, 2, D)."""

@@ -149,11 +149,11 @@ class Plan:
 
     order: str = "raster"
     """a scan, or `random`: an order of its own for each sample"""
-    steps: int | None = None
+    decode_steps: int | None = None
     """network calls; fewer than tokens decode several codes at once; None: the method's own"""
     grouping: Grouping = "cosine"
     """how many codes each step decodes, when several"""
-    cfg: float = 1.0
+    cfg_scale: float = 1.0
     """guidance scale, 1 for none"""
     schedule: Schedule = "linear"
     power: float = 2.75
@@ -164,9 +164,11 @@ class Plan:
 
     def groups(self, model: Method) -> tuple[list[int], list[float]]:
         """Return each step's number of codes and its guidance scale, for this method."""
-        sizes, tokens = model.groups(self.steps, self.grouping), model.config.tokens
+        sizes, tokens = model.groups(self.decode_steps, self.grouping), model.config.tokens
         done = [sum(sizes[:i]) for i in range(len(sizes))]
-        return sizes, [guidance_at(self.schedule, self.cfg, self.power, q, tokens) for q in done]
+        return sizes, [
+            guidance_at(self.schedule, self.cfg_scale, self.power, q, tokens) for q in done
+        ]
 
 
 def sample_codes(

@@ -142,7 +142,7 @@ def make_optimizers(
     hidden = [
         module.weight
         for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and module.out_features != model.config.codes
+        if isinstance(module, torch.nn.Linear) and module.out_features != model.config.vocab_size
     ]
     if name == "adamw":
         hidden = []

@@ -166,7 +166,7 @@ class SwiGLU(nn.Module):
 class ModelConfig:
     """Everything a method needs to be built; saved in every checkpoint."""
 
-    codes: int = 1024
+    vocab_size: int = 1024
     """V, size of the codebook"""
     classes: int = 10
     """labels are 0..classes-1; `classes` itself is the null label"""

@@ -23,7 +23,7 @@ def tiny(layers: int = 4, dropout: float = 0.0) -> ARPG:
     """A model in float64 and eval mode, with random weights everywhere."""
     torch.manual_seed(0)
     config = ModelConfig(
-        codes=CODES,
+        vocab_size=CODES,
         classes=CLASSES,
         grid=GRID,
         layers=layers,
@@ -72,7 +72,7 @@ def published_keys(codes: int, classes: int, layers: int, width: int, hidden: in
 def test_published_sizes_and_keys(layers, heads, width, hidden, total):
     """ARPG-L and ARPG-XL."""
     config = ModelConfig(
-        codes=16384, classes=1000, grid=16, layers=layers, heads=heads, width=width
+        vocab_size=16384, classes=1000, grid=16, layers=layers, heads=heads, width=width
     )
     with torch.device("meta"):
         model = build("arpg", config)
@@ -194,7 +194,13 @@ def test_sampling_writes_each_cell_once_in_every_number_of_steps(grouping, monke
     label_N = torch.tensor([0, 2])
     for steps in range(1, TOKENS + 1):
         asked.clear()
-        plan = Plan(order="random", steps=steps, grouping=grouping, cfg=2.0, schedule="constant")
+        plan = Plan(
+            order="random",
+            decode_steps=steps,
+            grouping=grouping,
+            cfg_scale=2.0,
+            schedule="constant",
+        )
         codes_NT = sample_codes(model, label_N, plan, seed=steps)
         assert codes_NT.min() >= 0 and codes_NT.max() < CODES
         assert len(asked) == steps

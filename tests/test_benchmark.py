@@ -140,7 +140,7 @@ def test_every_method_in_its_own_order_and_in_the_calls_it_can_take(tmp_path, me
     train, *samples = tool.method_measurements(
         tool.BenchmarkConfig(), method, tmp_path, "--device=cpu"
     )
-    calls = [re.findall(r"--steps=(\d+)", " ".join(sample.line)) for sample in samples]
+    calls = [re.findall(r"--decode-steps=(\d+)", " ".join(sample.line)) for sample in samples]
     assert (option(train.line, "order"), [c[0] if c else None for c in calls]) == asked[method]
     assert len({option(sample.line, "out") for sample in samples}) == len(samples)
 

@@ -30,7 +30,7 @@ def config(world, tmp_path):
         about = {"method": method, "classes": test.header["classes"], "dataset": "shapes"}
         head = header("generator", "tests", {"order": order}, inputs) | about
         torch.manual_seed(0)
-        size = ModelConfig(codes=32, layers=2, heads=2, width=16, scan=order)
+        size = ModelConfig(vocab_size=32, layers=2, heads=2, width=16, scan=order)
         model = build(method, size)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)

@@ -76,7 +76,7 @@ def config(world, extractor, tmp_path):
 def test_evaluation_writes_samples_and_numbers(runs, config, tmp_path, method):
     serves_any_steps = METHODS[method].parallel and METHODS[method].any_order
     steps = 8 if serves_any_steps else None
-    found = stage.main(config(runs[method], steps=steps))
+    found = stage.main(config(runs[method], decode_steps=steps))
     assert json.loads((tmp_path / "out/metrics.json").read_text()) == found
     packed = np.load(tmp_path / "out/samples.npz")
     assert packed["arr_0"].shape == (20, 32, 32, 3) and packed["arr_0"].dtype == np.uint8
@@ -96,14 +96,14 @@ def test_evaluation_writes_samples_and_numbers(runs, config, tmp_path, method):
 def test_the_same_command_gives_the_same_images_in_any_batch(runs, config, tmp_path):
     images = []
     for batch, seed in ((20, 0), (7, 0), (20, 1)):
-        stage.main(config(runs["randar"], steps=8, batch=batch, seed=seed))
+        stage.main(config(runs["randar"], decode_steps=8, batch=batch, seed=seed))
         images.append(np.load(tmp_path / "out/samples.npz")["arr_0"])
     assert np.array_equal(images[0], images[1])
     assert not np.array_equal(images[0], images[2])
 
 
 def test_several_seeds_give_a_mean_and_a_spread(runs, config, tmp_path):
-    cfg = config(runs["randar"], steps=4)
+    cfg = config(runs["randar"], decode_steps=4)
     alone = [stage.main(changed(cfg, seed=seed))["samples"] for seed in (3, 4, 5)]
     found = stage.main(changed(cfg, seed=3, seeds=3))
     assert found["seeds"] == [3, 4, 5] and found["samples"] == alone[0]
@@ -115,7 +115,7 @@ def test_several_seeds_give_a_mean_and_a_spread(runs, config, tmp_path):
 
 
 def test_likelihood_is_averaged_over_random_orders(runs, config, world):
-    cfg = config(runs["arpg"], steps=4, data=None, random_orders=3)
+    cfg = config(runs["arpg"], decode_steps=4, data=None, random_orders=3)
     found = stage.main(cfg)["bits_per_image"]
     model, test = load_generator(cfg.checkpoint).model, load_codes(world.codes, "test")
     inputs = (test.codes_NAT[:, 0], test.label_N)
@@ -128,7 +128,7 @@ def test_likelihood_is_averaged_over_random_orders(runs, config, world):
 
 
 def test_samples_of_others_are_measured_like_ours(runs, config, tmp_path):
-    ours = stage.main(config(runs["randar"], steps=4))
+    ours = stage.main(config(runs["randar"], decode_steps=4))
     file = tmp_path / "theirs.npz"
     file.write_bytes((tmp_path / "out/samples.npz").read_bytes())
     from_file = {"checkpoint": None, "samples": file, "out": tmp_path / "other"}
@@ -170,15 +170,19 @@ def test_samples_that_are_none_are_refused(runs, config, tmp_path):
 
 def test_an_exported_checkpoint_carries_how_to_sample(runs, config, tmp_path):
     export = script("tools/export_checkpoint.py")
-    asked = stage.main(config(runs["randar"], steps=4, cfg=3.5, temperature=0.9, top_k=7))
+    asked = stage.main(
+        config(runs["randar"], decode_steps=4, cfg_scale=3.5, temperature=0.9, top_k=7)
+    )
     found, run = tmp_path / "out/metrics.json", runs["randar"] / "last.pth"
     small = export.main(export.ExportConfig(run, found, tmp_path / "small.pth"))
     images = np.load(tmp_path / "out/samples.npz")["arr_0"]
     assert stage.main(config(runs["randar"], checkpoint=small))["plan"] == asked["plan"]
     same = np.load(tmp_path / "out/samples.npz")["arr_0"]
     assert np.abs(images.astype(int) - same).mean() < 8  # the same but for the weights' rounding
-    plan = stage.main(config(runs["randar"], checkpoint=small, cfg=1.0, steps=2))["plan"]
-    assert plan == asked["plan"] | {"cfg": 1.0, "steps": 2}  # a flag outdoes it
+    plan = stage.main(config(runs["randar"], checkpoint=small, cfg_scale=1.0, decode_steps=2))[
+        "plan"
+    ]
+    assert plan == asked["plan"] | {"cfg_scale": 1.0, "decode_steps": 2}  # a flag outdoes it
     with pytest.raises(InputError, match="expected samples of gpt"):
         export.main(export.ExportConfig(runs["gpt"] / "last.pth", found, tmp_path / "x.pth"))
     found.write_text("{}")
@@ -190,7 +194,7 @@ def test_an_exported_checkpoint_carries_how_to_sample(runs, config, tmp_path):
 def test_labels_can_be_chosen_and_are_held_against_real_images_of_theirs(
     world, runs, config, tmp_path
 ):
-    found = stage.main(config(runs["randar"], steps=4, labels=(3, 7, 8), num_samples=12))
+    found = stage.main(config(runs["randar"], decode_steps=4, labels=(3, 7, 8), num_samples=12))
     assert np.load(tmp_path / "out/samples.npz")["arr_1"].tolist() == [3, 7, 8] * 4
     train = load_split(world.data, "train")
     rows_N = np.isin(train.labels_N, (3, 7, 8))
@@ -206,7 +210,7 @@ def test_too_few_reference_images_are_refused_before_anything_is_sampled(runs, c
 
 
 def test_a_cut_evaluation_goes_on_where_it_was(runs, config, tmp_path, monkeypatch):
-    cfg = config(runs["randar"], steps=4, seeds=2)
+    cfg = config(runs["randar"], decode_steps=4, seeds=2)
     whole = stage.main(changed(cfg, out=tmp_path / "whole"))
     calls = []
 
@@ -248,9 +252,9 @@ def test_codes_of_another_search_are_refused_with_the_command(world, runs, confi
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
-        ("randar", {"steps": 0}, "--steps >= 1, got 0"),
-        ("randar", {"steps": 65}, "steps in 1..64, got 65"),
-        ("gpt", {"steps": 8}, "GPT decodes one code a step"),
+        ("randar", {"decode_steps": 0}, "--decode-steps >= 1, got 0"),
+        ("randar", {"decode_steps": 65}, "steps in 1..64, got 65"),
+        ("gpt", {"decode_steps": 8}, "GPT decodes one code a step"),
         ("gpt", {"order": "random"}, "trained in raster order"),
         ("gpt", {"order": "spiral_in"}, "trained in raster order"),
         ("randar", {"labels": (10,)}, "--labels in 0..9, got .10"),
@@ -296,7 +300,7 @@ def test_artifacts_of_another_kind_or_chain_are_refused(world, runs, config, tmp
 
 
 def test_without_real_images_or_codes_it_still_samples(runs, config, tmp_path, capsys):
-    cfg = config(runs["randar"], data=None, codes=tmp_path / "none", steps=4)
+    cfg = config(runs["randar"], data=None, codes=tmp_path / "none", decode_steps=4)
     cfg = changed(cfg, extractor=None)
     head = load_generator(cfg.checkpoint).header
     if (stage.ROOT / "data" / head["dataset"]).exists():
@@ -312,7 +316,7 @@ def test_a_uniform_model_needs_the_logarithm_of_the_codebook():
     """Without weights all codes are alike: 64 * log2(V) bits an image, exactly."""
     for method in METHODS:
         torch.manual_seed(0)
-        model = build(method, ModelConfig(codes=32, layers=2, width=16, heads=2)).eval()
+        model = build(method, ModelConfig(vocab_size=32, layers=2, width=16, heads=2)).eval()
         for parameter in model.parameters():
             torch.nn.init.zeros_(parameter)
         codes_NT = torch.randint(32, (4, 64))
@@ -364,7 +368,7 @@ def test_an_exported_checkpoint_is_small_and_samples_as_the_run(runs, config, tm
     assert half.header["inputs"] == whole.header["inputs"]
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(half.model.state_dict()[name], value, rtol=1e-3, atol=1e-6)
-    assert stage.main(config(runs["randar"], checkpoint=small, steps=4))["parameters"] > 1e6
+    assert stage.main(config(runs["randar"], checkpoint=small, decode_steps=4))["parameters"] > 1e6
     out, codes = tmp_path / "run", Path(half.header["config"]["codes"])
     out.mkdir()
     (out / "last.pth").write_bytes(small.read_bytes())

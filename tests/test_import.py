@@ -172,7 +172,10 @@ def test_the_published_sizes_are_told_by_their_shapes(method, sizes, more, heads
     shapes = LAYOUTS[method](*sizes, **more)
     assert recognise(shapes) == method
     config = infer_config(method, shapes, None, None)
-    assert (config.layers, config.width, config.codes, config.classes) == (*sizes[:2], *sizes[3:])
+    assert (config.layers, config.width, config.vocab_size, config.classes) == (
+        *sizes[:2],
+        *sizes[3:],
+    )
     assert (config.heads, config.grid) == (heads, 16)
     assert config.regions == more.get("regions", 4)
     with torch.device("meta"):

@@ -24,7 +24,7 @@ def tiny(
     """A method in float64 with random weights, the head too: a zero head hides leaks."""
     torch.manual_seed(0)
     config = ModelConfig(
-        codes=codes,
+        vocab_size=codes,
         classes=3,
         grid=grid,
         scan=scan or METHODS[name].scans[0],
@@ -178,7 +178,9 @@ FIRST_EXCESS = {"rar": (0.02**2 * 16 / 2, 0.03)}
 
 def test_first_loss_is_log_of_the_codebook(name):
     torch.manual_seed(0)
-    model = build(name, ModelConfig(codes=CODES, classes=3, grid=GRID, layers=2, width=16, heads=2))
+    model = build(
+        name, ModelConfig(vocab_size=CODES, classes=3, grid=GRID, layers=2, width=16, heads=2)
+    )
     codes_BT, label_B = draw()
     order_BS = orders_of(model, BATCH)[0]
     loss, parts = model.loss(model(codes_BT, label_B, order_BS), codes_BT, order_BS)
@@ -189,7 +191,7 @@ def test_first_loss_is_log_of_the_codebook(name):
 
 def test_one_batch_is_memorised(name):
     torch.manual_seed(0)
-    config = ModelConfig(codes=32, classes=3, grid=GRID, layers=2, width=32, heads=2)
+    config = ModelConfig(vocab_size=32, classes=3, grid=GRID, layers=2, width=32, heads=2)
     model = build(name, config).train()
     codes_BT, label_B = draw(codes=32)
     order_BS = orders_of(model, BATCH)[-1]
@@ -207,7 +209,7 @@ def test_one_batch_is_memorised(name):
 def test_a_sample_is_the_same_whatever_batch_it_is_in(name, cfg):
     model = tiny(name)
     label_N = torch.tensor([0, 1, 2, 0, 1])
-    plan = Plan(order=order_of(model), cfg=cfg)
+    plan = Plan(order=order_of(model), cfg_scale=cfg)
     together = sample_codes(model, label_N, plan, seed=3)
     apart = [sample_codes(model, label_N[i : i + 1], plan, 3, first=i) for i in range(5)]
     assert torch.equal(together, torch.cat(apart))
@@ -223,7 +225,7 @@ def test_every_cell_is_written_for_every_number_of_steps(name, steps):
     except InputError:
         assert not (model.parallel and model.any_order)
         pytest.skip("has no such number of steps")
-    plan = Plan(order=order_of(model), steps=steps, cfg=2.0)
+    plan = Plan(order=order_of(model), decode_steps=steps, cfg_scale=2.0)
     codes_NT = sample_codes(model, torch.tensor([0, 2]), plan, seed=0)
     assert codes_NT.shape == (2, TOKENS)
     assert codes_NT.min() >= 0 and codes_NT.max() < CODES
@@ -280,7 +282,7 @@ def test_published_sizes_and_keys(name, extra, layers, heads, width, hidden, cod
         model = build(
             name,
             ModelConfig(
-                codes=codes, classes=1000, grid=16, layers=layers, heads=heads, width=width
+                vocab_size=codes, classes=1000, grid=16, layers=layers, heads=heads, width=width
             ),
         )
     found = {key: tuple(value.shape) for key, value in model.state_dict().items()}

@@ -60,7 +60,7 @@ def test_guided_samples_are_drawn_from_guided_logits_of_forward(name, steps, mon
     )
     label_B, cfg = torch.tensor([0, 2, 2]), 3.0
     order_BS = orders_of(model, BATCH)[-1]
-    sizes, scales = Plan(steps=steps, cfg=cfg, schedule="linear").groups(model)
+    sizes, scales = Plan(decode_steps=steps, cfg_scale=cfg, schedule="linear").groups(model)
     uniform_BS = torch.rand(BATCH, TOKENS, generator=torch.Generator().manual_seed(3))
     codes_BT = generate(model, label_B, order_BS, uniform_BS, sizes, scales)
     cond_BSV, null_BSV = (
@@ -88,7 +88,7 @@ def test_groups_fill_the_whole_grid_in_every_number_of_steps(name, monkeypatch):
     monkeypatch.setattr(model, "decode", lambda *a: asked.append(a[3]) or decode(*a))
     for steps in range(1, 65):
         asked.clear()
-        plan = Plan(order="random", steps=steps)
+        plan = Plan(order="random", decode_steps=steps)
         codes_NT = sample_codes(model, torch.tensor([0, 2]), plan, seed=steps)
         assert codes_NT.min() >= 0 and codes_NT.max() < CODES and len(asked) == steps
         assert (torch.cat(asked, dim=1).sort(1).values == torch.arange(64)).all()

@@ -25,9 +25,9 @@ class Toy(Method):
     def __init__(self, config):
         super().__init__(config)
         self.label = nn.Embedding(config.classes + 1, config.width)
-        self.code = nn.Embedding(config.codes, config.width)
+        self.code = nn.Embedding(config.vocab_size, config.width)
         self.cell = nn.Embedding(config.tokens, config.width)
-        self.head = nn.Linear(config.width, config.codes, bias=False)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         nn.init.zeros_(self.head.weight)
 
     def bag(self, codes_BS, cells_BS):

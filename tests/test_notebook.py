@@ -104,7 +104,7 @@ def test_the_notebook_runs(notebook, kernel_home):
 
 def test_the_pages_of_runs_and_orders_run(world, kernel_home):
     torch.manual_seed(0)
-    model = build("randar", ModelConfig(codes=32, layers=1, width=16, heads=2))
+    model = build("randar", ModelConfig(vocab_size=32, layers=1, width=16, heads=2))
     inputs = {"tokenizer": load_tokenizer(world.tokenizer)[1]["sha256"]}
     head = header("generator", "tests", {"order": "random"}, inputs) | {"method": "randar"}
     save_generator(kernel_home / "last.pth", head, model)

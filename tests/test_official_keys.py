@@ -27,7 +27,7 @@ LISTS = [
 
 @pytest.mark.parametrize(("method", "layers", "heads", "width", "codes", "listed"), LISTS)
 def test_generators_have_the_listed_tensors(method, layers, heads, width, codes, listed):
-    sizes = {"layers": layers, "heads": heads, "width": width, "codes": codes}
+    sizes = {"layers": layers, "heads": heads, "width": width, "vocab_size": codes}
     with torch.device("meta"):
         model = build(method, ModelConfig(classes=1000, grid=16, spare_rows=True, **sizes))
     assert digest(model) == listed

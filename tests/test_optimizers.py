@@ -6,7 +6,7 @@ from models.methods import METHODS
 from models.training import make_optimizers
 from models.transformer import ModelConfig
 
-SIZES = ModelConfig(codes=8, grid=2, layers=2, width=16, heads=2)
+SIZES = ModelConfig(vocab_size=8, grid=2, layers=2, width=16, heads=2)
 
 RAR_DECAYED = {
     "cls_token",

@@ -18,7 +18,7 @@ CODES, BATCH = 7, 2
 def tiny(grid: int, regions: int, dropout: float = 0.0, layers: int = 2):
     """A PAR in float64 with random weights, the head too."""
     torch.manual_seed(0)
-    sizes = {"codes": CODES, "classes": 3, "layers": layers, "heads": 2, "width": 16}
+    sizes = {"vocab_size": CODES, "classes": 3, "layers": layers, "heads": 2, "width": 16}
     dropouts = dict.fromkeys(("token_dropout", "residual_dropout", "ffn_dropout"), dropout)
     model = build("par", ModelConfig(grid=grid, regions=regions, **sizes, **dropouts)).double()
     for parameter in model.parameters():
@@ -102,14 +102,14 @@ def test_codes_of_a_group_do_not_see_each_other():
     ("grid", "regions", "steps"), [(24, 4, 147), (24, 16, 51), (8, 4, 19), (8, 16, 19), (2, 4, 4)]
 )
 def test_numbers_of_steps(grid, regions, steps):
-    sizes = {"codes": 3, "classes": 2, "layers": 1, "heads": 1, "width": 4}
+    sizes = {"vocab_size": 3, "classes": 2, "layers": 1, "heads": 1, "width": 4}
     model = build("par", ModelConfig(grid=grid, regions=regions, **sizes))
     tokens = grid**2
     own = model.groups(None)
     assert own == [1] * regions + [regions] * (tokens // regions - 1)
     assert len(own) == steps and sum(own) == tokens and model.groups(steps) == own
     assert model.groups(tokens) == [1] * tokens
-    with pytest.raises(InputError, match=rf"{steps} steps, or in {tokens} of one.*got --steps 3$"):
+    with pytest.raises(InputError, match=rf"{steps} steps, or in {tokens} .*got --decode-steps 3$"):
         model.groups(3)
 
 
@@ -125,7 +125,9 @@ def test_groups_of_one_take_no_more_runs_of_the_network(monkeypatch):
 
 def test_samples_do_not_depend_on_how_a_group_is_asked_for():
     model, label_N = tiny(4, 4), torch.tensor([0, 1, 2, 0])
-    plans = [Plan(order="regions", steps=steps, schedule="constant") for steps in (None, 7, 16)]
+    plans = [
+        Plan(order="regions", decode_steps=steps, schedule="constant") for steps in (None, 7, 16)
+    ]
     codes = [sample_codes(model, label_N, plan, seed=1) for plan in plans]
     assert torch.equal(codes[0], codes[1]) and torch.equal(codes[0], codes[2])
 
@@ -180,7 +182,7 @@ def test_specials_learn_and_are_dropped_like_codes():
 )
 def test_published_sizes_and_keys(layers, heads, width, hidden, regions, total):
     """PAR-B and PAR-XL with four regions; with sixteen, 12 rows more."""
-    shape = {"codes": 16384, "classes": 1000, "grid": 24, "regions": regions}
+    shape = {"vocab_size": 16384, "classes": 1000, "grid": 24, "regions": regions}
     with torch.device("meta"):
         model = build("par", ModelConfig(layers=layers, heads=heads, width=width, **shape))
     expected = {

@@ -19,7 +19,7 @@ TOKENS = GRID * GRID
 def tiny(**more) -> RAR:
     """A RAR in float64 with random weights everywhere: zero gates and a zero T hide mistakes."""
     torch.manual_seed(0)
-    sizes = {"codes": CODES, "classes": 3, "grid": GRID, "layers": 2, "heads": 2, "width": 16}
+    sizes = {"vocab_size": CODES, "classes": 3, "grid": GRID, "layers": 2, "heads": 2, "width": 16}
     model = build("rar", ModelConfig(**sizes, **more)).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -76,7 +76,7 @@ def published_keys(
     ids=["B", "L", "XL", "XXL"],
 )
 def test_published_sizes_and_keys(width, layers, hidden, total):
-    sizes = {"codes": 1024, "classes": 1000, "grid": 16, "heads": 16}
+    sizes = {"vocab_size": 1024, "classes": 1000, "grid": 16, "heads": 16}
     config = ModelConfig(width=width, layers=layers, ffn_width=hidden, spare_rows=True, **sizes)
     with torch.device("meta"):
         model = build("rar", config)
@@ -211,7 +211,7 @@ def test_images_of_a_label_share_their_modulation_and_nothing_else():
 def test_initial_weights():
     """Blocks are the identity; ln sum exp - mean of the logits is ln V + 0.02^2 * D / 2."""
     torch.manual_seed(0)
-    config = ModelConfig(codes=512, classes=3, grid=GRID, layers=2, heads=4, width=256)
+    config = ModelConfig(vocab_size=512, classes=3, grid=GRID, layers=2, heads=4, width=256)
     model = build("rar", config).eval()
     assert model.cls_token.count_nonzero() == 0
     zero = [name for name, value in model.named_parameters() if not value.any()]

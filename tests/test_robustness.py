@@ -42,7 +42,8 @@ CODES = 7
 def tiny(method: str):
     torch.manual_seed(0)
     config = ModelConfig(
-        codes=CODES, classes=3, grid=4, scan=METHODS[method].scans[0], layers=2, heads=2, width=16,
+        vocab_size=CODES, classes=3, grid=4, scan=METHODS[method].scans[0],
+        layers=2, heads=2, width=16,
         token_dropout=0, residual_dropout=0, ffn_dropout=0,
     )  # fmt: skip
     model = build(method, config)
@@ -122,7 +123,7 @@ class Repeats(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.config = ModelConfig(codes=4, classes=1, grid=4)
+        self.config = ModelConfig(vocab_size=4, classes=1, grid=4)
         self.some = torch.nn.Parameter(torch.zeros(()))
 
     def forward(self, codes_BT, label_B, order_BS):
@@ -155,7 +156,7 @@ def plan_of(model, **more) -> Plan:
 @pytest.mark.parametrize("method", METHODS)
 def test_misreading_nothing_is_plain_sampling_and_misreading_changes_samples(method, cfg):
     model, label_N = tiny(method), torch.arange(6) % 3
-    plan = plan_of(model, cfg=cfg)
+    plan = plan_of(model, cfg_scale=cfg)
     plain_NT = sample_codes(model, label_N, plan, seed=5)
     wrapped = MisreadContext(model, 0.0, 5, range(6))
     assert torch.equal(sample_codes(wrapped, label_N, plan, seed=5), plain_NT)
@@ -180,7 +181,7 @@ class Deaf(Method):
     any_order = parallel = True
 
     def __init__(self):
-        super().__init__(ModelConfig(codes=CODES, classes=3, grid=4))
+        super().__init__(ModelConfig(vocab_size=CODES, classes=3, grid=4))
         self.some, self.calls = torch.nn.Parameter(torch.zeros(())), []
 
     def cache(self, label_B):
@@ -199,7 +200,7 @@ class Deaf(Method):
 def read_by(rho: float, samples: int = 300, **more) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (codes written, codes read in both halves) of a deaf model's samples."""
     model, label_N = Deaf(), torch.arange(samples) % 3
-    plan = Plan(order="random", **({"cfg": 2.0, "schedule": "constant"} | more))
+    plan = Plan(order="random", **({"cfg_scale": 2.0, "schedule": "constant"} | more))
     written_NT = misread_samples(model, label_N, plan, rho, 7, batch=samples)
     return written_NT, model.read(samples)
 
@@ -228,7 +229,7 @@ def test_both_halves_misread_a_share_of_the_codes_and_write_the_clean_ones():
 
 def test_what_is_misread_hangs_on_sample_and_cell_alone():
     written_NT, read_2NT = read_by(0.3)
-    few_NT, read_few_NT = read_by(0.3, cfg=1.0, steps=4)
+    few_NT, read_few_NT = read_by(0.3, cfg_scale=1.0, decode_steps=4)
     assert torch.equal(few_NT, written_NT)  # a deaf model's samples do not hang on the groups
     both_NT = (read_few_NT >= 0) & (read_2NT[:300] >= 0)
     assert torch.equal(read_few_NT[both_NT], read_2NT[:300][both_NT]) and both_NT.sum() == 3000

@@ -36,7 +36,7 @@ def config(world, tmp_path):
         about = {"method": method, "classes": test.header["classes"], "dataset": "shapes"}
         head = header("generator", "tests", {"order": order}, inputs) | about
         torch.manual_seed(0)
-        model = build(method, ModelConfig(codes=32, layers=2, heads=2, width=16))
+        model = build(method, ModelConfig(vocab_size=32, layers=2, heads=2, width=16))
         for parameter in () if uniform else model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         save_generator(tmp_path / "run/last.pth", head, model)
@@ -70,7 +70,7 @@ def test_the_command_measures_images_context_and_samples(
     world, config, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(tool, "RHOS", (0.0, 0.4))
-    cfg = config("randar", "random", cfg=2.0)
+    cfg = config("randar", "random", cfg_scale=2.0)
     found = tool.main(cfg)
     assert json.loads((tmp_path / "out/robustness.json").read_text()) == found
     for name in ("corruptions", "context", "misread"):
@@ -207,7 +207,7 @@ def test_versions_stay_with_their_image(world, config):
         ({"corrupted_images": 3}, "--corrupted-images >= 4"),
         ({"batch": 0}, "--batch >= 1"),
         ({"seed": -1}, "--seed >= 0"),
-        ({"cfg": -1.0}, "--cfg >= 0"),
+        ({"cfg_scale": -1.0}, "--cfg-scale >= 0"),
     ],
 )
 def test_impossible_measurements_are_refused(config, tmp_path, changes, message):

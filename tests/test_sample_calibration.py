@@ -45,7 +45,7 @@ def tiny(method: str, codes: int = 7, grid: int = 4, scale: float = 0.3):
     torch.manual_seed(0)
     own = METHODS[method].scans[0]
     config = ModelConfig(
-        codes=codes, classes=3, grid=grid, scan=own, layers=2, heads=2, width=16,
+        vocab_size=codes, classes=3, grid=grid, scan=own, layers=2, heads=2, width=16,
         token_dropout=0, residual_dropout=0, ffn_dropout=0,
     )  # fmt: skip
     model = build(method, config)
@@ -93,7 +93,7 @@ class Oracle(torch.nn.Module):
     def __init__(self, p_CV: torch.Tensor):
         super().__init__()
         self.log_p_CV = torch.nn.Parameter(p_CV.log(), requires_grad=False)
-        self.config = ModelConfig(codes=p_CV.shape[1], classes=len(p_CV), grid=2)
+        self.config = ModelConfig(vocab_size=p_CV.shape[1], classes=len(p_CV), grid=2)
 
     def forward(self, codes_BT, label_B, order_BS):
         return self.log_p_CV[label_B].unsqueeze(1).expand(-1, codes_BT.shape[1], -1)

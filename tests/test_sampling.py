@@ -24,7 +24,7 @@ class Oracle(Method):
     any_order = parallel = True
 
     def __init__(self, image_BT: torch.Tensor):
-        super().__init__(ModelConfig(codes=VOCABULARY, grid=GRID))
+        super().__init__(ModelConfig(vocab_size=VOCABULARY, grid=GRID))
         self.image_BT, self.told, self.asked = image_BT, [], []
 
     def cache(self, label_B):

@@ -20,7 +20,7 @@ tool = script("tools/sweep_cfg.py")
 def config(world, tmp_path):
     torch.manual_seed(0)
     write_extractor(tmp_path / "extractor.pth", dataset="shapes")
-    model = build("randar", ModelConfig(codes=32, layers=2, heads=2, width=16))
+    model = build("randar", ModelConfig(vocab_size=32, layers=2, heads=2, width=16))
     torch.nn.init.normal_(model.output.weight, std=0.5)
     head = header(
         "generator", "tests", {"order": "random"}, {"tokenizer": sha256_of(world.tokenizer)}
@@ -28,8 +28,8 @@ def config(world, tmp_path):
     about = {"method": "randar", "dataset": "shapes", "classes": [*"abcdefghij"]}
     save_generator(tmp_path / "model.pth", head | about, model)
     return config_of(
-        tool.SweepConfig, checkpoint=tmp_path / "model.pth", cfg=(1.0, 4.0),
-        steps=(4, 8), num_samples=20, final=30, batch=20,
+        tool.SweepConfig, checkpoint=tmp_path / "model.pth", cfg_scale=(1.0, 4.0),
+        decode_steps=(4, 8), num_samples=20, final=30, batch=20,
         tokenizer=world.tokenizer, extractor=tmp_path / "extractor.pth", data=world.data,
         inception_weights="none", out=tmp_path / "out", device="cpu",
     )  # fmt: skip
@@ -40,7 +40,7 @@ def test_all_are_measured_and_the_best_again_with_another_seed(config, tmp_path)
     assert json.loads((tmp_path / "out/sweep.json").read_text()) == found
     assert (tmp_path / "out/sweep.png").read_bytes().startswith(b"\x89PNG")
     swept, final = found["rows"][:-1], found["final"]
-    settings = [(row["plan"]["steps"], row["plan"]["cfg"]) for row in swept]
+    settings = [(row["plan"]["decode_steps"], row["plan"]["cfg_scale"]) for row in swept]
     assert settings == [(4, 1.0), (4, 4.0), (8, 1.0), (8, 4.0)]
     assert {(row["num_samples"], row["seed"], row["plan"]["order"]) for row in swept} == {
         (20, 0, "random")
@@ -78,8 +78,8 @@ def test_a_cut_sweep_goes_on_where_it_was(config, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": (65,)}, "steps in 1..64, got 65"),
-        ({"cfg": ()}, "--cfg >= 0"),
+        ({"decode_steps": (65,)}, "steps in 1..64, got 65"),
+        ({"cfg_scale": ()}, "--cfg-scale >= 0"),
         ({"final": 3}, "--final 0 or >= 10"),
         ({"metric": "FID"}, "expected --metric FD_shapes.* got FID"),
         ({"num_samples": 5}, "--num-samples >= 10"),
@@ -93,7 +93,7 @@ def test_impossible_sweeps_are_refused_before_sampling(config, monkeypatch, chan
 
 
 def test_a_sweep_of_something_else_is_not_mixed_in(config):
-    tool.main(changed(config, cfg=(1.0,), steps=(), final=0))
+    tool.main(changed(config, cfg_scale=(1.0,), decode_steps=(), final=0))
     with pytest.raises(InputError, match="sweep of another checkpoint, tokenizer or reference"):
         tool.main(changed(config, reference=30))
     (config.out / "sweep.json").write_text("[")

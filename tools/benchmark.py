@@ -144,11 +144,16 @@ def method_measurements(
     found = [Measurement(about | {"batch": cfg.batch}, [*train, device], read_training)]
     for steps in CALLS if kind.parallel and kind.any_order else (None,):
         out = run / f"samples_{steps or 'own'}"
-        sample = ["eval_c2i.py", f"--checkpoint={run / 'last.pth'}", f"--out={out}", "--cfg=3"]
+        sample = [
+            "eval_c2i.py",
+            f"--checkpoint={run / 'last.pth'}",
+            f"--out={out}",
+            "--cfg-scale=3",
+        ]
         sample += [f"--tokenizer={work / 'tokenizer.pth'}", f"--codes={work / 'left_out'}", seed]
         sample += [f"--data={work / 'data'}", "--inception-weights=none", "--reference=2", device]
         sample += [f"--num-samples={cfg.num_samples}", f"--batch={cfg.sample_batch}"]
-        sample += [f"--steps={steps}"] if steps else []
+        sample += [f"--decode-steps={steps}"] if steps else []
         batch = min(cfg.num_samples, cfg.sample_batch)
         what = {"stage": 5, "what": "sampling", "batch": batch}
         found.append(Measurement(about | what, sample, lambda _, out=out: of_sampling(out)))

@@ -85,7 +85,7 @@ def token_stage(cfg: CalibrateConfig, model: Method, test: Codes, order_NS: torc
         inputs = (x[rows_N] for x in (codes_NT, label_N, order_NS))
         return logit_batches(model, *inputs, batch=cfg.batch, name=name)
 
-    class_bins = ClassBins(model.config.codes, len(label_N), cfg.seed)
+    class_bins = ClassBins(model.config.vocab_size, len(label_N), cfg.seed)
     tokens = collect(batches(torch.arange(len(label_N)), "tokens"), class_bins=class_bins)
     overall = calibration_report(tokens, cfg.seed) | {"ece_class_wise": class_bins.ece()}
     by_step = {
@@ -179,7 +179,7 @@ def main(cfg: CalibrateConfig) -> dict:
         },
     }
     write_text(out / "calibration.json", json.dumps(found, indent=1) + "\n")
-    report(found, math.log2(model.config.codes), out)
+    report(found, math.log2(model.config.vocab_size), out)
     return found
 
 

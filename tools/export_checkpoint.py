@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 
 from models.artifacts import ROOT
-from models.checkpoint import load_generator, save_generator
+from models.checkpoint import load_generator, renewed, save_generator
 from models.errors import InputError, one_line_errors
 from models.sampling import Plan
 from models.training import parameters
@@ -30,7 +30,7 @@ def sampling_of(path: Path, method: str) -> dict:
     """Return how the samples of a metrics.json were made. Raises InputError if it does not say."""
     try:
         found = json.loads(path.read_text())
-        plan, of = asdict(Plan(**found["plan"])), found["method"]
+        plan, of = asdict(Plan(**renewed("plan", found["plan"]))), found["method"]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"expected a metrics.json of eval_c2i.py at {path} ({e})") from None
     if of != method:

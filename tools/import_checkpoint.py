@@ -84,7 +84,7 @@ def generator_header(cfg: ImportConfig, found: Published, model: Method) -> dict
     if cfg.tokenizer is not None:
         tokenizer, about = load_tokenizer(cfg.tokenizer)
         theirs = (tokenizer.config.codebook_size, tokenizer.grid)
-        ours = (model.config.codes, model.config.grid)
+        ours = (model.config.vocab_size, model.config.grid)
         if theirs != ours:
             raise InputError(
                 f"{cfg.tokenizer} has {theirs[0]} codes on a grid of {theirs[1]}, the generator "

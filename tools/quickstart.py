@@ -109,7 +109,11 @@ def generator_stages(cfg: QuickstartConfig, order: str) -> list[Stage]:
             f"5 evaluate, {order} order",
             ["eval_c2i.py", f"--checkpoint={run / 'last.pth'}", f"--tokenizer={tokenizer}"]
             + [f"--codes={codes}", f"--data={out / 'data'}", seed, "--inception-weights=none"]
-            + [f"--extractor={out / 'extractor.pth'}", "--num-samples=500", f"--cfg={GUIDANCE}"]
+            + [
+                f"--extractor={out / 'extractor.pth'}",
+                "--num-samples=500",
+                f"--cfg-scale={GUIDANCE}",
+            ]
             + [f"--out={run}"],
         ),
     ]

@@ -65,7 +65,7 @@ class RobustnessConfig:
     an image; 0 for none"""
     num_samples: int = 1000
     """samples for each rho, sample i of class i modulo 10; 0 for none"""
-    cfg: float = 1.0
+    cfg_scale: float = 1.0
     """guidance scale of the samples; 1 for none"""
     seed: int = 0
     """corruptions, orders, samples and resamples follow from it"""
@@ -77,7 +77,7 @@ class RobustnessConfig:
 
     def check(self) -> None:
         """Raise InputError for numbers that no measurement can have."""
-        expect_at_least(self, images=4, batch=1, seed=0, cfg=0)
+        expect_at_least(self, images=4, batch=1, seed=0, cfg_scale=0)
         expect_at_least(self, corrupted_images=4 if self.corrupted_images else 0)
         expect_at_least(self, num_samples=10 if self.num_samples else 0)
 
@@ -172,7 +172,7 @@ def sampling_stage(cfg: RobustnessConfig, model: Method, inputs: Inputs, order: 
         return []
     label_N = torch.arange(cfg.num_samples) % model.config.classes
     reference_MF, _ = features_of(inputs.split.images_NHWC, inputs.extractor)
-    plan, rows = Plan(order=order, cfg=cfg.cfg), []
+    plan, rows = Plan(order=order, cfg_scale=cfg.cfg_scale), []
     for rho in RHOS:
         codes_NT = misread_samples(model, label_N, plan, rho, cfg.seed, cfg.batch)
         images_NHWC = decode_codes(inputs.tokenizer, codes_NT)

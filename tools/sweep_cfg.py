@@ -35,11 +35,11 @@ class SweepConfig:
 
     checkpoint: Path
     """last.pth of a run, or a file in checkpoints/"""
-    cfg: tuple[float, ...] = (1.0, 2.0, 4.0, 7.0, 10.0, 15.0)
+    cfg_scale: tuple[float, ...] = (1.0, 2.0, 4.0, 7.0, 10.0, 15.0)
     """guidance scales"""
     temperature: tuple[float, ...] = (1.0,)
     schedule: tuple[Schedule, ...] = ("linear",)
-    steps: tuple[int, ...] = ()
+    decode_steps: tuple[int, ...] = ()
     """network calls a sample; default the method's own number only"""
     num_samples: int = 10_000
     """of each combination, all with --seed"""
@@ -60,17 +60,18 @@ class SweepConfig:
     def check(self) -> None:
         """Raise InputError for settings that nothing can be sampled with."""
         expect_at_least(self, num_samples=LEAST, final=0, batch=1, seed=0)
-        for name in ("cfg", "temperature"):
-            if not getattr(self, name) or min(getattr(self, name)) < 0:
-                raise InputError(f"expected --{name} >= 0, got {getattr(self, name)}")
+        for name in ("cfg_scale", "temperature"):
+            values = getattr(self, name)
+            if not values or min(values) < 0:
+                raise InputError(f"expected --{name.replace('_', '-')} >= 0, got {values}")
         if 0 < self.final < LEAST:
             raise InputError(f"expected --final 0 or >= {LEAST}, got {self.final}")
 
     def plans(self, generator: Generator) -> list[Plan]:
         """Return every combination. Raises InputError for steps that the method cannot take."""
-        settings = (self.schedule, self.temperature, self.steps or (None,), self.cfg)
+        settings = (self.schedule, self.temperature, self.decode_steps or (None,), self.cfg_scale)
         found = [
-            Plan(order=generator.order, schedule=s, temperature=t, steps=n, cfg=c)
+            Plan(order=generator.order, schedule=s, temperature=t, decode_steps=n, cfg_scale=c)
             for s, t, n, c in itertools.product(*settings)
         ]
         for plan in found:
@@ -192,8 +193,9 @@ def report(swept: list[dict], final: dict | None, metric: str, file: Path) -> No
     for row in sorted(swept, key=lambda row: better(row, metric)):
         plan = row["plan"]
         print(
-            f"  {metric} {row['samples'][metric]:9.4f}  cfg {plan['cfg']:g} {plan['schedule']}, "
-            f"temperature {plan['temperature']:g}, {plan['steps'] or 'all'} steps, "
+            f"  {metric} {row['samples'][metric]:9.4f}  cfg {plan['cfg_scale']:g} "
+            f"{plan['schedule']}, "
+            f"temperature {plan['temperature']:g}, {plan['decode_steps'] or 'all'} steps, "
             f"{row['images_per_second']:.1f} images/s"
         )
     for name, value in (final or {"samples": {}})["samples"].items():

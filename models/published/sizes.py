@@ -103,7 +103,7 @@ def _llama(shapes: Shapes) -> dict:
     """LlamaGen, RandAR and PAR."""
     codes, width = _sizes(shapes, "tok_embeddings.weight", 2)
     labels, _ = _sizes(shapes, "cls_embedding.embedding_table.weight", 2)
-    found = {"codes": codes, "width": width, "classes": labels - 1}
+    found = {"vocab_size": codes, "width": width, "classes": labels - 1}
     special = "spe_tok_embeddings.special_embeddings.weight"
     if special in shapes:  # PAR: one token fewer than there are regions
         found["regions"] = _sizes(shapes, special, 2)[0] + 1
@@ -115,7 +115,7 @@ def _arpg(shapes: Shapes) -> dict:
     codes, width = _sizes(shapes, "head.weight", 2)
     rows, _ = _sizes(shapes, "embeddings.weight", 2)
     layers = _layers(shapes, "layers.self_dec") + _layers(shapes, "layers.cross_dec")
-    return {"codes": codes, "width": width, "classes": rows - codes - 3, "layers": layers}
+    return {"vocab_size": codes, "width": width, "classes": rows - codes - 3, "layers": layers}
 
 
 def _rar(shapes: Shapes) -> dict:
@@ -132,7 +132,7 @@ def _rar(shapes: Shapes) -> dict:
             f"that is a multiple of q_norm's, got {tokens + 1024} rows and {width} / {head_width}"
         )
     return {
-        "codes": codes,
+        "vocab_size": codes,
         "width": width,
         "classes": rows - codes - 2,
         "layers": _layers(shapes, "blocks"),
