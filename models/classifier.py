@@ -6,10 +6,10 @@ and flips (D. Page, "How to train your ResNet", 2018).
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
@@ -17,6 +17,9 @@ from tqdm import tqdm
 from models.artifacts import load_checkpoint, save_checkpoint
 from models.data import Split
 from models.training import batch_rows, lr_at, same_run, seed_step
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 PAD = 4
 """pixels that a random crop may move an image by"""
@@ -47,7 +50,7 @@ def crop_and_flip(
 def fit_classifier(
     model: nn.Module,
     train: Split,
-    fabric: Fabric,
+    fabric: "Fabric",
     head: dict,
     state: Path,
     *,

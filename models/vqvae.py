@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from vector_quantize_pytorch import VectorQuantize
 
 from models.errors import InputError
 
@@ -72,6 +71,8 @@ class CosineQuantizer(nn.Module):
 
         A code whose EMA count of uses in a batch falls under `revive_below` is placed anew.
         """
+        from vector_quantize_pytorch import VectorQuantize  # imports torch._dynamo: seconds
+
         super().__init__()
         self.vq = VectorQuantize(
             dim=code_dim,

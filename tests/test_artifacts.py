@@ -2,19 +2,26 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import pickle
 import resource
+import subprocess
+import sys
+import zipfile
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from models.artifacts import (
     ROOT,
     header,
     load_array,
     load_checkpoint,
+    locked,
     replace_file,
     save_array,
     save_checkpoint,
@@ -105,6 +112,139 @@ def test_broken_and_foreign_checkpoints_are_refused(tmp_path):
     save_checkpoint(path, HEAD)
     with pytest.raises(InputError, match="expected other, found thing"):
         load_checkpoint(path, "other", "remake it")
+
+
+def same(found, wanted) -> bool:
+    if isinstance(wanted, torch.Tensor):
+        return torch.equal(found, wanted)
+    if isinstance(wanted, dict):
+        return found.keys() >= wanted.keys() and all(same(found[k], wanted[k]) for k in wanted)
+    return found == wanted
+
+
+DAMAGES = st.one_of(
+    st.tuples(st.just("cut"), st.floats(0, 1), st.just(0)),
+    st.tuples(st.just("flip"), st.floats(0, 1, exclude_max=True), st.integers(0, 7)),
+    st.tuples(st.just("zeros"), st.floats(0, 1, exclude_max=True), st.integers(1, 64)),
+    st.tuples(st.just("grow"), st.just(0.0), st.integers(1, 64)),
+)
+
+
+def damage(raw: bytes, kind: str, where: float, more: int) -> bytes:
+    at = int(where * len(raw))
+    if kind == "cut":
+        return raw[:at]
+    if kind == "grow":
+        return raw + bytes(more)
+    change = bytes([raw[at] ^ 1 << more]) if kind == "flip" else bytes(more)
+    return raw[:at] + change + raw[at + len(change) :]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(["a.npy", "a.npy.json", "a.pth"]), st.lists(DAMAGES, min_size=1, max_size=3))
+def test_a_damaged_file_is_refused_in_one_line_or_reads_as_it_was(tmp_path_factory, name, damages):
+    folder = tmp_path_factory.mktemp("damaged")
+    array, weights = np.arange(300).reshape(3, 100), torch.arange(64.0)
+    save_array(folder / "a.npy", array, HEAD)
+    save_checkpoint(folder / "a.pth", HEAD, x=weights, rows=[{"step": 1}])
+    raw = (folder / name).read_bytes()
+    for one in damages:
+        raw = damage(raw, *one) or b""
+        if not raw:
+            break
+    (folder / name).write_bytes(raw)
+    try:
+        found, _ = load_array(folder / "a.npy", "thing", "remake it", np.int64, 2)
+        assert np.array_equal(found, array)
+        contents = load_checkpoint(folder / "a.pth", "thing", "remake it")
+        assert same(contents["x"], weights) and contents["rows"] == [{"step": 1}]
+    except InputError as e:
+        assert "remake it" in str(e) and "\n" not in str(e)
+
+
+def test_no_header_can_ask_for_more_than_the_file_holds(tmp_path):
+    path = tmp_path / "a.npy"
+    save_array(path, np.zeros(10), HEAD)
+    raw = path.read_bytes()
+    for shape in ("(999999999999,), }", "(-1,), }", "(10, 10), }"):
+        head = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}".ljust(117) + "\n"
+        path.write_bytes(raw[:10] + head.encode() + raw[128:])
+        with pytest.raises(InputError, match="remake it"):
+            load_array(path, "thing", "remake it", np.float64, 1)
+    save_checkpoint(tmp_path / "a.pth", HEAD, x=torch.zeros(1).expand(1 << 40))
+    save_checkpoint(tmp_path / "whole.pth", HEAD, x=torch.zeros(1_000_000))
+    packed = zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED)
+    with packed, zipfile.ZipFile(tmp_path / "whole.pth") as whole:
+        for member in whole.namelist():
+            packed.writestr(member, whole.read(member))
+    assert torch.load(tmp_path / "b.pth", weights_only=True)["x"].numel() == 1_000_000  # a bomb
+    for name, why in (("a.pth", "claims"), ("b.pth", "compressed")):
+        with pytest.raises(InputError, match=f"broken or unsafe.*{why}.*remake it"):
+            load_checkpoint(tmp_path / name, "thing", "remake it")
+
+
+def test_one_changed_bit_of_a_weight_is_noticed(tmp_path):
+    weights, path = torch.arange(64.0), tmp_path / "a.pth"
+    save_checkpoint(path, HEAD, x=weights)
+    raw = path.read_bytes()
+    at = raw.index(weights.numpy().tobytes()) + 9
+    path.write_bytes(damage(raw, "flip", (at + 0.5) / len(raw), 3))
+    assert not torch.equal(torch.load(path, weights_only=True)["x"], weights)  # torch does not look
+    with pytest.raises(InputError, match="not what was written.*remake it"):
+        load_checkpoint(path, "thing", "remake it")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
+    save_checkpoint(tmp_path / "a.pth", HEAD, model={"w": torch.tensor([1.0, value])})
+    with pytest.raises(InputError, match="model.w holds NaN or infinite"):
+        load_checkpoint(tmp_path / "a.pth", "thing", "remake it")
+
+
+def test_two_writers_never_tear_and_leftovers_of_the_dead_go(tmp_path):
+    path = tmp_path / "a.bin"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    leftover = tmp_path / f".a.bin.{dead.pid}.0a1b.tmp"
+    leftover.write_bytes(b"half")
+    target = tmp_path / "elsewhere"
+    (tmp_path / ".a.bin.tmp").symlink_to(target)  # what an older version would have followed
+    writers = [
+        multiprocessing.get_context("fork").Process(target=write_often, args=(path, letter))
+        for letter in (b"a", b"b")
+    ]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        if path.exists():
+            raw = path.read_bytes()
+            assert len(raw) == 100_000 and len(set(raw)) == 1
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert not leftover.exists() and not target.exists()
+    assert not list(tmp_path.glob(".a.bin.*.tmp"))
+
+
+def write_often(path, letter: bytes) -> None:
+    for _ in range(50):
+        replace_file(path, lambda file: [file.write(letter * 1000) for _ in range(100)])
+
+
+def test_a_run_folder_is_locked_while_its_process_lives(tmp_path):
+    hold = f"""
+import time
+from pathlib import Path
+from models.artifacts import locked
+with locked(Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match=f"written by process {other.pid}"), locked(tmp_path):
+            pass
+        other.kill()
+    with locked(tmp_path):  # the dead one's lock is taken over
+        pass
 
 
 @contextlib.contextmanager
