@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision.transforms.v2 import functional as vision
 
 from models.data import IMAGE_SHAPE
 from models.errors import InputError
@@ -52,6 +51,13 @@ PIXEL = 2 / IMAGE_SHAPE[0]
 """of `grid_sample`, whose images reach from -1 to 1"""
 
 
+def _vision():
+    """Return torchvision's functions; importing them takes longer than torch itself."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
+
 def gaussian_noise(images_N3HW: torch.Tensor, deviation: float, g: torch.Generator):
     """Add noise of this standard deviation."""
     return images_N3HW + deviation * torch.randn(images_N3HW.shape, generator=g)
@@ -71,7 +77,7 @@ def impulse_noise(images_N3HW: torch.Tensor, share: float, g: torch.Generator):
 
 def gaussian_blur(images_N3HW: torch.Tensor, deviation: float, g: torch.Generator):
     """Blur by a Gaussian of this many pixels."""
-    return vision.gaussian_blur(images_N3HW, [9, 9], [deviation, deviation])
+    return _vision().gaussian_blur(images_N3HW, [9, 9], [deviation, deviation])
 
 
 def _look_at(images_N3HW: torch.Tensor, scale: float, shift_N2: torch.Tensor) -> torch.Tensor:
@@ -103,7 +109,7 @@ def zoom_blur(images_N3HW: torch.Tensor, zoom: float, g: torch.Generator):
 
 def brightness(images_N3HW: torch.Tensor, factor: float, g: torch.Generator):
     """Multiply the light; below 1 it is `darkness`."""
-    return vision.adjust_brightness(images_N3HW, factor)
+    return _vision().adjust_brightness(images_N3HW, factor)
 
 
 def haze(images_N3HW: torch.Tensor, thickness: float, g: torch.Generator):
@@ -115,18 +121,18 @@ def haze(images_N3HW: torch.Tensor, thickness: float, g: torch.Generator):
 
 def saturation(images_N3HW: torch.Tensor, factor: float, g: torch.Generator):
     """Fade the colours; 0 is grey."""
-    return vision.adjust_saturation(images_N3HW, factor)
+    return _vision().adjust_saturation(images_N3HW, factor)
 
 
 def contrast(images_N3HW: torch.Tensor, factor: float, g: torch.Generator):
     """Draw every value towards the mean grey of its image."""
-    return vision.adjust_contrast(images_N3HW, factor)
+    return _vision().adjust_contrast(images_N3HW, factor)
 
 
 def elastic(images_N3HW: torch.Tensor, pixels: float, g: torch.Generator):
     """Move every pixel smoothly, by this standard deviation."""
     noise_N2HW = torch.randn(len(images_N3HW), 2, *IMAGE_SHAPE[:2], generator=g)
-    smooth_N2HW = vision.gaussian_blur(noise_N2HW, [19, 19], [3.0, 3.0])
+    smooth_N2HW = _vision().gaussian_blur(noise_N2HW, [19, 19], [3.0, 3.0])
     moved_N2HW = smooth_N2HW / smooth_N2HW.std(dim=(1, 2, 3), keepdim=True) * pixels * PIXEL
     still_N23 = torch.eye(2, 3).expand(len(images_N3HW), -1, -1)
     grid_NHW2 = F.affine_grid(still_N23, images_N3HW.shape, align_corners=False)
@@ -151,7 +157,7 @@ def jpeg(images_N3HW: torch.Tensor, quality: int, g: torch.Generator):
 
 def posterize(images_N3HW: torch.Tensor, bits: int, g: torch.Generator):
     """Keep the first bits of every value."""
-    return vision.posterize(images_N3HW, bits)
+    return _vision().posterize(images_N3HW, bits)
 
 
 Corruption = Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]

@@ -26,8 +26,7 @@ from models.data import PRODUCERS, SPLITS, Codes, Split, evenly, load_split
 from models.errors import InputError
 from models.method import Method
 from models.sampling import Plan, sample_codes
-from models.tokenizer import decode_codes
-from models.vqvae import VQVAE
+from models.tokenizer import Tokenizer, decode_codes
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ class Done:
 
 
 def sample_images(
-    model: Method, tokenizer: VQVAE, label_N: torch.Tensor, plan: Plan, seed: int, batch: int
+    model: Method, tokenizer: Tokenizer, label_N: torch.Tensor, plan: Plan, seed: int, batch: int
 ) -> np.ndarray:
     """Return uint8 (N, H, W, 3), sample i from stream (seed, i), with a progress bar."""
     images = []

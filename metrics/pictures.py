@@ -166,7 +166,7 @@ def gif(frames: Sequence[np.ndarray], pause: int = 2400) -> bytes:
     """
     from PIL import Image
 
-    palette = Image.fromarray(np.concatenate((frames[0], frames[-1]))).quantize(128)
+    palette = Image.fromarray(np.concatenate((frames[0], frames[-1]))).quantize(64)
     none = Image.Dither.NONE
     first, *others = (Image.fromarray(x).quantize(palette=palette, dither=none) for x in frames)
     file, durations = io.BytesIO(), [MILLISECONDS] * len(others) + [pause]

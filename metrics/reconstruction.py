@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 
-from models.tokenizer import decode_codes, encode_images
-from models.vqvae import VQVAE
+from models.tokenizer import Tokenizer, decode_codes, encode_images
 
 
 def psnr(images_NHWC: np.ndarray, others_NHWC: np.ndarray) -> np.ndarray:
@@ -25,7 +24,7 @@ def codebook_use(codes_NT: torch.Tensor, codebook_size: int) -> dict[str, float]
     }
 
 
-def reconstruction_report(model: VQVAE, images_NHWC: np.ndarray) -> dict[str, float]:
+def reconstruction_report(model: Tokenizer, images_NHWC: np.ndarray) -> dict[str, float]:
     """Encode and decode uint8 images; return mean PSNR (dB), codebook usage and perplexity."""
     codes_NT = encode_images(model, images_NHWC)
     decibels_N = psnr(images_NHWC, decode_codes(model, codes_NT))

@@ -24,8 +24,6 @@ from metrics.reconstruction import psnr
 from metrics.sample_calibration import class_log_p
 from models.errors import InputError
 from models.method import Method
-from models.published.baseline_vqvae import BaselineVQVAE
-from models.published.vq16 import VQ16
 from models.sampling import Plan, sample_codes
 from models.tokenizer import Tokenizer, decode_codes, encode_images, to_float
 
@@ -34,6 +32,9 @@ RHOS = (0.0, 0.05, 0.1, 0.2, 0.4)
 
 def code_vectors(tokenizer: Tokenizer) -> torch.Tensor:
     """Return the vectors by whose distance the tokenizer picks a code: float (V, C)."""
+    from models.published.baseline_vqvae import BaselineVQVAE
+    from models.published.vq16 import VQ16
+
     if isinstance(tokenizer, VQ16):
         return tokenizer.quantize.vectors_VC
     if isinstance(tokenizer, BaselineVQVAE):

@@ -21,7 +21,6 @@ from models.methods import check_order
 from models.sampling import Plan, generate, sample_chance, sample_codes
 from models.tokenizer import Tokenizer, decode_codes, find_tokenizer, load_tokenizer
 from models.training import write_log
-from models.vqvae import VQVAE
 
 PANELS = {
     "bits per code": ["train_bits", "heldout_bits", "test_bits", "cluster_bits"],
@@ -72,7 +71,7 @@ def read_samples(path: Path, size: int, classes: int) -> tuple[np.ndarray, np.nd
     return images_NHWC, label_N.astype(np.int64)
 
 
-def tokenizer_of(path: Path, codes: Codes) -> VQVAE | None:
+def tokenizer_of(path: Path, codes: Codes) -> Tokenizer | None:
     """Return the tokenizer at `path` if it is the one that made the codes, else None."""
     if not path.exists():
         return None
@@ -85,7 +84,7 @@ def show_progress(
     out: Path,
     rows: list[dict],
     model: Method,
-    tokenizer: VQVAE | None,
+    tokenizer: Tokenizer | None,
     classes: list[str],
     order: str,
 ) -> None:

@@ -39,9 +39,8 @@ from models.checkpoint import load_generator, results_of
 from models.data import Codes, evenly, load_codes_of
 from models.errors import expect_at_least, one_line_errors
 from models.method import Method
-from models.tokenizer import decode_codes, find_tokenizer, load_tokenizer
+from models.tokenizer import Tokenizer, decode_codes, find_tokenizer, load_tokenizer
 from models.training import parameters, pick_device
-from models.vqvae import VQVAE
 
 STEPS = {"t < 8": (0, 8), "t 8-32": (8, 33), "t > 32": (33, None)}
 """buckets of the visiting step, from 0: little context, some, much"""
@@ -105,7 +104,7 @@ def order_stage(cfg: CalibrateConfig, model: Method, test: Codes) -> dict:
     return order_report(bits, cfg.seed)
 
 
-Judge = tuple[VQVAE, Classifier, str]
+Judge = tuple[Tokenizer, Classifier, str]
 """what turns codes into images, what looks at them, and the sha256 of the latter's file"""
 
 

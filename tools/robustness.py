@@ -84,7 +84,7 @@ class RobustnessConfig:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is measured, and on what; read before the long part."""
+    """What is measured, and on what, read before the long part."""
 
     tokenizer: Tokenizer
     extractor: Classifier
