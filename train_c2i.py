@@ -5,6 +5,7 @@ The same command resumes a run that was cut, bit for bit: all chance in a step i
 seed and the step, and the log, the EMA and the optimizer are in last.pth.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -17,7 +18,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from models.artifacts import ROOT, header, sha256_of, write_text
+from models.artifacts import ROOT, header, locked, sha256_of, write_text
 from models.checkpoint import KIND, resume, save_generator
 from models.cluster_loss import cluster_cross_entropy
 from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
@@ -158,7 +159,9 @@ def describe(cfg: TrainConfig, codes: Codes) -> dict:
     if isinstance(cfg.order, Path):
         scan(cfg.order, codes.header["grid"])  # refuses what is no order
         inputs["order"] = sha256_of(cfg.order)
+    inputs["labels"] = codes.header.get("labels")
     about = {key: codes.header[key] for key in ("dataset", "classes")}
+    about["search"] = codes.header["config"].get("search", 0)
     return header(KIND, "train_c2i.py", cfg, inputs) | {"method": cfg.method} | about
 
 
@@ -208,10 +211,7 @@ def evaluate(model, ema, splits: dict[str, Codes], order: str) -> dict[str, floa
 
 
 def main(cfg: TrainConfig) -> Path:
-    """Train, or go on training; return the run folder."""
-    from metrics.likelihood import token_ece
-    from metrics.samples import show_progress, tokenizer_of
-
+    """Train, or go on training; return the run folder, which is locked meanwhile."""
     cfg.check()
     cfg = replace(cfg, order=cfg.order or METHODS[cfg.method].scans[0])
     fabric = start_fabric(pick_device(cfg.device), cfg.devices)
@@ -219,6 +219,16 @@ def main(cfg: TrainConfig) -> Path:
     head = describe(cfg, train)
     name = f"{cfg.method}_{Path(cfg.order_name).stem}_{cfg.model}_{head['dataset']}"
     out = cfg.out or ROOT / "checkpoints/runs" / (name + "_cluster" * (cfg.cluster_weight > 0))
+    with locked(out) if fabric.is_global_zero else contextlib.nullcontext():
+        fit(cfg, fabric, train, test, head, out)
+    return out
+
+
+def fit(cfg: TrainConfig, fabric, train: Codes, test: Codes, head: dict, out: Path) -> None:
+    """Train from the last save in `out`, if there is one, to the end."""
+    from metrics.likelihood import token_ece
+    from metrics.samples import show_progress, tokenizer_of
+
     torch.manual_seed(cfg.seed)
     model = build(cfg.method, model_config(cfg, train))
     optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
@@ -264,7 +274,6 @@ def main(cfg: TrainConfig) -> Path:
         fabric.barrier()
         nats, since, began = 0.0, 0, time.time()
     bar.close()
-    return out
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ from models.transformer import (
     SwiGLU,
     attend,
     initialise,
-    rope_table,
     rotate,
+    rotation_at,
+    widened,
 )
 
 
@@ -204,15 +205,6 @@ class ARPG(Method):
         code_VD, query_1D, label_D, _ = self.embeddings.weight.split(sizes)
         return code_VD, query_1D.unsqueeze(0), label_D
 
-    def _rotation(self, cells_BS: torch.Tensor) -> torch.Tensor:
-        """Return rotation_BSR of cells, -1 meaning the class token."""
-        table = rope_table(self.config.grid, self.config.head_width, cells_BS.device)
-        return table[cells_BS + 1]
-
-    def _logits(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        logits_BSV = self.head(self.norm(x_BSD))
-        return logits_BSV.to(torch.promote_types(logits_BSV.dtype, torch.float32))
-
     def forward(self, codes_BT, label_B, order_BS):
         """Return logits_BSV; see Method. Query s sees slots 0..s of pass 1: c, x_1 .. x_s."""
         code_VD, query_11D, label_D = self._embeddings()
@@ -220,8 +212,9 @@ class ARPG(Method):
         c_B1D, x_BSD = F.embedding(label_B[:, None], label_D), F.embedding(codes_BS, code_VD)
         x_BSD = self.token_dropout(torch.cat((c_B1D, x_BSD[:, :-1]), dim=1))
         own_cell_BS = torch.cat((torch.full_like(order_BS[:, :1], -1), order_BS[:, :-1]), dim=1)
-        kv_2BHSK = self.layers.read(x_BSD, self._rotation(own_cell_BS))
-        return self._logits(self.layers.answer(query_11D, self._rotation(order_BS), kv_2BHSK, 0))
+        kv_2BHSK = self.layers.read(x_BSD, rotation_at(self.config, own_cell_BS))
+        x_BnD = self.layers.answer(query_11D, rotation_at(self.config, order_BS), kv_2BHSK, 0)
+        return widened(self.head(self.norm(x_BnD)))
 
     def cache(self, label_B):
         """Return an empty ARPGCache."""
@@ -236,6 +229,7 @@ class ARPG(Method):
         if cache.slots == 0:
             x_BmD = torch.cat((F.embedding(cache.label_B[:, None], label_D), x_BmD), dim=1)
             cells_Bm = torch.cat((torch.full_like(next_cells_Bn[:, :1], -1), cells_Bm), dim=1)
-        kv_2BHLK = self.layers.read(x_BmD, self._rotation(cells_Bm), cache)
-        rotation_BnR = self._rotation(next_cells_Bn)
-        return self._logits(self.layers.answer(query_11D, rotation_BnR, kv_2BHLK, None))
+        kv_2BHLK = self.layers.read(x_BmD, rotation_at(self.config, cells_Bm), cache)
+        rotation_BnR = rotation_at(self.config, next_cells_Bn)
+        x_BnD = self.layers.answer(query_11D, rotation_BnR, kv_2BHLK, None)
+        return widened(self.head(self.norm(x_BnD)))

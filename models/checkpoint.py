@@ -53,8 +53,9 @@ def resume(
         return 0, []
     found = load_checkpoint(path, KIND, rerun=f"rm {path}, then this command")
     saved = found["header"]
+    lacking = {"labels": head["inputs"].get("labels")}  # runs of before did not say theirs
     same_run(
-        renewed("config", saved["config"]) | saved["inputs"],
+        renewed("config", saved["config"]) | lacking | saved["inputs"],
         head["config"] | head["inputs"],
         free,
         path,

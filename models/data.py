@@ -172,7 +172,7 @@ class Codes:
     label_N: torch.Tensor
     """int64 (N,)"""
     header: dict
-    """with codebook_size, grid, classes, dataset, and the sha256 of the array"""
+    """with codebook_size, grid, classes, dataset, sha256 of the array, and `labels`, theirs"""
 
     def to(self, device: torch.device) -> "Codes":
         """Return the same codes on a device; all of CIFAR-10 takes 51 MB."""
@@ -213,6 +213,7 @@ def load_codes(folder: Path, split: str) -> Codes:
             f"{folder}: expected codes in [0, {size}), found {codes_NAT.max()}; run: {rerun}"
         )
     check_labels(path, labels_N, head, rerun)
+    head = head | {"labels": labels_head["sha256"]}
     return Codes(torch.from_numpy(codes_NAT.astype(np.int64)), torch.from_numpy(labels_N), head)
 
 

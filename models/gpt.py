@@ -23,8 +23,9 @@ from models.transformer import (
     ModelConfig,
     RMSNorm,
     initialise,
-    rope_table,
+    rotation_at,
     run_blocks,
+    widened,
 )
 
 
@@ -56,35 +57,17 @@ class GPT(Method):
         initialise(self)
         nn.init.zeros_(self.output.weight)
 
-    def _rotation(self, cells_BS: torch.Tensor) -> torch.Tensor:
-        """Return rotation_BSR of cells, -1 meaning the class token."""
-        table = rope_table(self.config.grid, self.config.head_width, cells_BS.device)
-        return table[cells_BS + 1]
-
-    def _check_turn(self, cells_Bn: torch.Tensor, first: int) -> None:
-        """Raise ValueError unless the cells are the ones at steps first.. of the fixed order."""
-        fixed_n = self.order(self.config.scan)[first : first + cells_Bn.shape[1]]
-        if not torch.equal(cells_Bn, fixed_n.to(cells_Bn.device).expand_as(cells_Bn)):
-            raise ValueError(
-                f"gpt generates in {self.config.scan} order only: "
-                f"nothing tells it which cell comes next"
-            )
-
     def forward(self, codes_BT, label_B, order_BS):
         """Return logits_BSV; see Method. Raises ValueError unless every row is the fixed order."""
-        self._check_turn(order_BS, 0)
+        self.check_order(order_BS)
         codes_BS = codes_BT.gather(1, order_BS)
         inputs_BSD = torch.cat(
             (self.cls_embedding(label_B), self.tok_embeddings(codes_BS[:, :-1])), dim=1
         )
         own_cell_BS = torch.cat((torch.full_like(order_BS[:, :1], -1), order_BS[:, :-1]), dim=1)
         x_BSD = self.token_dropout(inputs_BSD)
-        x_BSD = run_blocks(self.layers, x_BSD, self._rotation(own_cell_BS))
-        return self._logits(x_BSD)
-
-    def _logits(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        logits_BSV = self.output(self.norm(x_BSD))
-        return logits_BSV.to(torch.promote_types(logits_BSV.dtype, torch.float32))
+        x_BSD = run_blocks(self.layers, x_BSD, rotation_at(self.config, own_cell_BS))
+        return widened(self.output(self.norm(x_BSD)))
 
     def cache(self, label_B):
         """Return an empty GPTCache."""
@@ -95,14 +78,14 @@ class GPT(Method):
         """Return logits_B1V; see Method."""
         if next_cells_Bn.shape[1] != 1:
             raise ValueError(f"gpt decodes one cell at a time, asked for {next_cells_Bn.shape[1]}")
-        asked_BS = torch.cat((cells_Bm, next_cells_Bn), dim=1)
-        self._check_turn(asked_BS, cache.committed)
         x_BmD, fed_Bm = self.tok_embeddings(codes_Bm), cells_Bm
         if not cache.label_is_fed:
             x_BmD = torch.cat((self.cls_embedding(cache.label_B), x_BmD), dim=1)
             fed_Bm = torch.cat((torch.full_like(next_cells_Bn, -1), fed_Bm), dim=1)
         start = cache.committed + cache.label_is_fed
-        x_BmD = run_blocks(self.layers, x_BmD, self._rotation(fed_Bm), cache.layers, start)
+        x_BmD = run_blocks(
+            self.layers, x_BmD, rotation_at(self.config, fed_Bm), cache.layers, start
+        )
         cache.committed += codes_Bm.shape[1]
         cache.label_is_fed = True
-        return self._logits(x_BmD[:, -1:])
+        return widened(self.output(self.norm(x_BmD[:, -1:])))

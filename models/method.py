@@ -46,6 +46,22 @@ class Method(nn.Module):
             return torch.tensor(self.config.cells)
         return scan(name, self.config.grid, self.config.regions)
 
+    def check_order(self, order_BS: torch.Tensor) -> None:
+        """Raise ValueError unless the method can follow these orders.
+
+        Waits for the device, so callers of `decode` ask it once before they start.
+        """
+        if self.any_order:
+            return
+        fixed_S = self.order(self.config.scan).to(order_BS.device)
+        if order_BS.shape[1:] != fixed_S.shape or not bool((order_BS == fixed_S).all()):
+            scan, regions = self.config.scan, self.config.regions
+            only = f"the order of its {regions} regions" if scan == "regions" else f"{scan} order"
+            raise ValueError(
+                f"{type(self).__name__} generates in {only} only: nothing tells it which cell "
+                "comes next"
+            )
+
     def groups(self, steps: int | None, grouping: Grouping = "cosine") -> list[int]:
         """Return how many codes each of `steps` calls of `decode` asks for.
 
@@ -91,7 +107,8 @@ class Method(nn.Module):
     ) -> torch.Tensor:
         """Commit m >= 0 codes at cells_Bm, in that order; return logits_BnV of the n >= 1 cells.
 
-        Asking for groups of one cell gives the logits of `forward`. Raises ValueError for n > 1
-        without `parallel`, or for a cell out of turn without `any_order`.
+        Asking for groups of one cell gives the logits of `forward`. Nothing in it waits for the
+        device: that the cells are those of an order the method can follow, the caller has checked
+        (`check_order`). Raises ValueError for n > 1 without `parallel`.
         """
         raise NotImplementedError

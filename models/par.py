@@ -21,6 +21,7 @@ of T + n - 1, with the same logits; the null label is put in by the training scr
 fp32 logits in every mode; no stochastic depth; groups can also be decoded code by code.
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,6 +29,7 @@ from torch import nn
 
 from models.errors import InputError
 from models.method import Method
+from models.orders import region_scan
 from models.transformer import (
     Block,
     ClassEmbedding,
@@ -35,8 +37,9 @@ from models.transformer import (
     ModelConfig,
     RMSNorm,
     initialise,
-    rope_table,
+    rotation_at,
     run_blocks,
+    widened,
 )
 
 
@@ -46,6 +49,16 @@ def group_ends(tokens: int, regions: int, device: torch.device | None = None) ->
     return torch.where(slot_S < regions, slot_S + 1, (slot_S // regions + 1) * regions)
 
 
+@functools.lru_cache(maxsize=32)
+def slot_cells(grid: int, regions: int, device: torch.device) -> torch.Tensor:
+    """Return cell_L of the slots, -1 for the class token and the specials."""
+    cell_S = region_scan(grid, regions)
+    none_n = cell_S.new_full((regions,), -1)
+    cell_L = torch.cat((none_n[:1], cell_S[:regions], none_n[1:], cell_S[regions:]))
+    return cell_L.to(device)
+
+
+@functools.lru_cache(maxsize=32)
 def group_mask(tokens: int, regions: int, device: torch.device | None = None) -> torch.Tensor:
     """Return seen_SL, bool (T, T): the first block of `regions` causal, later ones whole."""
     return torch.arange(tokens, device=device) < group_ends(tokens, regions, device).unsqueeze(1)
@@ -121,16 +134,6 @@ class PAR(Method):
             f"got --decode-steps {steps}"
         )
 
-    def _check_turn(self, cells_Bn: torch.Tensor, first: int) -> None:
-        """Raise ValueError unless the cells are the ones at steps first.. of the region order."""
-        fixed_S = self.order("regions")
-        fixed_n = fixed_S[first : first + cells_Bn.shape[1]].to(cells_Bn.device)
-        if cells_Bn.shape[1:] != fixed_n.shape or (cells_Bn != fixed_n).any():
-            raise ValueError(
-                f"PAR generates in the order of its {self.config.regions} regions only: "
-                f"nothing tells it which cell comes next"
-            )
-
     def _run(
         self,
         label_B: torch.Tensor,
@@ -147,22 +150,16 @@ class PAR(Method):
             self.spe_tok_embeddings(len(label_B)),
             self.tok_embeddings(codes_BS[:, regions:]),
         )
-        cell_S = self.order("regions").to(label_B.device)
-        none_n = cell_S.new_full((regions,), -1)  # the row of the class token and the specials
-        cell_L = torch.cat((none_n[:1], cell_S[:regions], none_n[1:], cell_S[regions:]))
-        table = rope_table(self.config.grid, self.config.head_width, label_B.device)
-        rotation_1LR = table[cell_L[start:stop] + 1].unsqueeze(0)
+        cell_L = slot_cells(self.config.grid, regions, label_B.device)
+        rotation_1LR = rotation_at(self.config, cell_L[None, start:stop])
         seen_LL = group_mask(tokens, regions, label_B.device)[start:stop, :stop]
         x_BLD = self.token_dropout(torch.cat(inputs_BLD, dim=1)[:, start:stop])
         x_BLD = run_blocks(self.layers, x_BLD, rotation_1LR, layers, start, seen_LL)
-        logits_BLV = self.output(self.norm(x_BLD))
-        return logits_BLV.to(torch.promote_types(logits_BLV.dtype, torch.float32))
+        return widened(self.output(self.norm(x_BLD)))
 
     def forward(self, codes_BT, label_B, order_BS):
         """Return logits_BSV; see Method. Raises ValueError unless every row is the region order."""
-        if order_BS.shape != codes_BT.shape:
-            raise ValueError(f"expected an order of shape {codes_BT.shape}, got {order_BS.shape}")
-        self._check_turn(order_BS, 0)
+        self.check_order(order_BS)
         return self._run(label_B, codes_BT.gather(1, order_BS), 0, self.config.tokens)
 
     def cache(self, label_B):
@@ -178,10 +175,10 @@ class PAR(Method):
         ValueError for cells of two groups, the codes of the first being needed for the second.
         """
         committed = cache.codes_BS.shape[1]
-        self._check_turn(torch.cat((cells_Bm, next_cells_Bn), dim=1), committed)
         first = committed + codes_Bm.shape[1]
         last = first + next_cells_Bn.shape[1]
-        end = int(group_ends(self.config.tokens, self.config.regions)[first])
+        regions = self.config.regions
+        end = first + 1 if first < regions else (first // regions + 1) * regions
         if last > end:
             raise ValueError(
                 f"PAR of {self.config.regions} regions decodes at most {end - first} cells at once "

@@ -25,9 +25,10 @@ from models.transformer import (
     ModelConfig,
     RMSNorm,
     initialise,
-    rope_table,
     rotate,
+    rotation_at,
     run_blocks,
+    widened,
 )
 
 
@@ -61,13 +62,10 @@ class RandAR(Method):
         initialise(self)
         nn.init.zeros_(self.output.weight)
 
-    def _table(self, device: torch.device) -> torch.Tensor:
-        return rope_table(self.config.grid, self.config.head_width, device)
-
     def _instructions(self, cells_BS: torch.Tensor) -> torch.Tensor:
         """Return p_BSD, the learned vector turned head by head to each cell."""
         vector_HK = self.pos_instruct_embeddings.view(self.config.heads, self.config.head_width)
-        rotation_BS1R = self._table(cells_BS.device)[cells_BS + 1].unsqueeze(2)
+        rotation_BS1R = rotation_at(self.config, cells_BS).unsqueeze(2)
         return rotate(vector_HK.expand(*cells_BS.shape, -1, -1), rotation_BS1R).flatten(2)
 
     def _pairs(self, codes_BS: torch.Tensor, cells_BS: torch.Tensor) -> torch.Tensor:
@@ -76,22 +74,14 @@ class RandAR(Method):
         p_BSD = self._instructions(cells_BS).to(x_BSD.dtype)
         return torch.stack((p_BSD, x_BSD), dim=2).flatten(1, 2)
 
-    def _rotation(self, cells_BL: torch.Tensor) -> torch.Tensor:
-        """Return rotation_BLR of slots by cell, -1 meaning the class token."""
-        return self._table(cells_BL.device)[cells_BL + 1]
-
-    def _logits(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        logits_BSV = self.output(self.norm(x_BSD))
-        return logits_BSV.to(torch.promote_types(logits_BSV.dtype, torch.float32))
-
     def forward(self, codes_BT, label_B, order_BS):
         """Return logits_BSV, taken at the instruction slots; see Method."""
         pairs_BLD = self._pairs(codes_BT.gather(1, order_BS), order_BS)[:, :-1]
         x_BLD = torch.cat((self.cls_embedding(label_B), pairs_BLD), dim=1)
         twice_BL = order_BS.repeat_interleave(2, dim=1)[:, :-1]
         cells_BL = torch.cat((torch.full_like(order_BS[:, :1], -1), twice_BL), dim=1)
-        x_BLD = run_blocks(self.layers, x_BLD, self._rotation(cells_BL))
-        return self._logits(x_BLD[:, 1::2])
+        x_BLD = run_blocks(self.layers, x_BLD, rotation_at(self.config, cells_BL))
+        return widened(self.output(self.norm(x_BLD[:, 1::2])))
 
     def cache(self, label_B):
         """Return an empty RandARCache."""
@@ -117,7 +107,10 @@ class RandAR(Method):
             start = 0
         x_BLD = torch.cat((x_BLD, self._instructions(next_cells_Bn).to(x_BLD.dtype)), dim=1)
         cells_BL = torch.cat((cells_BL, next_cells_Bn), dim=1)
-        x_BLD = run_blocks(self.layers, x_BLD, self._rotation(cells_BL), cache.layers, start)
+        x_BLD = run_blocks(
+            self.layers, x_BLD, rotation_at(self.config, cells_BL), cache.layers, start
+        )
         cache.committed += codes_Bm.shape[1]
         cache.asked_Bn = next_cells_Bn
-        return self._logits(x_BLD[:, -next_cells_Bn.shape[1] :])
+        asked_BnD = x_BLD[:, -next_cells_Bn.shape[1] :]
+        return widened(self.output(self.norm(asked_BnD)))

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.method import Method
-from models.transformer import LayerCache, ModelConfig, attend
+from models.transformer import LayerCache, ModelConfig, attend, widened
 
 EPS = 1e-6
 
@@ -76,7 +76,7 @@ class Condition:
     """What modulates the slots of one pass, kept once per distinct label."""
 
     c_USD: torch.Tensor
-    """E[y] + S[s] of the U labels that occur"""
+    """E[y] + S[s] of U labels"""
     row_B: torch.Tensor
     """which of the U each image has"""
 
@@ -141,7 +141,7 @@ class RARCache:
     """What has been fed. The last slot is open: it holds T of a cell that was only asked for."""
 
     label_U: torch.Tensor
-    """the distinct labels"""
+    """all labels, or those of the images"""
     row_B: torch.Tensor
     """which of them each image has"""
     open_BLD: torch.Tensor
@@ -194,6 +194,16 @@ class RAR(Method):
             if isinstance(module, Modulation):
                 nn.init.zeros_(module[1].weight)
 
+    def _distinct(self, label_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (label_U, row_B): all labels there are, or if the batch is smaller its own.
+
+        Those that occur would be fewer, but to count them waits for the device.
+        """
+        labels = self.config.classes + 1
+        if len(label_B) < labels:
+            return label_B, torch.arange(len(label_B), device=label_B.device)
+        return torch.arange(labels, device=label_B.device), label_B
+
     def _label(self, label_B: torch.Tensor) -> torch.Tensor:
         """Return E[y] (B, 1, D)."""
         return self.embeddings(self.config.vocab_size + 1 + label_B).unsqueeze(1)
@@ -220,12 +230,11 @@ class RAR(Method):
         for i, block in enumerate(self.blocks):
             x_BLD = block(x_BLD, condition, caches[i] if caches else None, start)
         x_BSD = self.adaln_before_head(x_BLD[:, -asked:], Condition(c_ULD[:, -asked:], row_B))
-        logits_BSV = self.lm_head(x_BSD)
-        return logits_BSV.to(torch.promote_types(logits_BSV.dtype, torch.float32))
+        return widened(self.lm_head(x_BSD))
 
     def forward(self, codes_BT, label_B, order_BS):
         """Return logits_BSV, taken at slots 1..T; see Method."""
-        label_U, row_B = label_B.unique(return_inverse=True)
+        label_U, row_B = self._distinct(label_B)
         fed_BS = order_BS[:, :-1]
         codes_BSD = self._codes(codes_BT.gather(1, fed_BS), fed_BS)
         x_BLD = self._told(torch.cat((self._prefix(label_B), codes_BSD), dim=1), order_BS)
@@ -233,7 +242,7 @@ class RAR(Method):
 
     def cache(self, label_B):
         """Return a RARCache with nothing fed."""
-        label_U, row_B = label_B.unique(return_inverse=True)
+        label_U, row_B = self._distinct(label_B)
         layers = [LayerCache(self.config.tokens + 1) for _ in self.blocks]
         return RARCache(label_U, row_B, self._prefix(label_B), layers)
 

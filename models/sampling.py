@@ -117,6 +117,7 @@ def generate(
     tokens = order_BS.shape[1]
     known_Bm = order_BS[:, :0] if known_Bm is None else known_Bm
     check_plan(model, tokens, known_Bm.shape[1], sizes)
+    model.check_order(order_BS)
     guided = any(scale != 1 for scale in scales)
 
     def rows(x):  # both halves of a guided batch

@@ -266,6 +266,16 @@ def initialise(model: nn.Module) -> None:
             nn.init.normal_(module.weight, std=0.02)
 
 
+def rotation_at(config: ModelConfig, cells_BS: torch.Tensor) -> torch.Tensor:
+    """Return rotation_BSR of cells, -1 meaning the class token."""
+    return rope_table(config.grid, config.head_width, cells_BS.device)[cells_BS + 1]
+
+
+def widened(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits in at least fp32."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 class ClassEmbedding(nn.Module):
     """Labels, with one more row for the null label, to vectors."""
 

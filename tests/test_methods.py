@@ -5,12 +5,13 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from models.errors import InputError
 from models.method import Method
 from models.methods import METHODS, build
 from models.orders import mixed_order, scan
-from models.sampling import Plan, generate, sample_codes
+from models.sampling import Plan, generate, pick, sample_codes
 from models.training import parameters
 from models.transformer import ModelConfig
 
@@ -157,7 +158,25 @@ def test_fixed_order_methods_refuse_other_orders(name):
     with pytest.raises(ValueError, match="order"):
         model(codes_BT, label_B, shuffled_BS)
     with pytest.raises(ValueError, match="order"):
-        model.decode(model.cache(label_B), codes_BT[:, :0], shuffled_BS[:, :0], shuffled_BS[:, :1])
+        uniform_BS = torch.zeros(BATCH, TOKENS)
+        generate(model, label_B, shuffled_BS, uniform_BS, [1] * TOKENS, [1.0] * TOKENS)
+
+
+def test_decoding_never_waits_for_the_device(name):
+    """Under FakeTensorMode, where looking at a value is an error. Tables are made before."""
+    model, (codes_BT, label_B) = tiny(name), draw()
+    order_BS = orders_of(model, BATCH)[-1]
+    model(codes_BT, label_B, order_BS)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        codes_BT, label_B, order_BS = map(mode.from_tensor, (codes_BT, label_B, order_BS))
+        cache = model.cache(label_B)
+        codes_BS = codes_BT.gather(1, order_BS)
+        for s in range(TOKENS):
+            new = slice(max(s - 1, 0), s)
+            logits_B1V = model.decode(cache, codes_BS[:, new], order_BS[:, new], order_BS[:, [s]])
+            assert pick(logits_B1V, torch.rand(BATCH, 1), top_k=2, top_p=0.9).shape == (BATCH, 1)
+            with pytest.raises(DataDependentOutputException):
+                logits_B1V.sum().item()
 
 
 def test_serial_methods_refuse_groups(name):

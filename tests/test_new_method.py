@@ -90,8 +90,8 @@ def test_a_toy_is_trained_sampled_and_evaluated(toy, world, tmp_path):
     found = evaluate.main(
         config_of(
             evaluate.EvalConfig, checkpoint=run / "last.pth", tokenizer=world.tokenizer,
-            codes=world.codes, data=world.data, inception_weights="none", num_samples=10, steps=7,
-            batch=10, out=tmp_path / "out", device="cpu",
+            codes=world.codes, data=world.data, inception_weights="none", num_samples=10,
+            decode_steps=7, batch=10, out=tmp_path / "out", device="cpu",
         )
     )  # fmt: skip
     assert found["bits_per_image"].keys() == {"raster", "random"}

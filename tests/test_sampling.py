@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from models.errors import InputError
 from models.method import Method
+from models.methods import build
 from models.orders import cosine_groups
 from models.sampling import generate, guidance_at, guide, pick, sample_chance
 from models.transformer import ModelConfig
@@ -158,3 +159,18 @@ def test_streams_depend_on_seed_and_sample_only():
     assert len({tuple(row) for row in order_BS.tolist()}) == 10
     assert not torch.equal(sample_chance(1, range(10), TOKENS)[0], uniform_BS)
     assert cosine_groups(TOKENS, 4) and (order_BS.sort(1).values == torch.arange(TOKENS)).all()
+
+
+def test_the_loop_hands_out_its_steps_and_each_adds_its_cells():
+    torch.manual_seed(0)
+    model = build("randar", ModelConfig(vocab_size=7, layers=1, width=16, heads=2, grid=4)).eval()
+    uniform_BS, order_BS = sample_chance(0, range(2), 16)
+    steps, sizes = [], [1, 4, 11]
+    inputs = (model, torch.tensor([0, 1]), order_BS, uniform_BS, sizes, [1.0] * 3)
+    codes_BT = generate(*inputs, watch=steps.append)
+    assert [int((step >= 0).sum(1)[0]) for step in steps] == [1, 5, 16]
+    for step, shown in zip(steps, (1, 5, 16), strict=True):
+        cells = order_BS[:, :shown]
+        assert torch.equal(step.gather(1, cells), codes_BT.gather(1, cells))
+        assert (step.scatter(1, cells, -1) == -1).all()
+    assert torch.equal(codes_BT, generate(*inputs))

@@ -151,7 +151,7 @@ def method_measurements(
             "--cfg-scale=3",
         ]
         sample += [f"--tokenizer={work / 'tokenizer.pth'}", f"--codes={work / 'left_out'}", seed]
-        sample += [f"--data={work / 'data'}", "--inception-weights=none", "--reference=2", device]
+        sample += [f"--data={work / 'data'}", "--inception-weights=none", "--reference=10", device]
         sample += [f"--num-samples={cfg.num_samples}", f"--batch={cfg.sample_batch}"]
         sample += [f"--decode-steps={steps}"] if steps else []
         batch = min(cfg.num_samples, cfg.sample_batch)
