@@ -27,8 +27,9 @@ from metrics.likelihood import baseline_bits
 from metrics.samples import read_samples, write_samples
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
 from models.checkpoint import Generator, load_generator, results_of
-from models.data import load_codes_of
+from models.data import Codes, load_codes_of
 from models.errors import InputError, expect_at_least, one_line_errors
+from models.method import Method
 from models.methods import check_order
 from models.orders import FIXED_RANDOM, SCANS, Grouping
 from models.sampling import Plan, Schedule
@@ -152,6 +153,21 @@ def first_samples(
     return images_NHWC, speed
 
 
+def bits_of(model: Method, codes: dict[str, Codes], order: str, draws: int, done: Done) -> dict:
+    """Return bits per test image in each order to compare, and what codes cost without a network.
+
+    The orders are `order`, raster and `draws` random ones where the method can choose.
+    """
+    orders = {order, "raster", "random"} if model.any_order else {model.config.scan}
+    test = codes["test"]
+    bits = {
+        name: done(f"bits {name}", lambda name=name: likelihood(model, test, name, draws))
+        for name in sorted(orders)
+    }
+    baselines = done("baselines", lambda: baseline_bits(codes["train"], test))
+    return {"bits_per_image": bits, "baseline_bits": baselines}
+
+
 def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path]:
     """Sample and measure; write samples; return what metrics.json holds and its folder.
 
@@ -198,17 +214,7 @@ def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path
         "inputs": inputs,
     }
     if codes:
-        orders = {plan.order, "raster", "random"} if model.any_order else {model.config.scan}
-        metrics["bits_per_image"] = {
-            order: done(
-                f"bits {order}",
-                lambda order=order: likelihood(model, codes["test"], order, cfg.random_orders),
-            )
-            for order in sorted(orders)
-        }
-        metrics["baseline_bits"] = done(
-            "baselines", lambda: baseline_bits(codes["train"], codes["test"])
-        )
+        metrics |= bits_of(model, codes, plan.order, cfg.random_orders, done)
     if reference is not None:
         metrics |= reference.report(images_NHWC, label_N.numpy(), done)
     if reference is not None and cfg.seeds > 1:
