@@ -49,8 +49,9 @@ def test_a_stage_that_fails_is_named_and_ends_the_others(stages):
 
 
 PARENT = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits "ignore"
 from models import processes
 processes.ROOT = Path(sys.argv[1])
 processes.run_stages([("child", ["child.py"])], 1)
