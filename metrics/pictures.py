@@ -84,7 +84,7 @@ def plot_class_grid(
 ) -> "Figure":
     """Draw one row per class, its name at the left; the classes need equal numbers of images."""
     per_class = len(labels_N) // len(classes)
-    figure, axes = blank(1.6 + 0.55 * per_class, 0.2 + 0.58 * len(classes))
+    figure, axes = blank(2.0 + 0.55 * per_class, 0.2 + 0.58 * len(classes))
     by_class = np.argsort(labels_N, kind="stable")
     _show(axes, tile(images_NHWC[by_class], per_class), classes)
     return figure
