@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim.swa_utils import AveragedModel
 
-from models.artifacts import ROOT, load_checkpoint, save_checkpoint, sha256_of
+from models.artifacts import ROOT, load_checkpoint, save_checkpoint
 from models.errors import InputError
 from models.method import Method
 from models.methods import build
@@ -112,7 +112,7 @@ def load_generator(path: Path) -> Generator:
             f"{path} holds no {found['header'].get('method')} of this version ({reason})"
         ) from None
     model.requires_grad_(False).eval()
-    return Generator(model, found["header"] | {"sha256": sha256_of(Path(path))})
+    return Generator(model, found["header"])
 
 
 def results_of(checkpoint: Path) -> Path:

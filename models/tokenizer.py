@@ -63,7 +63,7 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, dict]:
         reason = " ".join(str(e).split())[:150]
         raise InputError(f"{path} is no tokenizer of this version ({reason})") from None
     model.requires_grad_(False).eval()
-    return model, found["header"] | {"sha256": sha256_of(Path(path))}
+    return model, found["header"]
 
 
 def find_tokenizer(sha256: str | None, asked: Path | None = None) -> Path:
