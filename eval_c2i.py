@@ -8,27 +8,20 @@ import json
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-import tyro
 from tyro.conf import OmitArgPrefixes
 
-from metrics.evaluation import (
-    Done,
-    MeasureConfig,
-    likelihood,
-    over_seeds,
-    sample_images,
-)
-from metrics.fidelity import LEAST
+from metrics.evaluation import Done, MeasureConfig, likelihood, over_seeds, sample_images
 from metrics.likelihood import baseline_bits
 from metrics.samples import read_samples, write_samples
+from models import command
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
 from models.checkpoint import Generator, load_generator, results_of
+from models.command import InputError, run
 from models.data import Codes, load_codes_of
-from models.errors import InputError, expect_at_least, one_line_errors
 from models.method import Method
 from models.methods import check_order
 from models.orders import FIXED_RANDOM, SCANS, Grouping
@@ -38,7 +31,7 @@ from models.training import parameters, peak_memory, pick_device
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(command.Config):
     """Sample from a generator and measure it (stage 5)."""
 
     checkpoint: Path | None = None
@@ -47,50 +40,45 @@ class EvalConfig:
     """default: the one in tokenizer_vq/, checkpoints/ or data/*/ that made the generator's codes"""
     samples: Path | None = None
     """instead of a checkpoint: .npz with arr_0 uint8 (N, 32, 32, 3), perhaps arr_1 labels (ADM)"""
-    num_samples: int = 10_000
+    num_samples: command.Images = 10_000
     """sample i is of class i modulo 10"""
-    seed: int = 0
-    seeds: int = 1
+    seed: command.Seed = 0
+    seeds: Annotated[int, command.Range(1, 1000)] = 1
     """sample again with seed + 1, ..: mean and sd of every number"""
     order: Literal[(*SCANS, FIXED_RANDOM, "random")] | Path | None = None
     """order of sampling; default: the one it was trained in (anneal, adaptive: the scan)"""
-    decode_steps: int | None = None
+    decode_steps: command.Count | None = None
     """network calls a sample; fewer than 64 decode codes in parallel; default 64"""
     grouping: Grouping | None = None
     """how many codes each step decodes: cosine (RandAR; default), arpg_cosine, arccos (ARPG)"""
-    cfg_scale: float | None = None
+    cfg_scale: command.Amount | None = None
     """guidance scale, 1 for none; default: what the checkpoint recommends, else 2"""
     schedule: Schedule | None = None
     """linear (default): from 1 to --cfg-scale over the decoding; power_cosine as RAR; constant"""
-    power: float | None = None
+    power: command.Amount | None = None
     """of power_cosine; default 2.75"""
-    temperature: float | None = None
+    temperature: command.Amount | None = None
     """default 1"""
-    top_k: int | None = None
+    top_k: command.Natural | None = None
     """default 0: all codes"""
-    top_p: float | None = None
+    top_p: Annotated[float, command.Range(1e-6, 1)] | None = None
     """default 1: all codes"""
-    labels: tuple[int, ...] = ()
+    labels: tuple[command.Natural, ...] = ()
     """sample these classes only; default all"""
-    batch: int = 500
-    random_orders: int = 1
+    batch: command.Batch = 500
+    random_orders: Annotated[int, command.Range(1, 1000)] = 1
     """random orders an image that its likelihood is averaged over"""
     against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
     codes: Path = ROOT / "data/codes"
     """test codes for the likelihood, from stage 3"""
-    out: Path | None = None
+    out: command.OutFolder | None = None
     """default results/<name of the run or file>"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
+    device: command.DeviceName = "auto"
 
     def check(self) -> None:
         """Raise InputError for numbers that no evaluation can have."""
         if (self.checkpoint is None) == (self.samples is None):
             raise InputError("expected either --checkpoint or --samples")
-        expect_at_least(self, num_samples=LEAST, batch=1, decode_steps=1, seeds=1)
-        expect_at_least(self, cfg_scale=0, temperature=0, top_k=0, random_orders=1)
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InputError(f"expected --top-p in (0, 1], got {self.top_p}")
 
     def plan(self, generator: Generator) -> Plan:
         """Return how to sample: as asked, else as the checkpoint recommends, else by default.
@@ -229,7 +217,6 @@ def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path
 
 def main(cfg: EvalConfig) -> dict:
     """Sample, measure, write, print; return what metrics.json holds."""
-    cfg.check()
     device = pick_device(cfg.device)
     measure = measure_samples if cfg.samples else measure_generator
     metrics, out = measure(cfg, device)
@@ -258,5 +245,4 @@ def report(metrics: dict, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(EvalConfig))
+    run(main, EvalConfig)

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from tqdm import tqdm
 
+from models import command
 from models.artifacts import ROOT, header, locked, sha256_of, write_text
 from models.checkpoint import KIND, resume, save_generator
 from models.cluster_loss import cluster_cross_entropy
+from models.command import InputError, run
 from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
-from models.errors import InputError, expect_at_least, expect_fraction, one_line_errors
 from models.methods import METHODS, build, check_order
 from models.order_policy import Adaptive, Anneal, OrderPolicy
 from models.orders import FIXED_RANDOM, OrderName, scan
@@ -46,7 +46,7 @@ from models.transformer import SIZES, ModelConfig
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(command.Config):
     """Train one method on codes (stage 4)."""
 
     method: Literal[tuple(METHODS)] = "randar"
@@ -55,58 +55,56 @@ class TrainConfig:
     with one of your own, int (T,); fixed_random (one order, of --order-seed), random (a new one for
     every image and step), anneal: random falling to a fixed one, or adaptive: the more shuffled,
     the worse the held-out calibration"""
-    order_seed: int = 0
+    order_seed: command.Seed = 0
     """of --order fixed_random"""
     anneal: Anneal = field(default_factory=Anneal)
     adaptive: Adaptive = field(default_factory=Adaptive)
-    regions: int = 4
+    regions: command.Count = 4
     """of the order `regions`: 4 or 16; PAR decodes as many codes at once"""
     model: Literal[tuple(SIZES)] = "small"
     """nano 1.3M, small 5.6M, base 15M, large 42M parameters (at V = 1024)"""
     codes: Path = ROOT / "data/codes"
     """folder from tools/extract_latent_codes.py"""
-    out: Path | None = None
+    out: command.OutFolder | None = None
     """run folder; default checkpoints/runs/<method>_<order>_<model>_<dataset>"""
-    steps: int = 20_000
+    steps: command.Count = 20_000
     """optimizer steps"""
-    batch: int = 256
+    batch: command.Batch = 256
     """images a step, over all devices"""
     optimizer: OptimizerName = "adamw"
     """adamw as the papers, or muon for the hidden matrices: further in the same steps"""
-    lr: float = 1e-3
+    lr: command.Share = 1e-3
     """peak learning rate; linear warm-up, cosine to 5%"""
-    warmup: float = 0.05
+    warmup: command.Fraction = 0.05
     """share of the steps"""
-    weight_decay: float = 0.05
+    weight_decay: command.Amount = 0.05
     """on tensors of two or more dimensions"""
-    dropout: float = 0.1
+    dropout: command.Fraction = 0.1
     """of tokens, residuals and feed-forward outputs"""
-    drop_label: float = 0.1
+    drop_label: command.Fraction = 0.1
     """share of labels replaced by the null label, for guidance"""
-    ema: float = 0.999
+    ema: command.Fraction = 0.999
     """decay of the averaged weights, warmed up; they are the ones that are evaluated and used"""
-    cluster_weight: float = 0.0
+    cluster_weight: command.Amount = 0.0
     """IAR: weight of the loss of a code's cluster; needs codes from tools/cluster_codebook.py"""
-    heldout: int = 2_000
+    heldout: command.Count = 2_000
     """train images kept out of training to watch overfitting"""
-    seed: int = 0
-    eval_every: int = 1_000
+    seed: command.Seed = 0
+    eval_every: command.Count = 1_000
     """steps between held-out and test likelihoods, sample grids and saves"""
     tokenizer: Path = ROOT / "tokenizer_vq/vqvae_cifar10.pth"
     """decodes the sample grids; without it there are none"""
     logger: LoggerName = "none"
     """where else the rows of metrics.jsonl go; tensorboard: uv sync --extra tensorboard"""
-    devices: int = 1
+    devices: command.Devices = 1
     device: str = "auto"
     """auto, cpu or cuda"""
 
     def check(self) -> None:
-        """Raise InputError for numbers that no run can have."""
-        expect_at_least(self, steps=1, batch=1, eval_every=1, devices=1, heldout=1)
-        expect_at_least(self, cluster_weight=0)
-        expect_fraction(self, "lr", "warmup", "drop_label", "dropout", "ema")
-        self.anneal.check()
-        self.adaptive.check()
+        """Raise InputError for a method and an order that make no sense together."""
+        if self.anneal.start > self.anneal.end:
+            found = f"{self.anneal.start} and {self.anneal.end}"
+            raise InputError(f"expected --anneal.start <= --anneal.end, got {found}")
         if self.order is not None:
             check_order(self.method, self.order_name)
 
@@ -212,7 +210,6 @@ def evaluate(model, ema, splits: dict[str, Codes], order: str) -> dict[str, floa
 
 def main(cfg: TrainConfig) -> Path:
     """Train, or go on training; return the run folder, which is locked meanwhile."""
-    cfg.check()
     cfg = replace(cfg, order=cfg.order or METHODS[cfg.method].scans[0])
     fabric = start_fabric(pick_device(cfg.device), cfg.devices)
     train, test = (load_codes(cfg.codes, split).to(fabric.device) for split in SPLITS)
@@ -277,5 +274,4 @@ def fit(cfg: TrainConfig, fabric, train: Codes, test: Codes, head: dict, out: Pa
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(TrainConfig))
+    run(main, TrainConfig)

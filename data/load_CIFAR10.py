@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from metrics.pictures import plot_first_images, save_figure
+from models import command
 from models.artifacts import ROOT
+from models.command import InputError, run
 from models.data import CLASSES, IMAGE_SHAPE, SPLITS, SplitName, save_splits
-from models.errors import InputError, one_line_errors
 
 PRODUCER = "data/load_CIFAR10.py"
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
@@ -36,7 +36,7 @@ SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".b
 
 
 @dataclass(frozen=True)
-class LoadConfig:
+class LoadConfig(command.Config):
     """Turn CIFAR-10 (or CIFAR-100, or your own images) into the arrays that later stages read."""
 
     source: Path | None = None
@@ -45,14 +45,14 @@ class LoadConfig:
     """which archive; a folder of images brings its own classes, two or more"""
     size: Literal[32] | None = None
     """for images that are not 32x32: resize the shorter side to this and crop the middle"""
-    out: Path | None = None
+    out: command.OutFolder | None = None
     """folder to write to; default data/<dataset>, or data/<name of the image folder>"""
     url: str | None = None
     """where the archive is downloaded from; default: torchvision's address"""
     md5: str | None = None
     """MD5 of an archive that is not the official one. An archive holds pickles, which can run
     code: give this only for one that you trust"""
-    downloads: Path = ROOT / "data" / "downloads"
+    downloads: command.OutFolder = ROOT / "data" / "downloads"
     """folder that keeps the downloaded archive"""
 
 
@@ -230,5 +230,4 @@ def main(cfg: LoadConfig) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(LoadConfig))
+    run(main, LoadConfig)

@@ -11,15 +11,14 @@ anti-aliased edge for free. In `x, y` the figure has radius about 1, x points ri
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import tyro
 
 from metrics.pictures import plot_first_images, save_figure
+from models import command
 from models.artifacts import ROOT
+from models.command import run
 from models.data import CLASSES, save_splits
-from models.errors import expect_at_least, one_line_errors
 
 SIDE = 32
 BLOCK = 1000
@@ -169,22 +168,21 @@ def make_shapes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class ShapesConfig:
+class ShapesConfig(command.Config):
     """Draw the shapes set, in seconds, for a quick look at every stage."""
 
-    out: Path = ROOT / "data/shapes"
+    out: command.OutFolder = ROOT / "data/shapes"
     """folder to write to"""
-    count_train: int = 10_000
+    count_train: command.Images = 10_000
     """training images"""
-    count_test: int = 2_000
+    count_test: command.Images = 2_000
     """test images: those that follow the training images"""
-    seed: int = 0
+    seed: command.Seed = 0
     """everything drawn follows from it"""
 
 
 def main(cfg: ShapesConfig) -> None:
     """Draw both splits and write them."""
-    expect_at_least(cfg, count_train=10, count_test=10, seed=0)
     images_NHWC, labels_N = make_shapes(cfg.count_train + cfg.count_test, cfg.seed)
     train, test = slice(cfg.count_train), slice(cfg.count_train, None)
     arrays = {
@@ -197,5 +195,4 @@ def main(cfg: ShapesConfig) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(ShapesConfig))
+    run(main, ShapesConfig)

@@ -89,12 +89,7 @@ def spread(value: torch.Tensor, resampled_R: torch.Tensor, images: int) -> dict:
     """Return {value, low, high, images} with the percentile 95% interval; lists for vectors."""
     ends = torch.tensor([0.025, 0.975], dtype=resampled_R.dtype)
     low, high = torch.nanquantile(resampled_R, ends, dim=0)
-    return {
-        "value": value.tolist(),
-        "low": low.tolist(),
-        "high": high.tolist(),
-        "images": images,
-    }
+    return {"value": value.tolist(), "low": low.tolist(), "high": high.tolist(), "images": images}
 
 
 def estimate(

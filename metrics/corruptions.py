@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from models.command import InputError
 from models.data import IMAGE_SHAPE
-from models.errors import InputError
 from models.tokenizer import to_float, to_uint8
 
 SEVERITIES = (1, 2, 3, 4, 5)

@@ -21,9 +21,10 @@ from metrics.fidelity import (
     inception_extractor,
 )
 from metrics.likelihood import bits_per_code, orders_for
+from models import command
 from models.artifacts import ROOT, read_json, sha256_of, write_text
+from models.command import InputError
 from models.data import PRODUCERS, SPLITS, Codes, Split, evenly, load_split
-from models.errors import InputError
 from models.method import Method
 from models.sampling import Plan, sample_codes
 from models.tokenizer import Tokenizer, decode_codes
@@ -100,7 +101,7 @@ class MeasureConfig:
 
     data: Path | None = None
     """real images from stage 1; default data/<dataset>"""
-    reference: int | None = None
+    reference: command.Images | None = None
     """use this many real train images, evenly spaced, as the reference; default all"""
     extractor: Path | None = None
     """offline classifier; default: checkpoints/extractor_<dataset>.pth if it is there"""

@@ -16,7 +16,7 @@ from torch import nn
 
 from metrics.fidelity import FeatureExtractor
 from models.artifacts import load_checkpoint, save_checkpoint
-from models.errors import InputError
+from models.command import InputError
 
 RERUN = "uv run tools/train_extractor.py"
 TAGS = {"cifar10": "c10"}

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from models.artifacts import ROOT, header, load_array, safe_load, save_array, sha256_of
-from models.errors import InputError
+from models.command import InputError
 
 FEATURES = ROOT / "results/features"
 """features of real images are kept here, by content; those of samples are not"""

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from metrics.calibration import collect, ece, equal_width_edges, estimate, mean_of
+from models.command import InputError
 from models.data import Codes, evenly
-from models.errors import InputError
 from models.method import Method
 from models.orders import SCANS
 from models.sampling import sample_chance

@@ -18,10 +18,7 @@ def codebook_use(codes_NT: torch.Tensor, codebook_size: int) -> dict[str, float]
     count_V = torch.bincount(codes_NT.flatten(), minlength=codebook_size).double()
     p_V = count_V / count_V.sum()
     perplexity = torch.exp(-torch.special.xlogy(p_V, p_V).sum())
-    return {
-        "codebook_usage": (count_V > 0).double().mean().item(),
-        "perplexity": perplexity.item(),
-    }
+    return {"codebook_usage": (count_V > 0).double().mean().item(), "perplexity": perplexity.item()}
 
 
 def reconstruction_report(model: Tokenizer, images_NHWC: np.ndarray) -> dict[str, float]:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from models.artifacts import ROOT, write_text
+from models.command import InputError
 from models.data import evenly
-from models.errors import InputError
 
 KEPT = ROOT / "checkpoints/reports"
 FILES = ("metrics", "calibration", "robustness", "sweep", "config", "tokenizer", "benchmark")

@@ -22,7 +22,7 @@ from metrics.extractor import Classifier
 from metrics.likelihood import logit_batches
 from metrics.reconstruction import psnr
 from metrics.sample_calibration import class_log_p
-from models.errors import InputError
+from models.command import InputError
 from models.method import Method
 from models.sampling import Plan, sample_codes
 from models.tokenizer import Tokenizer, decode_codes, encode_images, to_float

@@ -14,8 +14,8 @@ from metrics.report import Run
 from metrics.robustness import code_vectors
 from models.artifacts import replace_file
 from models.checkpoint import load_generator
+from models.command import InputError
 from models.data import Codes
-from models.errors import InputError
 from models.method import Method
 from models.methods import check_order
 from models.sampling import Plan, generate, sample_chance, sample_codes

@@ -8,7 +8,7 @@ import statistics
 from typing import Any
 
 from metrics.report import Run, below, names, shared, show, show_measure, table
-from models.errors import InputError
+from models.command import InputError
 
 Runs = dict[str, Run]
 REAL = "real test images"

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.errors import InputError
+from models.command import InputError
 from models.method import Method
 from models.transformer import (
     LayerCache,

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.errors import InputError
+from models.command import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 """Project root; the stages' default paths start here, so they work from any folder."""

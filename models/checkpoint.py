@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim.swa_utils import AveragedModel
 
 from models.artifacts import ROOT, load_checkpoint, save_checkpoint
-from models.errors import InputError
+from models.command import InputError
 from models.method import Method
 from models.methods import build
 from models.training import same_run
@@ -33,13 +33,7 @@ def renewed(part: str, saved: dict) -> dict:
 
 def save_generator(path: Path, head: dict, model: Method, **more: Any) -> None:
     """Write a generator's weights under `head` (with its `method`), and `more` for resuming."""
-    save_checkpoint(
-        path,
-        head,
-        model_config=asdict(model.config),
-        model=model.state_dict(),
-        **more,
-    )
+    save_checkpoint(path, head, model_config=asdict(model.config), model=model.state_dict(), **more)
 
 
 def resume(

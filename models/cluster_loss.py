@@ -21,7 +21,7 @@ nor a network that learns its embeddings makes use of it.
 import torch
 import torch.nn.functional as F
 
-from models.errors import InputError
+from models.command import InputError
 
 
 def balanced_kmeans(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from models.artifacts import header, load_array, save_array, sha256_of
-from models.errors import InputError
+from models.command import InputError
 
 SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "test")

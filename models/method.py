@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.errors import InputError
+from models.command import InputError
 from models.orders import SCANS, Grouping, groups_of, scan
 from models.transformer import ModelConfig
 

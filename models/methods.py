@@ -1,7 +1,7 @@
 """The methods by name. To add one: write a file beside this one, and a line here."""
 
 from models.arpg import ARPG
-from models.errors import InputError
+from models.command import InputError
 from models.gpt import GPT
 from models.method import Method
 from models.orders import CHANCE

@@ -6,10 +6,11 @@ the held-out codes, the larger the share (github.com/lime413/randar).
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from models.errors import InputError, expect_fraction
+from models import command
 from models.orders import ScanName, mixed_order, random_fraction_at, shuffled_order
 
 
@@ -17,37 +18,22 @@ from models.orders import ScanName, mixed_order, random_fraction_at, shuffled_or
 class Anneal:
     """How --order anneal goes from random orders to a fixed one, as RAR (arXiv 2411.00776)."""
 
-    start: float = 0.5
+    start: command.Fraction = 0.5
     """share of the training with random orders only"""
-    end: float = 0.75
+    end: command.Fraction = 0.75
     """share of the training after which the order is fixed"""
     to: ScanName = "raster"
     """the order it ends in"""
-
-    def check(self) -> None:
-        """Raise InputError for an end before the start."""
-        expect_fraction(self, "start", "end")
-        if self.start > self.end:
-            raise InputError(
-                f"expected --anneal.start <= --anneal.end, got {self.start} and {self.end}"
-            )
 
 
 @dataclass(frozen=True)
 class Adaptive:
     """How --order adaptive shuffles: raster at a held-out token ECE of 0, more as that grows."""
 
-    most: float = 1.0
+    most: command.Share = 1.0
     """largest share of an image's cells that is shuffled among themselves"""
-    threshold: float = 0.05
+    threshold: Annotated[float, command.Range(1e-6, 1)] = 0.05
     """ECE (15 bins of equal width, raster order) from which on `most` are shuffled"""
-
-    def check(self) -> None:
-        """Raise InputError for a share outside [0, 1], or a threshold that is not above 0."""
-        if not 0 <= self.most <= 1:
-            raise InputError(f"expected --adaptive.most in [0, 1], got {self.most}")
-        if self.threshold <= 0:
-            raise InputError(f"expected --adaptive.threshold > 0, got {self.threshold}")
 
     def share(self, ece: float) -> float:
         """Return the share of shuffled cells at an ECE."""

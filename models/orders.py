@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from models.errors import InputError
+from models.command import InputError
 
 Grouping = Literal["cosine", "arpg_cosine", "arccos"]
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from models.errors import InputError
+from models.command import InputError
 from models.method import Method
 from models.orders import region_scan
 from models.transformer import (

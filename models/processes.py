@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from models.artifacts import ROOT
-from models.errors import InputError
+from models.command import InputError
 
 Stage = tuple[str, list[str]]
 """name, script and arguments"""

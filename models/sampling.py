@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from models.errors import InputError
+from models.command import InputError
 from models.method import Method
 from models.orders import Grouping
 
@@ -173,11 +173,7 @@ class Plan:
 
 
 def sample_codes(
-    model: Method,
-    label_N: torch.Tensor,
-    plan: Plan,
-    seed: int,
-    first: int = 0,
+    model: Method, label_N: torch.Tensor, plan: Plan, seed: int, first: int = 0
 ) -> torch.Tensor:
     """Return codes_NT, int64 on the model's device, of samples first..first+N of the stream `seed`.
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.artifacts import ROOT, load_checkpoint, save_checkpoint, sha256_of
-from models.errors import InputError
+from models.command import InputError
 from models.training import bf16_is_native
 
 KIND = "tokenizer"

@@ -12,7 +12,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from models.artifacts import write_text
-from models.errors import InputError
+from models.command import InputError
 from models.method import Method
 
 if TYPE_CHECKING:

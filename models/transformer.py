@@ -8,12 +8,14 @@ layout are kept, so that its checkpoints load.
 
 import functools
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.errors import InputError
+from models import command
+from models.command import InputError
 
 
 class RMSNorm(nn.Module):
@@ -163,33 +165,33 @@ class SwiGLU(nn.Module):
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(command.Config):
     """Everything a method needs to be built; saved in every checkpoint."""
 
-    vocab_size: int = 1024
+    vocab_size: command.Vocabulary = 1024
     """V, size of the codebook"""
-    classes: int = 10
+    classes: Annotated[int, command.Range(1, 10**5)] = 10
     """labels are 0..classes-1; `classes` itself is the null label"""
-    grid: int = 8
+    grid: Annotated[int, command.Range(1, 256)] = 8
     """side of the token grid"""
-    layers: int = 4
-    heads: int = 4
-    width: int = 128
-    token_dropout: float = 0.1
-    residual_dropout: float = 0.1
-    ffn_dropout: float = 0.1
+    layers: Annotated[int, command.Range(1, 256)] = 4
+    heads: Annotated[int, command.Range(1, 256)] = 4
+    width: Annotated[int, command.Range(1, 2**14)] = 128
+    token_dropout: command.Fraction = 0.1
+    residual_dropout: command.Fraction = 0.1
+    ffn_dropout: command.Fraction = 0.1
     scan: str = "raster"
     """the one order of a method that cannot choose"""
     cells: tuple[int, ...] = ()
     """the cells in the order `scan`, if that is no function of the grid: read from a file, drawn"""
     regions: int = 4
     """of the order `regions`: PAR generates as many codes side by side, its n"""
-    ffn_width: int | None = None
+    ffn_width: Annotated[int, command.Range(1, 2**16)] | None = None
     """RAR: hidden width of the feed-forward; None: 4 x width"""
     spare_rows: bool = False
     """RAR: position tables with the unused rows that its published files have"""
 
-    def __post_init__(self):
+    def check(self) -> None:
         """Raise InputError for sizes that do not fit together."""
         if self.width % self.heads or self.width // self.heads % 4:
             raise InputError(

@@ -9,34 +9,28 @@ strided and upsampling convolutions, no attention, no adversarial term in its tr
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.errors import InputError
+from models import command
+from models.command import InputError
 
 
 @dataclass(frozen=True)
-class VQVAEConfig:
+class VQVAEConfig(command.Config):
     """Size of the tokenizer."""
 
-    codebook_size: int = 1024
+    codebook_size: command.Vocabulary = 1024
     """K, number of codes"""
-    code_dim: int = 8
+    code_dim: Annotated[int, command.Range(2, 1024)] = 8
     """length of a code vector; codes lie on the unit sphere"""
-    width: int = 64
+    width: Annotated[int, command.Range(8, 2**12)] = 64
     """channels at 16x16; twice as many at 8x8"""
-    blocks: int = 2
+    blocks: Annotated[int, command.Range(1, 64)] = 2
     """residual blocks at each resolution, in the encoder and in the decoder"""
-
-    def __post_init__(self):
-        """Raise InputError for a size that no tokenizer can have."""
-        for name, least in (("codebook_size", 2), ("code_dim", 2), ("blocks", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"expected {name} >= {least}, got {getattr(self, name)}")
-        if self.width < 8 or self.width % 8:
-            raise InputError(f"expected width to be a multiple of 8, got {self.width}")
 
 
 class Residual(nn.Module):

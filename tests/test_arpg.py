@@ -8,7 +8,7 @@ from reference_arpg import reference_logits
 
 from models import arpg
 from models.arpg import ARPG
-from models.errors import InputError
+from models.command import InputError
 from models.methods import METHODS, build
 from models.orders import Grouping, mixed_order, scan
 from models.sampling import Plan, sample_codes
@@ -64,10 +64,7 @@ def published_keys(codes: int, classes: int, layers: int, width: int, hidden: in
 
 @pytest.mark.parametrize(
     ("layers", "heads", "width", "hidden", "total"),
-    [
-        (24, 16, 1024, 2816, 319_845_376),
-        (36, 20, 1280, 3584, 718_997_760),
-    ],
+    [(24, 16, 1024, 2816, 319_845_376), (36, 20, 1280, 3584, 718_997_760)],
 )
 def test_published_sizes_and_keys(layers, heads, width, hidden, total):
     """ARPG-L and ARPG-XL."""

@@ -28,7 +28,7 @@ from models.artifacts import (
     sha256_of,
     sidecar,
 )
-from models.errors import InputError, one_line_errors
+from models.command import InputError, one_line_errors
 
 HEAD = header("thing", "tests", {"a": 1})
 

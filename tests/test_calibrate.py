@@ -11,8 +11,8 @@ from tiny_extractor import write_extractor
 
 from models.artifacts import header
 from models.checkpoint import save_generator
+from models.command import InputError, one_line_errors
 from models.data import load_codes, save_codes
-from models.errors import InputError
 from models.methods import METHODS, build
 from models.transformer import ModelConfig
 
@@ -88,21 +88,6 @@ def test_the_command_needs_no_judge_and_repeats_itself(config, tmp_path):
         assert a == b, part
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"images": 3}, "--images >= 4"),
-        ({"random_orders": -1}, "--random-orders >= 0"),
-        ({"num_samples": 9}, "--num-samples >= 10"),
-        ({"batch": 0}, "--batch >= 1"),
-    ],
-)
-def test_impossible_measurements_are_refused(config, tmp_path, changes, message):
-    with pytest.raises(InputError, match=message):
-        tool.main(config("randar", **changes))
-    assert not (tmp_path / "out").exists()
-
-
 def test_codes_of_another_tokenizer_are_refused_in_one_line(world, config, tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "logit_batches", lambda *args, **more: pytest.fail("it measured"))
     codes = load_codes(world.codes, "test")
@@ -112,7 +97,7 @@ def test_codes_of_another_tokenizer_are_refused_in_one_line(world, config, tmp_p
         other, "test", codes.codes_NAT.numpy(), codes.label_N.numpy(),
         codes.header | {"inputs": inputs},
     )  # fmt: skip
-    with pytest.raises(SystemExit) as stopped, tool.one_line_errors():
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
         tool.main(config("randar", codes=other))
     assert "codes of another tokenizer" in str(stopped.value) and "\n" not in str(stopped.value)
     for flag in ("checkpoint", "tokenizer", "extractor"):

@@ -8,8 +8,8 @@ import torch
 from helpers import script
 
 from metrics.reconstruction import psnr
+from models.command import InputError
 from models.data import load_split
-from models.errors import InputError
 from models.tokenizer import decode_codes, encode_images, error_around, load_tokenizer, search_codes
 
 

@@ -5,7 +5,7 @@ import pytest
 from helpers import script
 
 from metrics.corruptions import CORRUPTIONS, OFFICIAL, SEVERITIES, corrupt, drawn, official
-from models.errors import InputError
+from models.command import InputError
 
 make_shapes = script("data/shapes.py").make_shapes
 

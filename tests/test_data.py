@@ -25,8 +25,8 @@ from tiny_cifar import (
 )
 
 from models.artifacts import ROOT, sidecar
+from models.command import InputError, one_line_errors
 from models.data import CLASSES, canonical_rows, load_split, save_splits
-from models.errors import InputError, one_line_errors
 
 ARCHIVE = "cifar-10-python.tar.gz"
 
@@ -110,10 +110,7 @@ def test_a_bad_archive_is_refused(tmp_path):
     for cut in (0, 5, len(whole) // 2):
         archive.write_bytes(whole[:cut])
         refused("cifar.tgz", tmp_path, source=archive, md5=md5(archive))
-    for name, message in (
-        ("data_batch_5", "expected data_batch_5"),
-        ("batches.meta", "meta"),
-    ):
+    for name, message in (("data_batch_5", "expected data_batch_5"), ("batches.meta", "meta")):
         files = {key: content for key, content in tiny_batches().items() if key != name}
         write_archive(archive, files)
         refused(message, tmp_path, source=archive, md5=md5(archive))

@@ -14,8 +14,8 @@ from metrics.extractor import (
 )
 from metrics.fidelity import features_of, fidelity
 from models.artifacts import header, load_checkpoint, save_checkpoint
+from models.command import InputError
 from models.data import load_split, save_splits
-from models.errors import InputError
 
 make_shapes = script("data/shapes.py").make_shapes
 
@@ -89,7 +89,5 @@ def test_training_learns_and_says_what_it_wrote(tmp_path, monkeypatch, capsys):
 
 
 def test_values_that_fit_no_run_are_refused(tmp_path):
-    with pytest.raises(InputError, match="expected --epochs >= 1, got 0"):
-        stage.main(stage.ExtractorConfig(epochs=0))
     with pytest.raises(InputError, match="load_CIFAR10"):
         stage.main(stage.ExtractorConfig(data=tmp_path))

@@ -24,7 +24,7 @@ from metrics.fidelity import (
     fidelity,
     inception_extractor,
 )
-from models.errors import InputError
+from models.command import InputError
 
 make_shapes = script("data/shapes.py").make_shapes
 

@@ -25,7 +25,7 @@ from tiny_published import (
 
 from models.artifacts import load_checkpoint
 from models.checkpoint import load_generator
-from models.errors import InputError, one_line_errors
+from models.command import InputError, one_line_errors
 from models.methods import METHODS, build
 from models.orders import mixed_order, region_scan, scan
 from models.published.sizes import infer_config, recognise
@@ -212,13 +212,13 @@ def test_a_dry_run_tells_everything_and_writes_nothing(tmp_path, capsys):
 
 
 def test_the_published_file_is_never_written_over(tmp_path):
-    torch.save(draw(layout("gpt")), tmp_path / "w.pt")
-    before = (tmp_path / "w.pt").read_bytes()
-    with pytest.raises(InputError, match="is the published file itself"):
-        imported(tmp_path / "w.pt", tmp_path, out=tmp_path / "." / "w.pt")
-    assert (tmp_path / "w.pt").read_bytes() == before
+    torch.save(draw(layout("gpt")), tmp_path / "w.pth")
+    before = (tmp_path / "w.pth").read_bytes()
+    with pytest.raises(InputError, match="--out .* would overwrite --source"):
+        imported(tmp_path / "w.pth", tmp_path, out=tmp_path / "." / "w.pth")
+    assert (tmp_path / "w.pth").read_bytes() == before
     with pytest.raises(InputError, match="of this repo already"):
-        imported(imported(tmp_path / "w.pt", tmp_path), tmp_path, out=tmp_path / "again.pth")
+        imported(imported(tmp_path / "w.pth", tmp_path), tmp_path, out=tmp_path / "again.pth")
 
 
 def test_labels_get_their_names(tmp_path):

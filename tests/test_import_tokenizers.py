@@ -9,8 +9,8 @@ from published_layouts import baseline_vqvae, draw, gpt, vq16
 from torch import nn
 
 from models.artifacts import load_checkpoint, save_checkpoint
+from models.command import InputError
 from models.data import load_codes
-from models.errors import InputError
 from models.published.baseline_vqvae import BaselineConfig, BaselineVQVAE
 from models.published.sizes import infer_config, recognise
 from models.published.vq16 import VQ16, VQ16Config

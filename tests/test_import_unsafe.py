@@ -9,7 +9,7 @@ import torch
 from published_layouts import draw
 from tiny_published import imported, layout, save_legacy
 
-from models.errors import InputError, one_line_errors
+from models.command import InputError, one_line_errors
 
 
 class Evil:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from models.errors import InputError
+from models.command import InputError
 from models.method import Method
 from models.methods import METHODS, build
 from models.orders import mixed_order, scan

@@ -11,8 +11,8 @@ from helpers import script
 from metrics.likelihood import split_bits
 from models.artifacts import ROOT, header, load_checkpoint
 from models.checkpoint import KIND, load_generator
+from models.command import InputError
 from models.data import load_codes, save_codes
-from models.errors import InputError
 from models.sampling import Plan, sample_codes
 
 OLD = ROOT / "tests/old_run/last.pth"

@@ -10,7 +10,7 @@ import torch
 from test_training import config, results, same, stage
 
 from models.checkpoint import load_generator
-from models.errors import InputError
+from models.command import InputError
 from models.order_policy import Adaptive, Anneal, OrderPolicy
 from models.orders import region_scan, scan, shuffled_order
 from models.sampling import Plan, sample_codes

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.errors import InputError
+from models.command import InputError
 from models.methods import METHODS
 from models.orders import (
     ORDERS,

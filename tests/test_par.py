@@ -4,7 +4,7 @@ import pytest
 import torch
 from reference_par import reference_logits
 
-from models.errors import InputError
+from models.command import InputError
 from models.methods import METHODS, build, check_order
 from models.orders import region_scan
 from models.par import group_mask

@@ -7,8 +7,8 @@ from tiny_extractor import colours
 
 from models.artifacts import load_checkpoint
 from models.classifier import PAD, crop_and_flip
+from models.command import InputError
 from models.data import load_split, save_splits
-from models.errors import InputError
 from models.perceptual import (
     KIND,
     PerceptualNet,

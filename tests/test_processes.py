@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from models import processes, training
-from models.errors import InputError
+from models.command import InputError
 from models.processes import of_encoding, of_training, processor, run_stages
 
 

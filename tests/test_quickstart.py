@@ -6,7 +6,7 @@ import re
 import pytest
 from helpers import script
 
-from models.errors import InputError
+from models.command import InputError
 
 stage = script("tools/quickstart.py")
 

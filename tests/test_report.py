@@ -8,7 +8,7 @@ from helpers import script
 
 from metrics.report import KEPT, LEFT_OUT, keep_run, read_kept, read_run, show
 from models.artifacts import ROOT
-from models.errors import InputError
+from models.command import InputError
 
 tool = script("tools/report.py")
 

@@ -25,7 +25,7 @@ from metrics.robustness import (
     misread_samples,
     nearest_codes,
 )
-from models.errors import InputError
+from models.command import InputError
 from models.method import Method
 from models.methods import METHODS, build
 from models.published.baseline_vqvae import BaselineConfig, BaselineVQVAE

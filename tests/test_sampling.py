@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import InputError
+from models.command import InputError
 from models.method import Method
 from models.methods import build
 from models.orders import cosine_groups

@@ -14,8 +14,8 @@ from PIL import Image
 from tiny_cifar import bytes_in
 
 from models.artifacts import ROOT
+from models.command import InputError
 from models.data import CLASSES, SPLITS, canonical_rows, load_split
-from models.errors import InputError
 
 stage = script("data/shapes.py")
 make_shapes = stage.make_shapes

@@ -12,8 +12,8 @@ from helpers import script
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from models.command import InputError
 from models.data import CLASSES, SPLITS, Split, canonical_rows, load_split
-from models.errors import InputError
 
 stage = script("data/load_CIFAR10.py")
 

@@ -17,16 +17,16 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from tqdm import tqdm
 
 from metrics.pictures import plot_reconstructions, save_figure
 from metrics.plots import plot_curves
 from metrics.reconstruction import reconstruction_report
 from metrics.report import Run
+from models import command
 from models.artifacts import ROOT, header, load_checkpoint, save_checkpoint, sha256_of
+from models.command import InputError, run
 from models.data import Split, evenly, load_split
-from models.errors import InputError, expect_at_least, expect_fraction, one_line_errors
 from models.perceptual import PerceptualNet, load_perceptual, perceptual_distance
 from models.tokenizer import decode_codes, encode_images, load_tokenizer, save_tokenizer, to_float
 from models.training import (
@@ -56,50 +56,46 @@ NEIGHBOURS = 16
 
 
 @dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(command.Config):
     """Train the VQ-VAE tokenizer (stage 2)."""
 
     data: Path = ROOT / "data/cifar10"
     """folder of {train,test}_images.npy from data/load_CIFAR10.py"""
-    out: Path = ROOT / "tokenizer_vq/vqvae_cifar10.pth"
+    out: command.OutFile = ROOT / "tokenizer_vq/vqvae_cifar10.pth"
     """where the tokenizer goes; its log, curve and training state lie beside it"""
     model: VQVAEConfig = field(default_factory=VQVAEConfig)
     init: Path | None = ROOT / "checkpoints/vqvae_cifar10.pth"
     """start from this tokenizer's weights and codes (fine-tuning); None: from scratch"""
     train: Literal["all", "decoder"] = "all"
     """decoder: encoder and codebook stay as in --init, and with them every code of an image"""
-    perturb: float = 0.0
+    perturb: command.Fraction = 0.0
     """with --train decoder: share of the codes swapped for near ones, as generators mistake them"""
-    steps: int = 12_000
+    steps: command.Count = 12_000
     """optimizer steps"""
-    batch: int = 32
+    batch: command.Batch = 32
     """images a step; half of them mirrored"""
-    lr: float = 5e-4
+    lr: command.Share = 5e-4
     """peak learning rate of AdamW; cosine to 5% of it; 1e-3 hurts a trained decoder"""
-    warmup: int = 200
+    warmup: command.Natural = 200
     """steps of linear warm-up"""
     loss: Literal["l2", "l1"] = "l1"
     """reconstruction loss, in units of the pixels' standard deviation"""
-    perceptual: float = 1.0
+    perceptual: command.Amount = 1.0
     """weight of the perceptual loss; 0: without"""
     perceptual_weights: Path = ROOT / "checkpoints/perceptual_cifar10.pth"
     """net of the perceptual loss, from tools/train_perceptual.py"""
-    commitment: float = 0.25
+    commitment: command.Amount = 0.25
     """weight of the commitment term"""
-    ema: float = 0.999
+    ema: command.Fraction = 0.999
     """decay of the averaged weights, which are those evaluated and saved; 0: the last step's"""
-    seed: int = 0
-    log_every: int = 50
-    save_every: int = 500
+    seed: command.Seed = 0
+    log_every: command.Count = 50
+    save_every: command.Count = 500
     """steps between saves and test evaluations"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
+    device: command.DeviceName = "auto"
 
     def check(self) -> None:
         """Raise InputError for numbers that no run can have."""
-        least = {"warmup": 0, "commitment": 0, "perceptual": 0}
-        expect_at_least(self, steps=1, batch=1, log_every=1, save_every=1, **least)
-        expect_fraction(self, "lr", "ema", "perturb")
         if self.train == "decoder" and self.init is None:
             raise InputError("--train decoder needs a trained encoder: give --init")
         if self.train == "all" and self.perturb:
@@ -161,7 +157,6 @@ def train_step(
 
 def main(cfg: TokenizerConfig) -> dict:
     """Train, or go on training, and return the test set's PSNR, codebook usage and perplexity."""
-    cfg.check()
     train, test = load_split(cfg.data, "train"), load_split(cfg.data, "test")
     inputs = {"train_images": train.sha256, "test_images": test.sha256}
     sources = {"init": cfg.init, "perceptual": cfg.perceptual_weights if cfg.perceptual else None}
@@ -277,5 +272,4 @@ def _finish(cfg: TokenizerConfig, head: dict, model: VQVAE, rows: list, test: Sp
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(TokenizerConfig))
+    run(main, TokenizerConfig)

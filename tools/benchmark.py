@@ -20,14 +20,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-import tyro
 
+from models import command
 from models.artifacts import ROOT, git_commit, plain, this_command, write_text
 from models.checkpoint import load_generator
-from models.errors import InputError, expect_at_least, one_line_errors
+from models.command import InputError, run
 from models.methods import METHODS
 from models.processes import of_encoding, of_sampling, of_training, processor, run_stages
 from models.tokenizer import load_tokenizer
@@ -40,39 +40,36 @@ TOKENIZER_BATCH = 128
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class BenchmarkConfig(command.Config):
     """Measure speed and memory of the stages on this machine."""
 
     methods: tuple[Literal[tuple(METHODS)], ...] = tuple(METHODS)
     """each trained in random order if it can be, else in its own"""
     model: Literal[tuple(SIZES)] = "nano"
     """size of the generators; the tokenizer is the README's"""
-    batch: int = 64
+    batch: command.Batch = 64
     """images a training step of the generators"""
-    steps: int = 150
+    steps: Annotated[int, command.Range(2, 10**6)] = 150
     """of training each generator; 50 of them are the warm-up, of fewer than 100 half of them"""
-    tokenizer_steps: int = 50
+    tokenizer_steps: Annotated[int, command.Range(2, 10**6)] = 50
     """of training the tokenizer, 128 images each; the first fifth is the warm-up"""
-    images: int = 1_000
+    images: Annotated[int, command.Range(20, 10**6)] = 1_000
     """shapes drawn for training, and as many to encode"""
-    num_samples: int = 500
+    num_samples: command.Images = 500
     """sampled from each generator, with guidance"""
-    sample_batch: int = 500
+    sample_batch: command.Batch = 500
     """of them at once"""
-    threads: int = os.cpu_count() or 1
+    threads: Annotated[int, command.Range(1, 1024)] = os.cpu_count() or 1
     """of each stage"""
-    seed: int = 0
-    device: str = "auto"
-    """auto, cpu or cuda"""
-    out: Path = ROOT / "results/benchmark"
+    seed: command.Seed = 0
+    device: command.DeviceName = "auto"
+    out: command.OutFolder = ROOT / "results/benchmark"
     """benchmark.json goes here, at the end"""
     work: Path | None = None
     """new or empty folder to keep what the stages write; default: a temporary one"""
 
     def check(self) -> None:
         """Raise InputError for what cannot be measured."""
-        expect_at_least(self, batch=1, steps=2, tokenizer_steps=2, images=20, seed=0, threads=1)
-        expect_at_least(self, num_samples=10, sample_batch=1)
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown or not self.methods or len(set(self.methods)) < len(self.methods):
             known = ", ".join(METHODS)
@@ -196,7 +193,6 @@ def report(rows: list[dict]) -> None:
 
 def main(cfg: BenchmarkConfig) -> Path:
     """Measure everything, write and print it; return the path of benchmark.json."""
-    cfg.check()
     kind = pick_device(cfg.device).type
     on_gpu = kind == "cuda"
     about = {
@@ -219,5 +215,4 @@ def main(cfg: BenchmarkConfig) -> Path:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(BenchmarkConfig))
+    run(main, BenchmarkConfig)

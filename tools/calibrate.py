@@ -9,9 +9,9 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
-import tyro
 
 from metrics.calibration import ClassBins, calibration_report, collect
 from metrics.extractor import Classifier, class_probabilities, load_classifier
@@ -34,10 +34,11 @@ from metrics.sample_calibration import (
     temperature_report,
 )
 from metrics.tables import by_order, calibration
+from models import command
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
 from models.checkpoint import load_generator, results_of
+from models.command import run
 from models.data import Codes, evenly, load_codes_of
-from models.errors import expect_at_least, one_line_errors
 from models.method import Method
 from models.tokenizer import Tokenizer, decode_codes, find_tokenizer, load_tokenizer
 from models.training import parameters, pick_device
@@ -47,7 +48,7 @@ STEPS = {"t < 8": (0, 8), "t 8-32": (8, 33), "t > 32": (33, None)}
 
 
 @dataclass(frozen=True)
-class CalibrateConfig:
+class CalibrateConfig(command.Config):
     """Measure the calibration of a generator on test codes and on its own samples."""
 
     checkpoint: Path
@@ -58,23 +59,18 @@ class CalibrateConfig:
     """default: the one in tokenizer_vq/, checkpoints/ or data/*/ that made the generator's codes"""
     extractor: Path | None = None
     """judge of samples; default: checkpoints/extractor_<dataset>.pth if it is there"""
-    images: int = 2000
+    images: Annotated[int, command.Range(4, 10**7)] = 2000
     """test images used, evenly spaced"""
-    random_orders: int = 8
+    random_orders: Annotated[int, command.Range(0, 1000)] = 8
     """K, random orders whose likelihood is measured, for methods that take any"""
-    num_samples: int = 500
+    num_samples: command.Images = 500
     """own samples, sample i of class i modulo 10"""
-    seed: int = 0
+    seed: command.Seed = 0
     """orders, samples and resamples follow from it"""
-    batch: int = 100
-    out: Path | None = None
+    batch: command.Batch = 100
+    out: command.OutFolder | None = None
     """default results/<name of the run or file>"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
-
-    def check(self) -> None:
-        """Raise InputError for numbers that no measurement can have."""
-        expect_at_least(self, images=4, random_orders=0, num_samples=10, batch=1, seed=0)
+    device: command.DeviceName = "auto"
 
 
 def token_stage(cfg: CalibrateConfig, model: Method, test: Codes, order_NS: torch.Tensor):
@@ -141,7 +137,6 @@ def sample_stage(cfg: CalibrateConfig, model: Method, order: str, judge: Judge |
 
 def main(cfg: CalibrateConfig) -> dict:
     """Measure, write, print; return what calibration.json holds."""
-    cfg.check()
     device = pick_device(cfg.device)
     generator = load_generator(cfg.checkpoint)
     head, model = generator.header, generator.model.to(device)
@@ -197,5 +192,4 @@ def report(found: dict, ceiling: float, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(CalibrateConfig))
+    run(main, CalibrateConfig)

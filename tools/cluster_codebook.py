@@ -7,16 +7,17 @@ to; only the numbers of the codes change.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
-import tyro
 
 from metrics.pictures import plot_clusters, save_figure
+from models import command
 from models.artifacts import ROOT, header, save_array, sha256_of
 from models.cluster_loss import balanced_kmeans, relabelling, spread
+from models.command import InputError, run
 from models.data import SPLITS, Codes, load_codes, save_codes
-from models.errors import InputError, expect_at_least, one_line_errors
 from models.tokenizer import decode_codes, load_tokenizer, save_tokenizer
 from models.vqvae import VQVAE
 
@@ -24,24 +25,23 @@ PRODUCER = "tools/cluster_codebook.py"
 
 
 @dataclass(frozen=True)
-class ClusterConfig:
+class ClusterConfig(command.Config):
     """Relabel the codes so that similar ones are neighbours, in clusters of equal size (IAR)."""
 
     tokenizer: Path = ROOT / "tokenizer_vq/vqvae_cifar10.pth"
     """from stage 2"""
     codes: Path = ROOT / "data/codes"
     """folder from stage 3, of that tokenizer"""
-    out: Path = ROOT / "data/codes_clustered"
+    out: command.OutFolder = ROOT / "data/codes_clustered"
     """folder for the new codes, tokenizer.pth, relabelling.npy, inverse.npy and clusters.png"""
-    cluster_size: int = 32
+    cluster_size: Annotated[int, command.Range(2, 2**20)] = 32
     """codes in a cluster; must divide the codebook"""
-    iterations: int = 100
+    iterations: command.Count = 100
     """of k-means, at most"""
-    seed: int = 0
+    seed: command.Seed = 0
 
     def check(self) -> None:
         """Raise InputError for clusters of one, or for an --out that would overwrite an input."""
-        expect_at_least(self, cluster_size=2, iterations=1, seed=0)
         if self.out.resolve() in (self.codes.resolve(), self.tokenizer.resolve().parent):
             raise InputError(f"expected another --out than the folder of an input, got {self.out}")
 
@@ -96,7 +96,6 @@ def write_relabelled(cfg: ClusterConfig, new_of_old_V: torch.Tensor, found: tupl
 
 def main(cfg: ClusterConfig) -> Path:
     """Cluster, relabel, write; return the new folder."""
-    cfg.check()
     found = load_inputs(cfg)
     model = found[0]
     vectors_VC, size = model.quantizer.codebook_VC, cfg.cluster_size
@@ -118,5 +117,4 @@ def main(cfg: ClusterConfig) -> Path:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(ClusterConfig))
+    run(main, ClusterConfig)

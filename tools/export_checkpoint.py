@@ -5,24 +5,23 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import tyro
-
+from models import command
 from models.artifacts import ROOT
 from models.checkpoint import load_generator, renewed, save_generator
-from models.errors import InputError, one_line_errors
+from models.command import InputError, run
 from models.sampling import Plan
 from models.training import parameters
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(command.Config):
     """Write checkpoints/<run>.pth from a run's last.pth."""
 
     checkpoint: Path
     """last.pth of a run"""
     sampling: Path | None = None
     """metrics.json of eval_c2i.py: how it sampled becomes the default for this file"""
-    out: Path | None = None
+    out: command.OutFile | None = None
     """default checkpoints/<name of the run>.pth"""
 
 
@@ -52,5 +51,4 @@ def main(cfg: ExportConfig) -> Path:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(ExportConfig))
+    run(main, ExportConfig)

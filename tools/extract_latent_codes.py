@@ -7,47 +7,42 @@ The speeds it prints count an image and its mirror image as one image, and the e
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
-import tyro
 from tqdm import tqdm
 
 from metrics.reconstruction import codebook_use, psnr
+from models import command
 from models.artifacts import ROOT, header
+from models.command import InputError, run
 from models.data import SPLITS, VIEWS, evenly, load_split, save_codes
-from models.errors import InputError, expect_at_least, one_line_errors
 from models.tokenizer import decode_codes, encode_images, load_tokenizer, mirror
 from models.training import pick_device
 from models.vqvae import VQVAE
 
 
 @dataclass(frozen=True)
-class ExtractConfig:
+class ExtractConfig(command.Config):
     """Encode images to codes (stage 3)."""
 
     tokenizer: Path = ROOT / "tokenizer_vq/vqvae_cifar10.pth"
     """from stage 2"""
     data: Path = ROOT / "data/cifar10"
     """from stage 1; must be the images that the tokenizer was trained on, if it says which"""
-    out: Path = ROOT / "data/codes"
+    out: command.OutFolder = ROOT / "data/codes"
     """folder for {train,test}_{codes,labels}.npy"""
-    search: int = 0
+    search: Annotated[int, command.Range(0, 100)] = 0
     """sweeps over the grid that try each cell's second nearest code and keep what decodes better:
     one gains about half a dB and takes nine times as long"""
-    batch: int = 512
+    batch: command.Batch = 512
     """images encoded at once"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
-
-    def check(self) -> None:
-        """Raise InputError for a batch of nothing, or a negative number of sweeps."""
-        expect_at_least(self, batch=1, search=0)
+    device: command.DeviceName = "auto"
 
 
 def main(cfg: ExtractConfig) -> None:
     """Encode both splits; write nothing before everything is encoded."""
-    cfg.check()
     began = time.time()
     model, about = load_tokenizer(cfg.tokenizer)
     if cfg.search and not isinstance(model, VQVAE):
@@ -101,5 +96,4 @@ def _views(model, images_NHWC: np.ndarray, cfg: ExtractConfig) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(ExtractConfig))
+    run(main, ExtractConfig)

@@ -11,14 +11,16 @@ with it sampling from RAR's weights and from one of RandAR's two: they import wi
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from torch import nn
 
+from models import command
 from models.artifacts import ROOT, header, sha256_of
 from models.checkpoint import KIND, save_generator
+from models.command import InputError, run
 from models.data import CLASSES
-from models.errors import InputError, expect_at_least, one_line_errors
 from models.method import Method
 from models.methods import METHODS
 from models.published.vq16 import VQ16
@@ -31,31 +33,25 @@ PRODUCER = "tools/import_checkpoint.py"
 
 
 @dataclass(frozen=True)
-class ImportConfig:
+class ImportConfig(command.Config):
     """Import published weights, strictly: every name and shape must be the published one."""
 
     source: tyro.conf.Positional[Path]
     """.pt, .pth, .bin or .safetensors as published; a pickle is read without running it"""
-    out: Path | None = None
+    out: command.OutFile | None = None
     """default tokenizer_vq/<name>_imported.pth, or checkpoints/runs/<name>_imported.pth"""
     tokenizer: Path | None = None
     """the imported tokenizer of a generator's codes; eval_c2i.py refuses a generator without"""
     weights: Which = "model"
     """ema: the averaged weights beside the model's, where the file has them"""
-    grid: int | None = None
+    grid: Annotated[int, command.Range(1, 256)] | None = None
     """side of the token grid, where the shapes do not tell; default 16 (CIFAR baseline: 8)"""
-    heads: int | None = None
+    heads: Annotated[int, command.Range(1, 256)] | None = None
     """attention heads, where neither the shapes nor the published widths tell"""
     dataset: str | None = None
     """what the labels mean; default cifar10 for ten classes and imagenet for a thousand"""
     dry_run: bool = False
     """print what would become of each tensor, and write nothing"""
-
-    def check(self) -> None:
-        """Raise InputError for sizes that no model has, and for writing over the source."""
-        expect_at_least(self, grid=1, heads=1)
-        if self.out is not None and self.out.resolve() == self.source.resolve():
-            raise InputError(f"--out {self.out} is the published file itself; choose another")
 
 
 def class_names(dataset: str | None, count: int) -> tuple[str, list[str]]:
@@ -120,7 +116,6 @@ def mapping(found: Published) -> list[str]:
 
 def main(cfg: ImportConfig) -> Path | None:
     """Write the checkpoint and return its path; None for a dry run."""
-    cfg.check()
     found = read_published(cfg.source, cfg.weights)
     model = restore(found, cfg.heads, cfg.grid)
     generator = isinstance(model, Method)
@@ -144,5 +139,4 @@ def main(cfg: ImportConfig) -> Path | None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(ImportConfig))
+    run(main, ImportConfig)

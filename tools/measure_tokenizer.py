@@ -14,41 +14,36 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from tyro.conf import OmitArgPrefixes
 
 from metrics.calibration import mean_of
 from metrics.evaluation import MeasureConfig, Reference
-from metrics.fidelity import FEATURES, LEAST, features_of, fidelity
+from metrics.fidelity import FEATURES, features_of, fidelity
 from metrics.pictures import plot_reconstructions, save_figure
 from metrics.reconstruction import codebook_use, psnr
+from models import command
 from models.artifacts import ROOT, git_commit, plain, this_command, write_text
+from models.command import InputError, run
 from models.data import Split, evenly, load_codes_of
-from models.errors import InputError, expect_at_least, one_line_errors
 from models.tokenizer import Tokenizer, decode_codes, encode_images, load_tokenizer
 from models.training import parameters, pick_device
 
 
 @dataclass(frozen=True)
-class MeasureTokenizerConfig:
+class MeasureTokenizerConfig(command.Config):
     """Measure what a tokenizer keeps of test images."""
 
     tokenizer: Path = ROOT / "tokenizer_vq/vqvae_cifar10.pth"
     """from stage 2, imported, or a file in checkpoints/"""
     codes: Path = ROOT / "data/codes"
     """test codes from stage 3, measured too; `none`: do without"""
-    images: int = 10_000
+    images: command.Images = 10_000
     """test images used, evenly spaced"""
     against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
-    batch: int = 512
-    out: Path | None = None
+    batch: command.Batch = 512
+    out: command.OutFolder | None = None
     """default results/<name of the tokenizer's file>"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
-
-    def check(self) -> None:
-        """Raise InputError for numbers that no measurement can have."""
-        expect_at_least(self, images=LEAST, batch=1)
+    device: command.DeviceName = "auto"
 
 
 def codes_to_measure(
@@ -89,7 +84,6 @@ def measure(
 
 def main(cfg: MeasureTokenizerConfig) -> dict:
     """Measure, write, print; return what tokenizer.json holds."""
-    cfg.check()
     device = pick_device(cfg.device)
     model, about = load_tokenizer(cfg.tokenizer)
     model.to(device).to(memory_format=torch.channels_last)
@@ -147,5 +141,4 @@ def report(found: dict, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(MeasureTokenizerConfig))
+    run(main, MeasureTokenizerConfig)

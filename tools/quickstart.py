@@ -14,12 +14,11 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import tyro
-
+from models import command
 from models.artifacts import ROOT, git_commit, plain, this_command, write_text
-from models.errors import InputError, expect_at_least, one_line_errors
+from models.command import InputError, run
 from models.methods import METHODS
 from models.processes import Stage, run_stages
 
@@ -28,7 +27,7 @@ GUIDANCE = 3.0
 
 
 @dataclass(frozen=True)
-class QuickstartConfig:
+class QuickstartConfig(command.Config):
     """Run all five stages in one go."""
 
     dataset: Literal["shapes", "cifar10"] = "shapes"
@@ -36,17 +35,16 @@ class QuickstartConfig:
     source: Path | None = None
     """CIFAR-10 as an archive or folder, see data/load_CIFAR10.py"""
     method: Literal[tuple(METHODS)] = "randar"
-    out: Path = ROOT / "results/quickstart"
+    out: command.OutFolder = ROOT / "results/quickstart"
     """everything goes here; delete it to start over"""
-    effort: float = 1.0
+    effort: Annotated[float, command.Range(0, 100)] = 1.0
     """scales the steps of all trainings"""
-    images: int = 10_000
+    images: Annotated[int, command.Range(100, 10**6)] = 10_000
     """shapes to draw for training, and a tenth as many for testing"""
-    seed: int = 0
+    seed: command.Seed = 0
 
     def check(self) -> None:
         """Raise InputError for options that fit no run."""
-        expect_at_least(self, effort=0, seed=0, images=100)
         if self.source is not None and self.dataset != "cifar10":
             raise InputError("--source needs --dataset cifar10: shapes are drawn, not read")
 
@@ -168,7 +166,6 @@ def write_numbers(cfg: QuickstartConfig, about: dict) -> None:
 
 def main(cfg: QuickstartConfig) -> Path:
     """Run everything and write the page; return its path."""
-    cfg.check()
     began, threads = time.time(), os.cpu_count() or 1
     resumed = cfg.out.exists() and any(cfg.out.iterdir())
     steps = [[stage] for stage in first_stages(cfg)]
@@ -198,5 +195,4 @@ def main(cfg: QuickstartConfig) -> Path:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(QuickstartConfig))
+    run(main, QuickstartConfig)

@@ -31,18 +31,16 @@ from metrics.tables import (
     tokenizers,
     training_seeds,
 )
+from models import command
 from models.artifacts import ROOT, write_text
-from models.errors import InputError, one_line_errors
+from models.command import InputError, run
 
 INTRODUCTION = """# Results
 
 Made whole by `uv run tools/report.py` from the JSON in `checkpoints/reports/`, where each file says
 the command and the commit that made it. What the measures are: see README.md.
 """
-PAIR = {
-    "raster order": "randar_raster_nano_cifar10",
-    "random order": "randar_random_nano_cifar10",
-}
+PAIR = {"raster order": "randar_raster_nano_cifar10", "random order": "randar_random_nano_cifar10"}
 """the shipped pair, by the title of its column"""
 SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]], ...] = (
     ("The shipped pair", quality, PAIR),
@@ -62,7 +60,7 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
 
 
 @dataclass(frozen=True)
-class ReportConfig:
+class ReportConfig(command.Config):
     """Write RESULTS.md, show runs side by side, or keep their numbers."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
@@ -126,5 +124,4 @@ def main(cfg: ReportConfig) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(ReportConfig))
+    run(main, ReportConfig)

@@ -8,10 +8,10 @@ context.png, misread.png}
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
-import tyro
 
 from metrics.calibration import mean_of
 from metrics.corruptions import SEVERITIES, Corrupted, drawn, official
@@ -32,10 +32,11 @@ from metrics.robustness import (
     read_images,
 )
 from metrics.tables import robustness
+from models import command
 from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
 from models.checkpoint import load_generator, results_of
+from models.command import InputError, run
 from models.data import Codes, Split, evenly, load_codes_of, load_split
-from models.errors import InputError, expect_at_least, one_line_errors
 from models.method import Method
 from models.sampling import Plan
 from models.tokenizer import Tokenizer, decode_codes, find_tokenizer, load_tokenizer
@@ -43,7 +44,7 @@ from models.training import parameters, pick_device
 
 
 @dataclass(frozen=True)
-class RobustnessConfig:
+class RobustnessConfig(command.Config):
     """Measure a generator on corrupted images and contexts, and on samples that it misreads."""
 
     checkpoint: Path
@@ -58,28 +59,21 @@ class RobustnessConfig:
     """test images from stage 1; default data/<dataset>"""
     cifar10_c: Path | None = None
     """folder of the official CIFAR-10-C; default: corruptions made here, after it"""
-    images: int = 1000
+    images: Annotated[int, command.Range(4, 10**7)] = 1000
     """test images whose context is corrupted, evenly spaced"""
-    corrupted_images: int = 200
+    corrupted_images: Annotated[int, command.Range(4, 10**7, or_zero=True)] = 200
     """test images that are corrupted themselves, in every way and severity: 80 times the work for
     an image; 0 for none"""
-    num_samples: int = 1000
+    num_samples: command.ImagesOrNone = 1000
     """samples for each rho, sample i of class i modulo 10; 0 for none"""
-    cfg_scale: float = 1.0
+    cfg_scale: command.Amount = 1.0
     """guidance scale of the samples; 1 for none"""
-    seed: int = 0
+    seed: command.Seed = 0
     """corruptions, orders, samples and resamples follow from it"""
-    batch: int = 100
-    out: Path | None = None
+    batch: command.Batch = 100
+    out: command.OutFolder | None = None
     """default results/<name of the run or file>"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
-
-    def check(self) -> None:
-        """Raise InputError for numbers that no measurement can have."""
-        expect_at_least(self, images=4, batch=1, seed=0, cfg_scale=0)
-        expect_at_least(self, corrupted_images=4 if self.corrupted_images else 0)
-        expect_at_least(self, num_samples=10 if self.num_samples else 0)
+    device: command.DeviceName = "auto"
 
 
 @dataclass(frozen=True)
@@ -185,7 +179,6 @@ def sampling_stage(cfg: RobustnessConfig, model: Method, inputs: Inputs, order: 
 
 def main(cfg: RobustnessConfig) -> dict:
     """Measure, write, print; return what robustness.json holds."""
-    cfg.check()
     device = pick_device(cfg.device)
     generator = load_generator(cfg.checkpoint)
     head, model = generator.header, generator.model.to(device)
@@ -217,5 +210,4 @@ def main(cfg: RobustnessConfig) -> dict:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(RobustnessConfig))
+    run(main, RobustnessConfig)

@@ -11,18 +11,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-import tyro
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from metrics.evaluation import MeasureConfig, Reference, sample_images
-from metrics.fidelity import LEAST
 from metrics.pictures import save_figure
 from metrics.plots import HIGHER_IS_BETTER, plot_sweep
 from metrics.report import Run
+from models import command
 from models.artifacts import git_commit, plain, read_json, this_command, write_text
 from models.checkpoint import Generator, load_generator, results_of
-from models.errors import InputError, expect_at_least, one_line_errors
+from models.command import InputError, run
 from models.method import Method
 from models.sampling import Plan, Schedule
 from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
@@ -30,42 +29,37 @@ from models.training import pick_device
 
 
 @dataclass(frozen=True)
-class SweepConfig:
+class SweepConfig(command.Config):
     """Sample with every combination of settings, measure each, and the best one once more."""
 
     checkpoint: Path
     """last.pth of a run, or a file in checkpoints/"""
-    cfg_scale: tuple[float, ...] = (1.0, 2.0, 4.0, 7.0, 10.0, 15.0)
+    cfg_scale: tuple[command.Amount, ...] = (1.0, 2.0, 4.0, 7.0, 10.0, 15.0)
     """guidance scales"""
-    temperature: tuple[float, ...] = (1.0,)
+    temperature: tuple[command.Amount, ...] = (1.0,)
     schedule: tuple[Schedule, ...] = ("linear",)
-    decode_steps: tuple[int, ...] = ()
+    decode_steps: tuple[command.Count, ...] = ()
     """network calls a sample; default the method's own number only"""
-    num_samples: int = 10_000
+    num_samples: command.Images = 10_000
     """of each combination, all with --seed"""
-    final: int = 50_000
+    final: command.ImagesOrNone = 50_000
     """samples of the best combination, with --seed + 1: it was not chosen on those; 0: none"""
     metric: str | None = None
     """what is best; default the first FID if one is measured, else the first distance"""
-    seed: int = 0
-    batch: int = 500
+    seed: command.Seed = 0
+    batch: command.Batch = 500
     tokenizer: Path | None = None
     """default: the one in tokenizer_vq/, checkpoints/ or data/*/ that made the generator's codes"""
     against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
-    out: Path | None = None
+    out: command.OutFolder | None = None
     """default results/<name of the run or file>"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
+    device: command.DeviceName = "auto"
 
     def check(self) -> None:
         """Raise InputError for settings that nothing can be sampled with."""
-        expect_at_least(self, num_samples=LEAST, final=0, batch=1, seed=0)
         for name in ("cfg_scale", "temperature"):
-            values = getattr(self, name)
-            if not values or min(values) < 0:
-                raise InputError(f"expected --{name.replace('_', '-')} >= 0, got {values}")
-        if 0 < self.final < LEAST:
-            raise InputError(f"expected --final 0 or >= {LEAST}, got {self.final}")
+            if not getattr(self, name):
+                raise InputError(f"expected --{name.replace('_', '-')} of one value or more")
 
     def plans(self, generator: Generator) -> list[Plan]:
         """Return every combination. Raises InputError for steps that the method cannot take."""
@@ -162,7 +156,6 @@ def start_sweep(cfg: SweepConfig, generator: Generator, device: torch.device) ->
 
 def main(cfg: SweepConfig) -> dict:
     """Sweep, write after each combination, print; return what sweep.json holds."""
-    cfg.check()
     generator = load_generator(cfg.checkpoint)
     plans = cfg.plans(generator)
     sweep = start_sweep(cfg, generator, pick_device(cfg.device))
@@ -175,11 +168,7 @@ def main(cfg: SweepConfig) -> dict:
     ]
     best = min(swept, key=lambda row: better(row, metric))["plan"]
     final = sweep.row(Plan(**best), cfg.final, cfg.seed + 1) if cfg.final else None
-    made_by = {
-        "command": this_command(),
-        "config": plain(cfg),
-        "git_commit": git_commit(),
-    }
+    made_by = {"command": this_command(), "config": plain(cfg), "git_commit": git_commit()}
     found = sweep.write({"metric": metric, "best": best, "final": final} | made_by)
     run = Run(sweep.file.parent.name, {"sweep": {"rows": swept}}, [])
     figure = plot_sweep([run], metric, ("cfg_scale", "decode_steps", "images_per_second"))
@@ -206,5 +195,4 @@ def report(swept: list[dict], final: dict | None, metric: str, file: Path) -> No
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(SweepConfig))
+    run(main, SweepConfig)

@@ -8,47 +8,42 @@ The same command resumes a run that was cut.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
-import tyro
 
 from metrics.extractor import Classifier, label_accuracy, save_classifier
+from models import command
 from models.artifacts import ROOT, header
 from models.classifier import fit_classifier
+from models.command import run
 from models.data import load_split
-from models.errors import expect_at_least, one_line_errors
 from models.training import pick_device, start_fabric
 
 
 @dataclass(frozen=True)
-class ExtractorConfig:
+class ExtractorConfig(command.Config):
     """Train the classifier that stands in for Inception."""
 
     data: Path = ROOT / "data" / "cifar10"
     """folder written by data/load_CIFAR10.py"""
-    out: Path | None = None
+    out: command.OutFile | None = None
     """file to write; checkpoints/extractor_<dataset>.pth if not given"""
-    epochs: int = 8
+    epochs: command.Count = 8
     """passes over the training images"""
-    batch: int = 256
+    batch: command.Batch = 256
     """images in a step"""
-    lr: float = 0.2
+    lr: command.Amount = 0.2
     """highest learning rate"""
-    width: int = 48
+    width: Annotated[int, command.Range(1, 2**12)] = 48
     """channels at 16x16; the features are 4 times as many"""
-    seed: int = 0
+    seed: command.Seed = 0
     """weights, order of the images, crops and flips follow from it"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
-
-    def check(self) -> None:
-        """Raise InputError for values that fit no run."""
-        expect_at_least(self, epochs=1, batch=1, width=1)
+    device: command.DeviceName = "auto"
 
 
 def main(cfg: ExtractorConfig) -> None:
     """Read both splits, train, measure what the file will hold, write it."""
-    cfg.check()
     fabric = start_fabric(pick_device(cfg.device))
     train, test = load_split(cfg.data, "train"), load_split(cfg.data, "test")
     out = cfg.out or ROOT / "checkpoints" / f"extractor_{train.dataset}.pth"
@@ -67,5 +62,4 @@ def main(cfg: ExtractorConfig) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(ExtractorConfig))
+    run(main, ExtractorConfig)

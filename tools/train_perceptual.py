@@ -10,40 +10,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
 from metrics.extractor import label_accuracy
+from models import command
 from models.artifacts import ROOT, header
 from models.classifier import fit_classifier
+from models.command import run
 from models.data import load_split
-from models.errors import expect_at_least, one_line_errors
 from models.perceptual import KIND, PerceptualNet, save_perceptual
 from models.training import pick_device, start_fabric
 
 
 @dataclass(frozen=True)
-class PerceptualConfig:
+class PerceptualConfig(command.Config):
     """Train the net of the perceptual loss."""
 
     data: Path = ROOT / "data" / "cifar10"
     """folder written by data/load_CIFAR10.py"""
-    out: Path | None = None
+    out: command.OutFile | None = None
     """file to write; checkpoints/perceptual_<dataset>.pth if not given"""
-    epochs: int = 5
+    epochs: command.Count = 5
     """passes over the training images"""
-    batch: int = 128
+    batch: command.Batch = 128
     """images in a step"""
-    lr: float = 0.15
+    lr: command.Amount = 0.15
     """highest learning rate"""
-    seed: int = 1
+    seed: command.Seed = 1
     """weights, order of the images, crops and flips follow from it"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
+    device: command.DeviceName = "auto"
 
 
 def main(cfg: PerceptualConfig) -> None:
     """Train on the train split, fold, round, measure on the test split, write."""
-    expect_at_least(cfg, epochs=1, batch=1)
     fabric = start_fabric(pick_device(cfg.device))
     train, test = load_split(cfg.data, "train"), load_split(cfg.data, "test")
     out = cfg.out or ROOT / "checkpoints" / f"perceptual_{train.dataset}.pth"
@@ -61,5 +59,4 @@ def main(cfg: PerceptualConfig) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main(tyro.cli(PerceptualConfig))
+    run(main, PerceptualConfig)

@@ -9,7 +9,7 @@ MaskGIT-VQGAN tokenizer (RAR's, and one of RandAR's two), and the text-to-image 
 import math
 from typing import Any
 
-from models.errors import InputError
+from models.command import InputError
 from models.methods import METHODS
 from models.published.baseline_vqvae import BaselineConfig
 from models.published.vq16 import VQ16Config

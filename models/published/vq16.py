@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.errors import InputError
+from models.command import InputError
 from models.vqvae import check_codes
 
 AT_ONCE = 16

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from models.errors import InputError
+from models.command import InputError
 from models.methods import METHODS, build
 from models.published.sizes import Shapes, infer_config, recognise
 from models.tokenizer import build_tokenizer

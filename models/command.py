@@ -1,0 +1,175 @@
+"""Bad input ends in one clear line, and every command starts here: `run(main, ItsConfig)`.
+
+A config is a frozen dataclass below `Config`. The range of a number is declared with its field
+(`steps: Count = 100`) and checked when the config is made, before anything is loaded; so is that a
+command writes over nothing that it reads.
+"""
+
+import contextlib
+import dataclasses
+import io
+import sys
+import typing
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message says what was expected, found, and to run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The values that a field may have: from `least` to `most`, both included, and finite."""
+
+    least: float
+    most: float
+    below: bool = False
+    """`most` is no value of it"""
+    or_zero: bool = False
+    """0 is one, below `least`"""
+
+    def __contains__(self, value: float) -> bool:  # NaN is in no range
+        if self.or_zero and value == 0:
+            return True
+        return self.least <= value and (value < self.most if self.below else value <= self.most)
+
+    def __str__(self) -> str:
+        zero, end = "0 or " * self.or_zero, ")" if self.below else "]"
+        return f"{zero}in [{self.least:g}, {self.most:g}{end}"
+
+
+Count = Annotated[int, Range(1, 10**9)]
+Natural = Annotated[int, Range(0, 10**9)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+Batch = Annotated[int, Range(1, 2**16)]
+Vocabulary = Annotated[int, Range(2, 2**20)]
+Images = Annotated[int, Range(10, 10**7)]
+"""of which fewer say nothing"""
+ImagesOrNone = Annotated[int, Range(10, 10**7, or_zero=True)]
+Devices = Annotated[int, Range(1, 64)]
+Fraction = Annotated[float, Range(0, 1, below=True)]
+"""rates of dropout, decays: 1 would leave nothing"""
+Share = Annotated[float, Range(0, 1)]
+Amount = Annotated[float, Range(0, 1e6)]
+"""weights of losses, guidance scales, temperatures"""
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """A path that a command writes: a file with this suffix, or a folder if there is none."""
+
+    suffix: str = ""
+
+
+OutFile = Annotated[Path, Output(".pth")]
+OutFolder = Annotated[Path, Output()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a command is told; made only of values in their ranges, and with outputs apart."""
+
+    def __post_init__(self) -> None:
+        """Raise InputError, naming the flag, for a value that cannot be."""
+        paths = {}
+        for name, value, marks in fields_of(self):
+            flag = "--" + name.replace("_", "-")
+            for allowed in (mark for mark in marks if isinstance(mark, Range)):
+                for one in value if isinstance(value, tuple) else (value,):
+                    if one not in allowed:
+                        raise InputError(f"expected {flag} {allowed}, got {one}")
+            if isinstance(value, Path):
+                paths[flag] = value, next((m for m in marks if isinstance(m, Output)), None)
+        _check_outputs(paths)
+        self.check()
+
+    def check(self) -> None:
+        """Raise InputError for values that do not go together."""
+
+
+def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, tuple]]:
+    """Yield (name, value, marks of its type) of every field that is set, nested ones by a dot."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields_of(value, f"{prefix}{field.name}.")
+        elif value is not None:
+            yield prefix + field.name, value, marks_of(hints[field.name])
+
+
+def marks_of(hint: Any) -> tuple:
+    """Return what stands in the Annotated types that a type is made of."""
+    inner = [mark for part in typing.get_args(hint) for mark in marks_of(part)]
+    return (*getattr(hint, "__metadata__", ()), *inner)
+
+
+def _check_outputs(paths: dict[str, tuple[Path, Output | None]]) -> None:
+    """Raise InputError for an output that is an input, or not what it has to be."""
+    for flag, (path, output) in paths.items():
+        if output is None:
+            continue
+        if output.suffix and (path.suffix != output.suffix or path.is_dir()):
+            raise InputError(f"expected {flag} to be a {output.suffix} file, got {path}")
+        if not output.suffix and path.exists() and not path.is_dir():
+            raise InputError(f"expected {flag} to be a folder, and {path} is a file")
+        for other, (read, mark) in paths.items():
+            if mark is None and read.resolve() == path.resolve():
+                raise InputError(f"{flag} {path} would overwrite {other}; choose another")
+
+
+def run(main: Callable[[Any], Any], config: type[Config]) -> None:
+    """Call `main` with the `config` that the command line says."""
+    import tyro
+
+    for stream in (sys.stdout, sys.stderr):  # a terminal without unicode prints a `?` for it
+        stream.reconfigure(errors="replace")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {_one_line(message)}\n"
+    usage = io.StringIO()
+    with one_line_errors():
+        try:
+            with contextlib.redirect_stderr(usage):
+                asked = tyro.cli(config)
+        except SystemExit as e:
+            if not e.code:
+                raise
+            raise InputError(_unboxed(usage.getvalue())) from None
+        main(asked)
+
+
+def _unboxed(text: str) -> str:
+    """Return the message of tyro's box, without its frame, its title and its help."""
+    lines = [line.strip("│╭╮╰╯ ") for line in text.splitlines()]
+    end = next((i for i, line in enumerate(lines) if i and set(line) == {"─"}), len(lines))
+    message = " ".join(lines[1:end])
+    if message.startswith("Error parsing ") and "--" not in message.split(": ")[0]:
+        message = message.partition(": ")[2]  # of a config, whose own message names the flag
+    return f"{message} (see --help)"
+
+
+def _one_line(text: Any) -> str:
+    return " ".join(str(text).split())
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn the errors that a user can mend into `error: ...` on stderr and exit status 1.
+
+    Our own bugs (any other exception) keep their traceback.
+    """
+    try:
+        yield
+    except (InputError, OSError) as e:
+        message = f"error: {_one_line(e)}"
+    except KeyboardInterrupt:
+        message = "interrupted: run the same command again to go on"
+    else:
+        return
+    if "tqdm" in sys.modules:  # a progress bar that is being drawn would share its line
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.close()
+    raise SystemExit(message)

@@ -1,0 +1,121 @@
+"""Every command: the range of each number, outputs that are no inputs, and errors in one line."""
+
+import math
+import re
+import subprocess
+import sys
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+
+import pytest
+from helpers import script
+
+from models import command
+from models.artifacts import ROOT
+from models.command import Config, InputError, Output, Range, fields_of, marks_of
+
+SCRIPTS = [
+    path
+    for pattern in ("data/*.py", "tokenizer_vq/*.py", "tools/*.py", "*_c2i.py")
+    for path in sorted(str(p.relative_to(ROOT)) for p in ROOT.glob(pattern))
+]
+GIVEN = {"checkpoint": Path("last.pth"), "source": Path("model.pt")}
+"""fields without a default"""
+
+
+def config_of(path: str) -> type[Config]:
+    module = script(path)
+    (found,) = {
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type)
+        and issubclass(kind, Config)
+        and kind.__module__ == module.__name__
+    }
+    return found
+
+
+def needed(kind: type[Config]) -> dict:
+    values = {f.name: GIVEN[f.name] for f in fields(kind) if f.default is f.default_factory}
+    assert all(f.default is MISSING for f in fields(kind) if f.name in values)
+    return values | ({"checkpoint": GIVEN["checkpoint"]} if "samples" in vars(kind) else {})
+
+
+def marked(kind: type, mark: type) -> list[tuple[str, object, bool]]:
+    """Return (field, mark, is it a tuple) of the fields whose type has such a mark."""
+    hints = command.typing.get_type_hints(kind, include_extras=True)
+    found = []
+    for name, hint in hints.items():
+        several = any(command.typing.get_origin(part) is tuple for part in (hint,))
+        found += [(name, m, several) for m in marks_of(hint) if isinstance(m, mark)]
+    return found
+
+
+def test_every_script_is_a_command_with_a_config():
+    assert len(SCRIPTS) > 15
+    for path in SCRIPTS:
+        assert is_dataclass(config_of(path)), path
+
+
+@pytest.mark.parametrize("path", SCRIPTS)
+def test_every_number_has_a_range_and_what_is_outside_is_refused(path):
+    kind = config_of(path)
+    ranged = {name for name, _, _ in marked(kind, Range)}
+    for name, hint in command.typing.get_type_hints(kind).items():
+        parts = {hint, *command.typing.get_args(hint)}
+        assert not parts & {int, float} or name in ranged, f"{path}: {name} has no range"
+    for name, allowed, several in marked(kind, Range):
+        above = allowed.most if allowed.below else allowed.most + 1
+        for value in (allowed.least - 1, above, math.nan, math.inf, -math.inf):
+            if allowed.or_zero and value == 0:
+                continue
+            with pytest.raises(InputError, match=f"expected --{name.replace('_', '-')} .*got"):
+                kind(**needed(kind) | {name: (value,) if several else value})
+
+
+@pytest.mark.parametrize("path", SCRIPTS)
+def test_an_output_is_no_input_and_of_its_kind(path, tmp_path):
+    kind = config_of(path)
+    for name, output, _ in marked(kind, Output):
+        flag = f"--{name.replace('_', '-')}"
+        values = needed(kind)
+        file = tmp_path / "there.png"
+        file.touch()
+        with pytest.raises(InputError, match=f"expected {flag} to be a .*there.png"):
+            kind(**values | {name: file})
+        own = fields_of(kind(**values))
+        reads = [n for n, v, marks in own if isinstance(v, Path) and "." not in n and not marks]
+        for read in reads:
+            both = (tmp_path / "new") if not output.suffix else tmp_path / "new.pth"
+            with pytest.raises(InputError, match=f"{flag} .* would overwrite --"):
+                kind(**values | {name: both, read: tmp_path / "x" / ".." / both.name})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train_c2i.py --steps 0", r"expected --steps in \[1, 1e\+09\], got 0"),
+        ("train_c2i.py --steps many", "Error parsing --steps: invalid literal.*'many'"),
+        ("train_c2i.py --anneal.start nan", r"expected --anneal.start in \[0, 1\), got nan"),
+        ("train_c2i.py --model huge", "invalid choice 'huge' for argument '--model'.*'nano'"),
+        ("eval_c2i.py --chekpoint x", "Unrecognized options: --chekpoint"),
+        ("tools/export_checkpoint.py", "--checkpoint"),
+        ("data/load_CIFAR10.py --source nowhere", "--source nowhere: expected cifar-10-python"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_1(line, message, tmp_path):
+    path, *flags = line.split()
+    run = [sys.executable, str(ROOT / path), *flags]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and not done.stdout
+    assert re.fullmatch(rf"error: .*{message}.*\n", done.stderr), done.stderr
+
+
+def test_the_line_of_an_error_is_not_glued_to_a_progress_bar(capsys):
+    from tqdm import tqdm
+
+    with pytest.raises(SystemExit, match="^error: no$"), command.one_line_errors():
+        bar = tqdm(total=2, mininterval=0)
+        bar.update()
+        raise InputError("no")
+    assert capsys.readouterr().err.endswith("\n")
