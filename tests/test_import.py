@@ -218,7 +218,7 @@ def test_the_published_file_is_never_written_over(tmp_path):
         imported(tmp_path / "w.pth", tmp_path, out=tmp_path / "." / "w.pth")
     assert (tmp_path / "w.pth").read_bytes() == before
     with pytest.raises(InputError, match="of this repo already"):
-        imported(imported(tmp_path / "w.pth", tmp_path), tmp_path, out=tmp_path / "again.pth")
+        tool.main(tool.ImportConfig(imported(tmp_path / "w.pth", tmp_path), tmp_path / "b.pth"))
 
 
 def test_labels_get_their_names(tmp_path):
