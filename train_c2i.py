@@ -101,7 +101,10 @@ class TrainConfig(command.Config):
     """auto, cpu or cuda"""
 
     def check(self) -> None:
-        """Raise InputError for a method and an order that make no sense together."""
+        if self.batch % self.devices:
+            raise InputError(
+                f"expected --devices to divide --batch {self.batch}, got {self.devices}"
+            )
         if self.anneal.start > self.anneal.end:
             found = f"{self.anneal.start} and {self.anneal.end}"
             raise InputError(f"expected --anneal.start <= --anneal.end, got {found}")
@@ -252,6 +255,7 @@ def fit(cfg: TrainConfig, fabric, train: Codes, test: Codes, head: dict, out: Pa
         at_save = step % cfg.eval_every == 0 or step == cfg.steps
         if not (at_save or step % LOG_EVERY == 0):
             continue
+        nats = fabric.all_reduce(nats, reduce_op="mean")  # NaN on one device stops all
         bits, *of_cluster = (float(n) / since / math.log(2) for n in nats.flatten())
         speed = since * cfg.batch / (time.time() - began)
         check_finite(bits, step, out / "last.pth")
@@ -264,11 +268,11 @@ def fit(cfg: TrainConfig, fabric, train: Codes, test: Codes, head: dict, out: Pa
         if at_save and fabric.is_global_zero:
             row |= evaluate(model, ema, {"heldout_bits": heldout, "test_bits": test}, order)
             row |= peak_memory(fabric.device)
-            check_finite(row["test_bits"], step, out / "last.pth")
+        check_finite(fabric.broadcast(row.get("test_bits", 0.0)), step, out / "last.pth")
+        if at_save and fabric.is_global_zero:
             save(out, head, model, ema, optimizers, rows)
             show_progress(out, rows, ema.module, tokenizer, head["classes"], order)
         log(row)
-        fabric.barrier()
         nats, since, began = 0.0, 0, time.time()
     bar.close()
 

@@ -239,6 +239,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
         ({"lr": math.nan}, "--lr in"),
         ({"drop_label": 1.0}, "--drop-label in"),
         ({"method": "gpt", "order": "random"}, "random needs a method that is told"),
+        ({"devices": 3}, "--devices to divide --batch 8"),
         ({"heldout": 120}, "--heldout in 1..119"),
         ({"device": "tpu"}, "device auto, cpu or"),
     ],
