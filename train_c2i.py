@@ -24,12 +24,14 @@ from models.cluster_loss import cluster_cross_entropy
 from models.command import InputError, run
 from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
 from models.methods import METHODS, build, check_order
-from models.order_policy import Adaptive, Anneal, OrderPolicy
 from models.orders import FIXED_RANDOM, OrderName, scan
 from models.training import (
     LOG_EVERY,
+    Adaptive,
+    Anneal,
     LoggerName,
     OptimizerName,
+    OrderPolicy,
     averaged,
     batch_rows,
     check_finite,

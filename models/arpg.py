@@ -32,6 +32,7 @@ from models.transformer import (
     ModelConfig,
     RMSNorm,
     SwiGLU,
+    after_label,
     attend,
     initialise,
     rotate,
@@ -45,41 +46,22 @@ def split_heads(x_BSD: torch.Tensor, heads: int) -> torch.Tensor:
     return x_BSD.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-class SelfAttention(nn.Module):
-    """Pass 1: content sees the content before it, and itself."""
-
-    def __init__(self, config: ModelConfig):
-        """Build the projections, apart as in the published files."""
-        super().__init__()
-        self.heads = config.heads
-        self.to_q = nn.Linear(config.width, config.width, bias=False)
-        self.to_k = nn.Linear(config.width, config.width, bias=False)
-        self.to_v = nn.Linear(config.width, config.width, bias=False)
-        self.proj = nn.Linear(config.width, config.width, bias=False)
-        self.dropout = nn.Dropout(config.residual_dropout)
-
-    def forward(
-        self, x_BSD: torch.Tensor, rotation_B1SR: torch.Tensor, cache: LayerCache | None, start: int
-    ) -> torch.Tensor:
-        """Let token s see tokens <= s of x and, with a cache, its slots before `start`."""
-        q_BHSK = rotate(split_heads(self.to_q(x_BSD), self.heads), rotation_B1SR)
-        k_BHLK = rotate(split_heads(self.to_k(x_BSD), self.heads), rotation_B1SR)
-        v_BHLK = split_heads(self.to_v(x_BSD), self.heads)
-        if cache is not None:
-            k_BHLK, v_BHLK = cache.write(start, torch.stack((k_BHLK, v_BHLK)))
-        mixed_BHSK = attend(q_BHSK, k_BHLK, v_BHLK, start)
-        return self.dropout(self.proj(mixed_BHSK.transpose(1, 2).flatten(2)))
+def keys_values(owner: nn.Module, x_BSD: torch.Tensor, rotation_B1SR: torch.Tensor) -> torch.Tensor:
+    """Return kv_2BHSK by the owner's `to_k` and `to_v`, the keys turned to their cells."""
+    k_BHSK = rotate(split_heads(owner.to_k(x_BSD), owner.heads), rotation_B1SR)
+    return torch.stack((k_BHSK, split_heads(owner.to_v(x_BSD), owner.heads)))
 
 
 class CrossAttention(nn.Module):
     """Pass 2: queries see keys and values that all layers share, never each other."""
 
+    projections = ("to_q", "proj")
+
     def __init__(self, config: ModelConfig):
-        """Build the two projections."""
         super().__init__()
         self.heads = config.heads
-        self.to_q = nn.Linear(config.width, config.width, bias=False)
-        self.proj = nn.Linear(config.width, config.width, bias=False)
+        for name in self.projections:  # apart, as in the published files
+            setattr(self, name, nn.Linear(config.width, config.width, bias=False))
         self.dropout = nn.Dropout(config.residual_dropout)
 
     def forward(
@@ -89,17 +71,29 @@ class CrossAttention(nn.Module):
         kv_2BHLK: torch.Tensor,
         start: int | None,
     ) -> torch.Tensor:
-        """With start 0, let query s see slots 0..s; with None, all slots."""
+        """Let query s see the slots up to start + s; with None, all slots."""
         q_BHSK = rotate(split_heads(self.to_q(x_BSD), self.heads), rotation_B1SR)
         mixed_BHSK = attend(q_BHSK, *kv_2BHLK, start)
         return self.dropout(self.proj(mixed_BHSK.transpose(1, 2).flatten(2)))
+
+
+class SelfAttention(CrossAttention):
+    """Pass 1: content sees the content before it, and itself."""
+
+    projections = ("to_q", "to_k", "to_v", "proj")
+
+    def forward(self, x_BSD, rotation_B1SR, cache: LayerCache | None, start: int) -> torch.Tensor:
+        """Let token s see tokens <= s of x and, with a cache, its slots before `start`."""
+        kv_2BHLK = keys_values(self, x_BSD, rotation_B1SR)
+        if cache is not None:
+            kv_2BHLK = cache.write(start, kv_2BHLK)
+        return super().forward(x_BSD, rotation_B1SR, kv_2BHLK, start)
 
 
 class Block(nn.Module):
     """Pre-norm block around either attention."""
 
     def __init__(self, config: ModelConfig, attn: nn.Module):
-        """Build one layer."""
         super().__init__()
         self.attn = attn
         self.ffn = SwiGLU(config.width, config.ffn_dropout)
@@ -128,7 +122,6 @@ class TwoPasses(nn.Module):
     """The stack: half of the layers read the content, the other half answer the queries."""
 
     def __init__(self, config: ModelConfig):
-        """Build both halves, and the one projection to keys and values between them."""
         super().__init__()
         half = config.layers // 2
         self.heads = config.heads
@@ -146,8 +139,7 @@ class TwoPasses(nn.Module):
         for i, block in enumerate(self.self_dec):
             x_BSD = block(x_BSD, rotation_B1SR, cache.layers[i] if cache else None, start)
         x_BSD = self.norm(x_BSD)
-        k_BHSK = rotate(split_heads(self.to_k(x_BSD), self.heads), rotation_B1SR)
-        kv_2BHSK = torch.stack((k_BHSK, split_heads(self.to_v(x_BSD), self.heads)))
+        kv_2BHSK = keys_values(self, x_BSD, rotation_B1SR)
         if cache is None:
             return kv_2BHSK
         cache.slots += x_BSD.shape[1]
@@ -177,10 +169,7 @@ class ARPG(Method):
     parallel = True
 
     def __init__(self, config: ModelConfig):
-        """Build the network; the output head starts at zero, so the first loss is ln V.
-
-        Raises InputError for an odd number of layers.
-        """
+        """Raise InputError for an odd number of layers."""
         super().__init__(config)
         if config.layers % 2:
             raise InputError(
@@ -192,8 +181,7 @@ class ARPG(Method):
         self.layers = TwoPasses(config)
         self.norm = RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
-        initialise(self)
-        nn.init.zeros_(self.head.weight)
+        initialise(self, self.head)
 
     def _embeddings(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the codes' vectors (V, D), the query's (1, 1, D), the labels' (classes + 1, D).
@@ -211,13 +199,11 @@ class ARPG(Method):
         codes_BS = codes_BT.gather(1, order_BS)
         c_B1D, x_BSD = F.embedding(label_B[:, None], label_D), F.embedding(codes_BS, code_VD)
         x_BSD = self.token_dropout(torch.cat((c_B1D, x_BSD[:, :-1]), dim=1))
-        own_cell_BS = torch.cat((torch.full_like(order_BS[:, :1], -1), order_BS[:, :-1]), dim=1)
-        kv_2BHSK = self.layers.read(x_BSD, rotation_at(self.config, own_cell_BS))
+        kv_2BHSK = self.layers.read(x_BSD, rotation_at(self.config, after_label(order_BS[:, :-1])))
         x_BnD = self.layers.answer(query_11D, rotation_at(self.config, order_BS), kv_2BHSK, 0)
         return widened(self.head(self.norm(x_BnD)))
 
     def cache(self, label_B):
-        """Return an empty ARPGCache."""
         tokens = self.config.tokens  # the class token, and all codes but the last
         layers = [LayerCache(tokens) for _ in self.layers.self_dec]
         return ARPGCache(label_B, layers, LayerCache(tokens))
@@ -228,7 +214,7 @@ class ARPG(Method):
         x_BmD = F.embedding(codes_Bm, code_VD)
         if cache.slots == 0:
             x_BmD = torch.cat((F.embedding(cache.label_B[:, None], label_D), x_BmD), dim=1)
-            cells_Bm = torch.cat((torch.full_like(next_cells_Bn[:, :1], -1), cells_Bm), dim=1)
+            cells_Bm = after_label(cells_Bm)
         kv_2BHLK = self.layers.read(x_BmD, rotation_at(self.config, cells_Bm), cache)
         rotation_BnR = rotation_at(self.config, next_cells_Bn)
         x_BnD = self.layers.answer(query_11D, rotation_BnR, kv_2BHLK, None)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.command import InputError
+from models.command import InputError, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 """Project root; the stages' default paths start here, so they work from any folder."""
@@ -207,7 +207,7 @@ def load_array(path: Path, kind: str, rerun: str, dtype: type, ndim: int) -> tup
         # mapped, not read: a header that claims more elements than the file holds is an error here
         array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
     except Exception as e:  # numpy raises many types for a torn header, tokenize.TokenError too
-        reason = " ".join(str(e).split())[:150]
+        reason = one_line(e, 150)
         raise InputError(f"cannot read {path} with its sidecar ({reason}); run: {rerun}") from None
     if about.get("kind") != kind:
         raise InputError(f"{path}: expected {kind}, found {about.get('kind')}; run: {rerun}")
@@ -267,9 +267,8 @@ def safe_load(path: Path, mend: str) -> tuple[Any, str]:
             if tensor.layout != torch.strided or tensor.nbytes > len(raw):
                 raise ValueError(f"{name} claims {tuple(tensor.shape)}, more than the file holds")
     except Exception as e:  # torch raises many types for a torn, foreign or unsafe file
-        reason = " ".join(str(e).split())[:100]
         raise InputError(
-            f"{path} is broken or unsafe and was not loaded ({reason}); {mend}"
+            f"{path} is broken or unsafe and was not loaded ({one_line(e, 100)}); {mend}"
         ) from None
     return contents, hashlib.sha256(raw).hexdigest()
 

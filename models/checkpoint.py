@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim.swa_utils import AveragedModel
 
 from models.artifacts import ROOT, load_checkpoint, save_checkpoint
-from models.command import InputError
+from models.command import InputError, one_line
 from models.method import Method
 from models.methods import build
 from models.training import same_run
@@ -45,30 +45,24 @@ def resume(
     """
     if not path.exists():
         return 0, []
-    found = load_checkpoint(path, KIND, rerun=f"rm {path}, then this command")
-    saved = found["header"]
+    saved = load_checkpoint(path, KIND, rerun=f"rm {path}, then this command")
     lacking = {"labels": head["inputs"].get("labels")}  # runs of before did not say theirs
-    same_run(
-        renewed("config", saved["config"]) | lacking | saved["inputs"],
-        head["config"] | head["inputs"],
-        free,
-        path,
-    )
-    if "optimizers" not in found:
+    config = renewed("config", saved["header"]["config"]) | lacking | saved["header"]["inputs"]
+    same_run(config, head["config"] | head["inputs"], free, path)
+    if "optimizers" not in saved:
         raise InputError(f"{path} was exported and cannot be trained on; choose another --out")
     try:
-        model.load_state_dict(found["weights"])
-        ema.module.load_state_dict(found["model"])
-        for optimizer, state in zip(optimizers, found["optimizers"], strict=True):
+        model.load_state_dict(saved["weights"])
+        ema.module.load_state_dict(saved["model"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
     except (RuntimeError, ValueError, KeyError) as e:
-        reason = " ".join(str(e).split())[:150]
         raise InputError(
-            f"{path} was trained by another version and cannot be trained on here ({reason}); "
-            "choose another --out, or delete the file to start over"
+            f"{path} was trained by another version and cannot be trained on here "
+            f"({one_line(e, 150)}); choose another --out, or delete the file to start over"
         ) from None
-    ema.n_averaged.fill_(found["step"])
-    return found["step"], found["rows"]
+    ema.n_averaged.fill_(saved["step"])
+    return saved["step"], saved["rows"]
 
 
 @dataclass(frozen=True)
@@ -94,19 +88,17 @@ class Generator:
 
 def load_generator(path: Path) -> Generator:
     """Read a generator. Raises InputError if it is missing, broken, or of an unknown method."""
-    found = load_checkpoint(path, KIND, rerun="uv run train_c2i.py")
+    saved = load_checkpoint(path, KIND, rerun="uv run train_c2i.py")
+    head = saved["header"]
     try:
-        model = build(
-            found["header"]["method"], ModelConfig(**renewed("model_config", found["model_config"]))
-        )
-        model.load_state_dict({name: value.float() for name, value in found["model"].items()})
+        config = ModelConfig(**renewed("model_config", saved["model_config"]))
+        model = build(head["method"], config)
+        model.load_state_dict(saved["model"])
     except (KeyError, TypeError, RuntimeError) as e:
-        reason = " ".join(str(e).split())[:150]
         raise InputError(
-            f"{path} holds no {found['header'].get('method')} of this version ({reason})"
+            f"{path} holds no {head.get('method')} of this version ({one_line(e, 150)})"
         ) from None
-    model.requires_grad_(False).eval()
-    return Generator(model, found["header"])
+    return Generator(model.requires_grad_(False).eval(), head)
 
 
 def results_of(checkpoint: Path) -> Path:

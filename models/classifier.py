@@ -1,22 +1,32 @@
-"""Training a small image classifier: the recipe of fast CIFAR-10 classifiers, in a resumable loop.
+"""Small classifiers of images: their training, and a perceptual distance by one of them.
 
-SGD with Nesterov momentum, a learning rate that rises and falls once, label smoothing, random crops
-and flips (D. Page, "How to train your ResNet", 2018).
+Training: SGD with Nesterov momentum, a learning rate that rises and falls once, label smoothing,
+random crops and flips (D. Page, "How to train your ResNet", 2018).
+
+Distance: LPIPS (Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual
+Metric", arXiv 1801.03924, eq. 1 with all weights one). Differs from it in: the features are of a
+VGG-like net of the same images that the tokenizer is trained on (tools/train_perceptual.py), not of
+VGG-16 on ImageNet. It is another net than the one that measures (metrics/extractor.py): no loss
+here may look at that one, or at Inception.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
-from models.artifacts import load_checkpoint, save_checkpoint
-from models.data import Split
-from models.training import batch_rows, lr_at, same_run, seed_step
+from models import command
+from models.artifacts import ROOT, header, load_checkpoint, save_checkpoint
+from models.data import SPLITS, Split, load_split
+from models.training import batch_rows, load_state, lr_at, pick_device, seed_step, start_fabric
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -25,9 +35,98 @@ PAD = 4
 """pixels that a random crop may move an image by"""
 WARMUP = 0.2
 """share of the steps in which the learning rate rises to its peak"""
-
 SAVE_EVERY = 200
 """steps between saves of the training state"""
+KIND = "perceptual net"
+WIDTHS = (24, 64, 128, 192)
+"""channels at 32x32, 16x16, 8x8 and 4x4 pixels"""
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(command.Config):
+    """How to train a small classifier."""
+
+    data: Path = ROOT / "data" / "cifar10"
+    """folder written by data/load_CIFAR10.py"""
+    out: command.OutFile | None = None
+    """file to write; default checkpoints/{extractor,perceptual}_<dataset>.pth"""
+    epochs: command.Count = 8
+    """passes over the training images"""
+    batch: command.Batch = 256
+    """images in a step"""
+    lr: command.Amount = 0.2
+    """highest learning rate"""
+    seed: command.Seed = 0
+    """weights, order of the images, crops and flips follow from it"""
+    device: command.DeviceName = "auto"
+
+
+def train_classifier(
+    cfg: ClassifierConfig,
+    kind: str,
+    producer: str,
+    build: Callable[[int], nn.Module],
+    write: Callable[[Path, nn.Module, dict, Split], float],
+) -> None:
+    """Train what `build` makes for a number of classes; images (B, 3, H, W) in [0, 1] -> logits.
+
+    `write` writes it under a header, and returns its accuracy on the test split.
+    """
+    fabric = start_fabric(pick_device(cfg.device))
+    train, test = (load_split(cfg.data, split) for split in SPLITS)
+    out = cfg.out or ROOT / "checkpoints" / f"{kind.split()[0]}_{train.dataset}.pth"
+    inputs = {"train_images": train.sha256, "test_images": test.sha256}
+    head = header(kind, producer, cfg, inputs)
+    torch.manual_seed(cfg.seed)
+    net, state = build(len(train.classes)), out.with_suffix(".state.pth")
+    fit_classifier(net, train, fabric, head, state, cfg)
+    head |= {"dataset": train.dataset, "classes": list(train.classes)}
+    accuracy = write(out, net, head, test)
+    state.unlink(missing_ok=True)
+    print(f"{out}: test accuracy {accuracy:.4f}, {out.stat().st_size / 1e6:.2f} MB")
+
+
+def fit_classifier(
+    model: nn.Module, train: Split, fabric: "Fabric", head: dict, state: Path, cfg: ClassifierConfig
+) -> None:
+    """Train `model`, in place: its second output is logits_BC.
+
+    `state` is written every SAVE_EVERY steps, resumed if it is there, and left to be deleted.
+    """
+    edges = ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0))
+    padded_NHWC = torch.tensor(
+        np.pad(train.images_NHWC, edges, mode="reflect"), device=fabric.device
+    )
+    label_N = torch.tensor(train.labels_N, device=fabric.device)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=cfg.lr, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
+    net, optimizer = fabric.setup(model, optimizer)
+    kind, begin, rows = f"{head['kind']} training state", 0, len(label_N)
+    if state.exists():
+        saved = load_state(state, kind, head, free=("data", "out", "device"))
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        begin = saved["step"]
+    steps = math.ceil(cfg.epochs * rows / cfg.batch)
+    bar = tqdm(range(begin, steps), head["kind"], steps, initial=begin, unit="step", mininterval=1)
+    for step in bar:
+        generator = seed_step(cfg.seed, step, fabric.device)
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, cfg.lr, int(WARMUP * steps), steps)
+        pick_B = batch_rows(rows, cfg.batch, step, cfg.seed).to(fabric.device)
+        images_B3HW = crop_and_flip(padded_NHWC, pick_B, generator).float() / 255
+        _, logits_BC = net(images_B3HW)
+        loss = F.cross_entropy(logits_BC, label_N[pick_B], label_smoothing=0.1)
+        fabric.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 20 == 0:
+            right = (logits_BC.argmax(1) == label_N[pick_B]).float().mean().item()
+            bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right:.3f}", refresh=False)
+        if (step + 1) % SAVE_EVERY == 0:
+            learned = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            save_checkpoint(state, head | {"kind": kind}, step=step + 1, **learned)
 
 
 def crop_and_flip(
@@ -47,55 +146,78 @@ def crop_and_flip(
     return crop_BHWC.permute(0, 3, 1, 2)
 
 
-def fit_classifier(
-    model: nn.Module,
-    train: Split,
-    fabric: "Fabric",
-    head: dict,
-    state: Path,
-    *,
-    epochs: int,
-    batch: int,
-    lr: float,
-    seed: int,
-) -> None:
-    """Train `model`, images (B, 3, H, W) in [0, 1] -> (anything, logits_BC), in place.
+class PerceptualNet(nn.Module):
+    """VGG-like classifier whose stages, two 3x3 convolutions each, are the features compared."""
 
-    `state` is written every SAVE_EVERY steps, resumed if it is there, and left to be deleted.
+    def __init__(self, widths: tuple[int, ...] = WIDTHS, classes: int = 10, folded: bool = False):
+        """Start from random weights; `folded`: without batch norm, each a part of its convolution.
+
+        The net is trained unfolded and saved folded.
+        """
+        super().__init__()
+        self.size = {"widths": list(widths), "classes": classes}
+        self.stages = nn.ModuleList()
+        for before, width in zip((3, *widths), widths, strict=False):
+            layers = []
+            for channels in (before, width):
+                norm = [] if folded else [nn.BatchNorm2d(width)]
+                conv = nn.Conv2d(channels, width, 3, padding=1, bias=folded)
+                layers += [conv, *norm, nn.ReLU(inplace=True)]
+            self.stages.append(nn.Sequential(*layers))
+        self.head = nn.Linear(widths[-1], classes)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images_N3HW: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Map images in [0, 1] to (the features of each stage, logits_NC)."""
+        x = (images_N3HW - 0.5) * 4  # CIFAR-10's standard deviation is about 1/4
+        x = x.contiguous(memory_format=torch.channels_last)
+        features = []
+        for stage in self.stages:
+            x = stage(F.avg_pool2d(x, 2) if features else x)
+            features.append(x)
+        return features, self.head(x.mean((2, 3)))
+
+    @torch.no_grad()
+    def fold(self) -> "PerceptualNet":
+        """Return the same function without batch norm, in eval mode."""
+        folded = PerceptualNet(**self.size, folded=True).eval()
+        folded.head.load_state_dict(self.head.state_dict())
+        for mine, theirs in zip(self.eval().stages, folded.stages, strict=True):
+            for i in range(2):
+                conv = fuse_conv_bn_eval(mine[3 * i], mine[3 * i + 1])
+                theirs[2 * i].load_state_dict(conv.state_dict())
+        return folded
+
+
+def save_perceptual(path: Path, net: PerceptualNet, head: dict) -> None:
+    """Write a folded net as float16 under `head`."""
+    state = {name: value.half() for name, value in net.state_dict().items()}
+    save_checkpoint(path, head, size=net.size, state=state)
+
+
+def load_perceptual(path: Path) -> PerceptualNet:
+    """Read a folded net onto the CPU, float32, frozen. Raises InputError for another file."""
+    saved = load_checkpoint(path, KIND, "uv run tools/train_perceptual.py")
+    net = PerceptualNet(**saved["size"], folded=True)
+    net.load_state_dict(saved["state"])
+    return net.requires_grad_(False).eval()
+
+
+def perceptual_distance(
+    net: PerceptualNet, images_N3HW: torch.Tensor, target_N3HW: torch.Tensor
+) -> torch.Tensor:
+    """Return the mean over stages, images and pixels of |a/|a| - b/|b||^2, in [0, 2], a scalar.
+
+    a and b are the features at one pixel. No gradient goes to `target_N3HW`.
     """
-    edges = ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0))
-    padded_NHWC = torch.tensor(
-        np.pad(train.images_NHWC, edges, mode="reflect"), device=fabric.device
-    )
-    label_N = torch.tensor(train.labels_N, device=fabric.device)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4, nesterov=True
-    )
-    net, optimizer = fabric.setup(model, optimizer)
-    kind, begin, rows = f"{head['kind']} training state", 0, len(label_N)
-    if state.exists():
-        saved = load_checkpoint(state, kind, rerun=f"rm {state}, then this command")
-        known = saved["header"]["config"] | saved["header"]["inputs"]
-        same_run(known, head["config"] | head["inputs"], ("data", "out", "device"), state)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        begin = saved["step"]
-    steps = math.ceil(epochs * rows / batch)
-    bar = tqdm(range(begin, steps), head["kind"], steps, initial=begin, unit="step", mininterval=1)
-    for step in bar:
-        generator = seed_step(seed, step, fabric.device)
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, lr, int(WARMUP * steps), steps)
-        pick_B = batch_rows(rows, batch, step, seed).to(fabric.device)
-        images_B3HW = crop_and_flip(padded_NHWC, pick_B, generator).float() / 255
-        _, logits_BC = net(images_B3HW)
-        loss = cross_entropy(logits_BC, label_N[pick_B], label_smoothing=0.1)
-        fabric.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % 20 == 0:
-            right = (logits_BC.argmax(1) == label_N[pick_B]).float().mean().item()
-            bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right:.3f}", refresh=False)
-        if (step + 1) % SAVE_EVERY == 0:
-            learned = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            save_checkpoint(state, head | {"kind": kind}, step=step + 1, **learned)
+    features, _ = net(images_N3HW)
+    with torch.no_grad():
+        wanted, _ = net(target_N3HW)
+    distances = [
+        (_unit(a) - _unit(b)).square().sum(1).mean() for a, b in zip(features, wanted, strict=True)
+    ]
+    return torch.stack(distances).mean()
+
+
+def _unit(x: torch.Tensor) -> torch.Tensor:
+    return F.normalize(x.float(), dim=1, eps=1e-3)  # where all channels are near 0 it stays there

@@ -74,7 +74,6 @@ class Config:
     """What a command is told; made only of values in their ranges, and with outputs apart."""
 
     def __post_init__(self) -> None:
-        """Raise InputError, naming the flag, for a value that cannot be."""
         paths = {}
         for name, value, marks in fields_of(self):
             flag = "--" + name.replace("_", "-")
@@ -128,17 +127,17 @@ def run(main: Callable[[Any], Any], config: type[Config]) -> None:
 
     for stream in (sys.stdout, sys.stderr):  # a terminal without unicode prints a `?` for it
         stream.reconfigure(errors="replace")
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {_one_line(message)}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(message)}\n"
     usage = io.StringIO()
     with one_line_errors():
         try:
             with contextlib.redirect_stderr(usage):
-                asked = tyro.cli(config)
+                cfg = tyro.cli(config)
         except SystemExit as e:
             if not e.code:
                 raise
             raise InputError(_unboxed(usage.getvalue())) from None
-        main(asked)
+        main(cfg)
 
 
 def _unboxed(text: str) -> str:
@@ -151,8 +150,9 @@ def _unboxed(text: str) -> str:
     return f"{message} (see --help)"
 
 
-def _one_line(text: Any) -> str:
-    return " ".join(str(text).split())
+def one_line(text: Any, length: int | None = None) -> str:
+    """Return text without line breaks, its first `length` characters."""
+    return " ".join(str(text).split())[:length]
 
 
 @contextlib.contextmanager
@@ -164,7 +164,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (InputError, OSError) as e:
-        message = f"error: {_one_line(e)}"
+        message = f"error: {one_line(e)}"
     except KeyboardInterrupt:
         message = "interrupted: run the same command again to go on"
     else:

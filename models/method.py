@@ -28,7 +28,6 @@ class Method(nn.Module):
     """parts of the names of tensors that get no weight decay, besides norms and biases"""
 
     def __init__(self, config: ModelConfig):
-        """Keep the config; subclasses build their parameters."""
         super().__init__()
         self.config = config
 
@@ -61,6 +60,11 @@ class Method(nn.Module):
                 f"{type(self).__name__} generates in {only} only: nothing tells it which cell "
                 "comes next"
             )
+
+    def check_one(self, next_cells_Bn: torch.Tensor) -> None:
+        """Raise ValueError unless one cell is asked for, by a `decode` that takes no more."""
+        if (n := next_cells_Bn.shape[1]) != 1:
+            raise ValueError(f"{type(self).__name__} decodes one cell at a time, asked for {n}")
 
     def groups(self, steps: int | None, grouping: Grouping = "cosine") -> list[int]:
         """Return how many codes each of `steps` calls of `decode` asks for.

@@ -28,25 +28,9 @@ import torch
 from torch import nn
 
 from models.command import InputError
-from models.method import Method
+from models.gpt import Llama, LlamaCache
 from models.orders import region_scan
-from models.transformer import (
-    Block,
-    ClassEmbedding,
-    LayerCache,
-    ModelConfig,
-    RMSNorm,
-    initialise,
-    rotation_at,
-    run_blocks,
-    widened,
-)
-
-
-def group_ends(tokens: int, regions: int, device: torch.device | None = None) -> torch.Tensor:
-    """Return end_S: slot s sees slots 0..end[s], and is fed together with those up to there."""
-    slot_S = torch.arange(tokens, device=device)
-    return torch.where(slot_S < regions, slot_S + 1, (slot_S // regions + 1) * regions)
+from models.transformer import LayerCache, ModelConfig
 
 
 @functools.lru_cache(maxsize=32)
@@ -61,14 +45,15 @@ def slot_cells(grid: int, regions: int, device: torch.device) -> torch.Tensor:
 @functools.lru_cache(maxsize=32)
 def group_mask(tokens: int, regions: int, device: torch.device | None = None) -> torch.Tensor:
     """Return seen_SL, bool (T, T): the first block of `regions` causal, later ones whole."""
-    return torch.arange(tokens, device=device) < group_ends(tokens, regions, device).unsqueeze(1)
+    slot_S = torch.arange(tokens, device=device)
+    end_S = torch.where(slot_S < regions, slot_S + 1, (slot_S // regions + 1) * regions)
+    return slot_S < end_S.unsqueeze(1)
 
 
 class SpecialTokens(nn.Module):
     """The n - 1 learned vectors in the place of codes before the first parallel group."""
 
     def __init__(self, regions: int, width: int):
-        """Build the table (n - 1, width)."""
         super().__init__()
         self.special_embeddings = nn.Embedding(regions - 1, width)
 
@@ -78,20 +63,16 @@ class SpecialTokens(nn.Module):
 
 
 @dataclass
-class PARCache:
+class PARCache(LlamaCache):
     """What has been committed and fed, and the last group's logits."""
 
-    label_B: torch.Tensor
-    codes_BS: torch.Tensor
+    codes_BS: torch.Tensor | None = None
     """committed, in order; those of the last group may not be fed yet"""
-    layers: list[LayerCache]
-    fed: int = 0
-    """slots in the caches of the layers"""
     logits_BnV: torch.Tensor | None = None
     """of the group that ends at step `fed`: asked for at once or not, it is computed once"""
 
 
-class PAR(Method):
+class PAR(Llama):
     """PAR: the next cells are told by nothing, the order being fixed; n are asked for at once."""
 
     any_order = False
@@ -99,10 +80,10 @@ class PAR(Method):
     scans = ("regions",)
 
     def __init__(self, config: ModelConfig):
-        """Build the network; the output head starts at zero, so the first loss is ln V.
+        """Whatever config.scan says, the order is that of config.regions.
 
-        Whatever config.scan says, the order is that of config.regions. Raises InputError for fewer
-        than four regions (there would be nothing to do side by side, or no square of two).
+        Raises InputError for fewer than four regions (there would be nothing to do side by side, or
+        no square of two).
         """
         super().__init__(replace(config, scan=self.scans[0]))
         if config.regions < 4:
@@ -111,15 +92,8 @@ class PAR(Method):
                 f"got {config.regions}"
             )
         self.order("regions")  # refuses other numbers
-        self.cls_embedding = ClassEmbedding(config.classes, config.width)
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.width)
         self.spe_tok_embeddings = SpecialTokens(config.regions, config.width)
-        self.token_dropout = nn.Dropout(config.token_dropout)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width)
-        self.output = nn.Linear(config.width, config.vocab_size, bias=False)
-        initialise(self)
-        nn.init.zeros_(self.output.weight)
+        nn.init.normal_(self.spe_tok_embeddings.special_embeddings.weight, std=0.02)
 
     def groups(self, steps, grouping="cosine"):
         """Return n groups of one, then groups of n; with `steps` = T, groups of one only."""
@@ -143,19 +117,17 @@ class PAR(Method):
         layers: list[LayerCache] | None = None,
     ) -> torch.Tensor:
         """Feed slots start..stop of the sequence, the codes being known so far; return logits."""
-        tokens, regions = self.config.tokens, self.config.regions
+        regions, device = self.config.regions, label_B.device
         inputs_BLD = (
             self.cls_embedding(label_B),
             self.tok_embeddings(codes_BS[:, :regions]),
             self.spe_tok_embeddings(len(label_B)),
             self.tok_embeddings(codes_BS[:, regions:]),
         )
-        cell_L = slot_cells(self.config.grid, regions, label_B.device)
-        rotation_1LR = rotation_at(self.config, cell_L[None, start:stop])
-        seen_LL = group_mask(tokens, regions, label_B.device)[start:stop, :stop]
         x_BLD = self.token_dropout(torch.cat(inputs_BLD, dim=1)[:, start:stop])
-        x_BLD = run_blocks(self.layers, x_BLD, rotation_1LR, layers, start, seen_LL)
-        return widened(self.output(self.norm(x_BLD)))
+        cells_1L = slot_cells(self.config.grid, regions, device)[None, start:stop]
+        seen_LL = group_mask(self.config.tokens, regions, device)[start:stop, :stop]
+        return self.logits(x_BLD, cells_1L, layers=layers, start=start, seen_LL=seen_LL)
 
     def forward(self, codes_BT, label_B, order_BS):
         """Return logits_BSV; see Method. Raises ValueError unless every row is the region order."""
@@ -163,9 +135,8 @@ class PAR(Method):
         return self._run(label_B, codes_BT.gather(1, order_BS), 0, self.config.tokens)
 
     def cache(self, label_B):
-        """Return an empty PARCache."""
         layers = [LayerCache(self.config.tokens) for _ in self.layers]
-        return PARCache(label_B, label_B.new_empty(len(label_B), 0), layers)
+        return PARCache(label_B, layers, codes_BS=label_B.new_empty(len(label_B), 0))
 
     def decode(self, cache, codes_Bm, cells_Bm, next_cells_Bn):
         """Return logits_BnV; see Method.

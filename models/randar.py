@@ -17,50 +17,27 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.method import Method
-from models.transformer import (
-    Block,
-    ClassEmbedding,
-    LayerCache,
-    ModelConfig,
-    RMSNorm,
-    initialise,
-    rotate,
-    rotation_at,
-    run_blocks,
-    widened,
-)
+from models.gpt import Llama, LlamaCache
+from models.transformer import LayerCache, ModelConfig, after_label, rotate, rotation_at
 
 
 @dataclass
-class RandARCache:
-    """What has been fed. Slots 0..2 * committed are final: [c, p_1, x_1, .. p_q, x_q]."""
+class RandARCache(LlamaCache):
+    """What has been fed. Final slots are [c, p_1, x_1, .. p_q, x_q] of q committed codes."""
 
-    label_B: torch.Tensor
-    layers: list[LayerCache]
-    committed: int = 0
     asked_Bn: torch.Tensor | None = None
     """the cells of the last call; the first one's instruction is in its final slot already"""
 
 
-class RandAR(Method):
+class RandAR(Llama):
     """RandAR: the next cell is told by an instruction token; several may be asked at once."""
 
     any_order = True
     parallel = True
 
     def __init__(self, config: ModelConfig):
-        """Build the network; the output head starts at zero, so the first loss is ln V."""
         super().__init__(config)
         self.pos_instruct_embeddings = nn.Parameter(0.02 * torch.randn(1, config.width))
-        self.cls_embedding = ClassEmbedding(config.classes, config.width)
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.width)
-        self.token_dropout = nn.Dropout(config.token_dropout)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width)
-        self.output = nn.Linear(config.width, config.vocab_size, bias=False)
-        initialise(self)
-        nn.init.zeros_(self.output.weight)
 
     def _instructions(self, cells_BS: torch.Tensor) -> torch.Tensor:
         """Return p_BSD, the learned vector turned head by head to each cell."""
@@ -68,25 +45,20 @@ class RandAR(Method):
         rotation_BS1R = rotation_at(self.config, cells_BS).unsqueeze(2)
         return rotate(vector_HK.expand(*cells_BS.shape, -1, -1), rotation_BS1R).flatten(2)
 
-    def _pairs(self, codes_BS: torch.Tensor, cells_BS: torch.Tensor) -> torch.Tensor:
-        """Return [p_1, x_1, p_2, x_2, ..] as (B, 2S, D)."""
+    def _pairs(self, codes_BS: torch.Tensor, cells_BS: torch.Tensor) -> tuple:
+        """Return [p_1, x_1, p_2, x_2, ..] as (B, 2S, D), and their cells (B, 2S)."""
         x_BSD = self.token_dropout(self.tok_embeddings(codes_BS))
         p_BSD = self._instructions(cells_BS).to(x_BSD.dtype)
-        return torch.stack((p_BSD, x_BSD), dim=2).flatten(1, 2)
+        return torch.stack((p_BSD, x_BSD), dim=2).flatten(1, 2), cells_BS.repeat_interleave(2, 1)
 
     def forward(self, codes_BT, label_B, order_BS):
         """Return logits_BSV, taken at the instruction slots; see Method."""
-        pairs_BLD = self._pairs(codes_BT.gather(1, order_BS), order_BS)[:, :-1]
-        x_BLD = torch.cat((self.cls_embedding(label_B), pairs_BLD), dim=1)
-        twice_BL = order_BS.repeat_interleave(2, dim=1)[:, :-1]
-        cells_BL = torch.cat((torch.full_like(order_BS[:, :1], -1), twice_BL), dim=1)
-        x_BLD = run_blocks(self.layers, x_BLD, rotation_at(self.config, cells_BL))
-        return widened(self.output(self.norm(x_BLD[:, 1::2])))
+        x_BLD, cells_BL = self._pairs(codes_BT.gather(1, order_BS), order_BS)
+        x_BLD = torch.cat((self.cls_embedding(label_B), x_BLD[:, :-1]), dim=1)
+        return self.logits(x_BLD, after_label(cells_BL[:, :-1]), slice(1, None, 2))
 
     def cache(self, label_B):
-        """Return an empty RandARCache."""
-        layers = [LayerCache(2 * self.config.tokens) for _ in self.layers]
-        return RandARCache(label_B, layers)
+        return RandARCache(label_B, [LayerCache(2 * self.config.tokens) for _ in self.layers])
 
     def decode(self, cache, codes_Bm, cells_Bm, next_cells_Bn):
         """Return logits_BnV; see Method.
@@ -96,21 +68,15 @@ class RandAR(Method):
         the very tensor that was asked for in the last call saves feeding its first instruction
         again: that one is in its final slot and saw its final context.
         """
-        x_BLD = self._pairs(codes_Bm, cells_Bm)
-        cells_BL = cells_Bm.repeat_interleave(2, dim=1)
-        start = 1 + 2 * cache.committed
+        (x_BLD, cells_BL), start = self._pairs(codes_Bm, cells_Bm), cache.fed
+        if start == 0:
+            x_BLD = torch.cat((self.cls_embedding(cache.label_B), x_BLD), dim=1)
+            cells_BL = after_label(cells_BL)
+        cache.fed += x_BLD.shape[1]
         if cells_Bm is cache.asked_Bn:
             x_BLD, cells_BL, start = x_BLD[:, 1:], cells_BL[:, 1:], start + 1
-        if cache.asked_Bn is None:
-            x_BLD = torch.cat((self.cls_embedding(cache.label_B), x_BLD), dim=1)
-            cells_BL = torch.cat((torch.full_like(next_cells_Bn[:, :1], -1), cells_BL), dim=1)
-            start = 0
+        cache.asked_Bn = next_cells_Bn
         x_BLD = torch.cat((x_BLD, self._instructions(next_cells_Bn).to(x_BLD.dtype)), dim=1)
         cells_BL = torch.cat((cells_BL, next_cells_Bn), dim=1)
-        x_BLD = run_blocks(
-            self.layers, x_BLD, rotation_at(self.config, cells_BL), cache.layers, start
-        )
-        cache.committed += codes_Bm.shape[1]
-        cache.asked_Bn = next_cells_Bn
-        asked_BnD = x_BLD[:, -next_cells_Bn.shape[1] :]
-        return widened(self.output(self.norm(asked_BnD)))
+        asked = slice(-next_cells_Bn.shape[1], None)
+        return self.logits(x_BLD, cells_BL, asked, cache.layers, start)

@@ -34,7 +34,6 @@ class RARAttention(nn.Module):
     """Causal multi-head attention with biases and a LayerNorm over each head's query and key."""
 
     def __init__(self, width: int, heads: int, dropout: float):
-        """Build the fused projection, the two norms over K, and the output projection."""
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
@@ -60,14 +59,12 @@ class MLP(nn.Module):
     """fc2(GELU(fc1 x)) with the exact GELU, and dropout after both."""
 
     def __init__(self, width: int, hidden: int, dropout: float):
-        """Build the two projections."""
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        """Map (..., D) to (..., D)."""
         return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x_BSD)))))
 
 
@@ -85,7 +82,6 @@ class Modulation(nn.Sequential):
     """adaLN: SiLU, then a linear map that starts at zero, to `parts` vectors a slot."""
 
     def __init__(self, width: int, parts: int):
-        """Build the map (D -> parts x D)."""
         super().__init__(nn.SiLU(), nn.Linear(width, parts * width))
         self.parts = parts
 
@@ -101,7 +97,6 @@ class RARBlock(nn.Module):
     """x + g1 * attention(modulated norm of x), then x + g2 * MLP(modulated norm of x)."""
 
     def __init__(self, config: ModelConfig):
-        """Build one layer."""
         super().__init__()
         width, hidden = config.width, config.ffn_width or 4 * config.width
         self.norm1 = nn.LayerNorm(width, eps=EPS)
@@ -113,7 +108,6 @@ class RARBlock(nn.Module):
     def forward(
         self, x_BSD: torch.Tensor, condition: Condition, cache: LayerCache | None, start: int
     ) -> torch.Tensor:
-        """Map (B, S, D) to (B, S, D); see RARAttention for cache and start."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)
         inner_BSD = self.norm1(x_BSD) * (1 + scale1) + shift1
         x_BSD = x_BSD + gate1 * self.attn(inner_BSD, cache, start)
@@ -125,13 +119,11 @@ class ModulatedNorm(nn.Module):
     """The head's norm, without weights of its own; here the scale comes before the shift."""
 
     def __init__(self, width: int):
-        """Build the norm and its modulation."""
         super().__init__()
         self.norm_final = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
         self.adaLN_modulation = Modulation(width, 2)
 
     def forward(self, x_BSD: torch.Tensor, condition: Condition) -> torch.Tensor:
-        """Map (B, S, D) to (B, S, D)."""
         scale_BSD, shift_BSD = self.adaLN_modulation(condition)
         return self.norm_final(x_BSD) * (1 + scale_BSD) + shift_BSD
 
@@ -179,10 +171,6 @@ class RAR(Method):
         self.embeddings = nn.Embedding(config.vocab_size + 1 + config.classes + 1, width)
         self.adaln_before_head = ModulatedNorm(width)
         self.lm_head = nn.Linear(width, config.vocab_size)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Draw weights and tables from a normal of sd 0.02; biases and modulation are zero."""
         for table in (self.pos_embed, self.target_aware_pos_embed, self.timesteps_embeddings):
             nn.init.trunc_normal_(table, std=0.02)
         for module in self.modules():
@@ -241,7 +229,6 @@ class RAR(Method):
         return self._run(x_BLD, label_U, row_B, order_BS.shape[1])
 
     def cache(self, label_B):
-        """Return a RARCache with nothing fed."""
         label_U, row_B = self._distinct(label_B)
         layers = [LayerCache(self.config.tokens + 1) for _ in self.blocks]
         return RARCache(label_U, row_B, self._prefix(label_B), layers)
@@ -253,8 +240,7 @@ class RAR(Method):
         for, and fed again if that is not the one committed next. Passing as `cells_Bm` the very
         tensor that was asked for in the last call saves that.
         """
-        if next_cells_Bn.shape[1] != 1:
-            raise ValueError(f"rar decodes one cell at a time, asked for {next_cells_Bn.shape[1]}")
+        self.check_one(next_cells_Bn)
         x_BLD = torch.cat((cache.open_BLD, self._codes(codes_Bm, cells_Bm)), dim=1)
         next_BS, start = torch.cat((cells_Bm, next_cells_Bn), dim=1), cache.start
         cache.open_BLD, cache.start = x_BLD[:, -1:], start + x_BLD.shape[1] - 1

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.artifacts import ROOT, load_checkpoint, save_checkpoint, sha256_of
-from models.command import InputError
+from models.command import InputError, one_line
 from models.training import bf16_is_native
 
 KIND = "tokenizer"
@@ -33,11 +33,11 @@ def build_tokenizer(name: str, config: Any) -> Tokenizer:
 
     Imported here and not before: the library behind one of them takes seconds.
     """
-    module, kind, config_kind = TOKENIZERS[name]
-    found = importlib.import_module(module)
+    path, kind, config_kind = TOKENIZERS[name]
+    module = importlib.import_module(path)
     if isinstance(config, dict):
-        config = getattr(found, config_kind)(**config)
-    return getattr(found, kind)(config)
+        config = getattr(module, config_kind)(**config)
+    return getattr(module, kind)(config)
 
 
 def save_tokenizer(path: Path, model: Tokenizer, head: dict) -> None:
@@ -53,17 +53,13 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, dict]:
 
     Raises InputError for a file that is missing, broken or no tokenizer.
     """
-    found = load_checkpoint(path, KIND, rerun="uv run tokenizer_vq/train_vqvae.py")
+    saved = load_checkpoint(path, KIND, rerun="uv run tokenizer_vq/train_vqvae.py")
     try:
-        model = build_tokenizer(found["header"].get("model", "vqvae"), found["model_config"])
-        model.load_state_dict(
-            {name: value.to(_dtype(value)) for name, value in found["model"].items()}
-        )
+        model = build_tokenizer(saved["header"].get("model", "vqvae"), saved["model_config"])
+        model.load_state_dict(saved["model"])  # half precision becomes fp32
     except (KeyError, TypeError, RuntimeError) as e:
-        reason = " ".join(str(e).split())[:150]
-        raise InputError(f"{path} is no tokenizer of this version ({reason})") from None
-    model.requires_grad_(False).eval()
-    return model, found["header"]
+        raise InputError(f"{path} is no tokenizer of this version ({one_line(e, 150)})") from None
+    return model.requires_grad_(False).eval(), saved["header"]
 
 
 def find_tokenizer(sha256: str | None, asked: Path | None = None) -> Path:
@@ -84,16 +80,11 @@ def find_tokenizer(sha256: str | None, asked: Path | None = None) -> Path:
             raise InputError(f"expected a tokenizer at {path}, found nothing")
         if sha256_of(path) == sha256:
             return path
-    looked = f"{asked} is not it" if asked else f"none of {', '.join(places)} is it"
+    tried = f"{asked} is not it" if asked else f"none of {', '.join(places)} is it"
     raise InputError(
-        f"the generator was trained on codes of tokenizer {sha256[:12]}.., and {looked}; give its "
+        f"the generator was trained on codes of tokenizer {sha256[:12]}.., and {tried}; give its "
         "--tokenizer, or train on the codes of the one you have"
     )
-
-
-def _dtype(value: torch.Tensor) -> torch.dtype:
-    """Weights may be shipped in half precision; they run in fp32."""
-    return torch.float32 if value.is_floating_point() else value.dtype
 
 
 def to_float(images_NHWC: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -112,11 +103,12 @@ def encode_images(
 ) -> torch.Tensor:
     """Return codes_NT int64, on the CPU, of uint8 images; `sweeps` > 0 searches for better ones."""
     device = next(model.parameters()).device
-    chunks = [images_NHWC[i : i + batch] for i in range(0, len(images_NHWC), batch)]
-    images = (to_float(chunk, device) for chunk in chunks)
-    if sweeps == 0:
-        return torch.cat([model.encode(images_N3HW).cpu() for images_N3HW in images])
-    return torch.cat([search_codes(model, images_N3HW, sweeps).cpu() for images_N3HW in images])
+    codes = []
+    for start in range(0, len(images_NHWC), batch):
+        images_N3HW = to_float(images_NHWC[start : start + batch], device)
+        codes_NT = search_codes(model, images_N3HW, sweeps) if sweeps else model.encode(images_N3HW)
+        codes.append(codes_NT.cpu())
+    return torch.cat(codes)
 
 
 def decode_codes(model: Tokenizer, codes_NT: torch.Tensor, batch: int = 512) -> np.ndarray:

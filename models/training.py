@@ -1,19 +1,22 @@
-"""What every training script shares: chance by step, learning rate, devices, checks, log."""
+"""What training scripts share: chance and orders by step, learning rate, devices, checks, log."""
 
 import json
 import logging
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from models.artifacts import write_text
+from models import command
+from models.artifacts import load_checkpoint, write_text
 from models.command import InputError
 from models.method import Method
+from models.orders import ScanName, mixed_order, random_fraction_at, shuffled_order
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -48,6 +51,67 @@ def batch_rows(rows: int, batch: int, step: int, seed: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
+@dataclass(frozen=True)
+class Anneal:
+    """How --order anneal goes from random orders to a fixed one, as RAR (arXiv 2411.00776)."""
+
+    start: command.Fraction = 0.5
+    """share of the training with random orders only"""
+    end: command.Fraction = 0.75
+    """share of the training after which the order is fixed"""
+    to: ScanName = "raster"
+    """the order it ends in"""
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """How --order adaptive shuffles cells of the raster order: not at a held-out token ECE of 0,
+    the more the larger it is (github.com/lime413/randar)."""
+
+    most: command.Share = 1.0
+    """largest share of an image's cells that is shuffled among themselves"""
+    threshold: Annotated[float, command.Range(1e-6, 1)] = 0.05
+    """ECE (15 bins of equal width, raster order) from which on `most` are shuffled"""
+
+
+@dataclass(frozen=True)
+class OrderPolicy:
+    """Which orders a training sees: one, random ones, or as much chance as the step asks for."""
+
+    name: str
+    """of ORDERS, fixed_random, random, anneal, adaptive, or the path of an .npy"""
+    anneal: Anneal
+    adaptive: Adaptive
+
+    @property
+    def scan(self) -> str:
+        """The order without chance, where the policy starts from or ends in."""
+        if self.name == "anneal":
+            return self.anneal.to
+        return "raster" if self.name in ("random", "adaptive") else self.name
+
+    @property
+    def asked(self) -> str:
+        """The order to measure and to sample in: `random` if it is all random, else the scan."""
+        return "random" if self.name == "random" else self.scan
+
+    def draw(
+        self, base_T: torch.Tensor, batch: int, progress: float, ece: float, generator
+    ) -> torch.Tensor:
+        """Return order_BS of one step.
+
+        base_T is the order of `scan`, `progress` the share of the training that is over, and `ece`
+        the last one measured on held-out codes, 0 before the first (only `adaptive` looks at it).
+        """
+        if self.name == "adaptive":
+            share = min(1.0, ece / self.adaptive.threshold) * self.adaptive.most
+            return shuffled_order(base_T, batch, share, generator)
+        share = float(self.name == "random")
+        if self.name == "anneal":
+            share = random_fraction_at(progress, self.anneal.start, self.anneal.end)
+        return mixed_order(base_T, batch, share, generator)
+
+
 def lr_at(step: int, peak: float, warmup: int, total: int, floor: float = 0.0) -> float:
     """Return the learning rate of a step: linear 0 -> peak, then cosine to `floor` * peak.
 
@@ -64,9 +128,10 @@ def pick_device(name: str) -> torch.device:
 
     Raises InputError for another name, or for cuda without a GPU.
     """
-    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+    gpu = torch.cuda.is_available()
+    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not gpu):
         raise InputError(f"expected device auto, cpu or (with a GPU) cuda, got {name}")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if name != "cpu" and gpu else "cpu")
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
@@ -113,48 +178,36 @@ def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=average)
 
 
-def parameter_groups(
-    named: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float, no_decay: tuple[str, ...]
-) -> list[dict]:
-    """Return an optimizer's groups: decay for tensors of two or more dimensions, else none.
-
-    None either for a name that contains one of `no_decay`, see `Method.no_decay`.
-    """
-    decayed, others = [], []
-    for name, p in named:
-        exempt = p.ndim < 2 or any(part in name for part in no_decay)
-        (others if exempt else decayed).append(p)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-
-
 def make_optimizers(
     model: Method, name: OptimizerName, lr: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
     """Return AdamW over everything, or Muon over the hidden matrices and AdamW over the rest.
 
-    Muon (Jordan et al., "Muon: an optimizer for hidden layers", 2024) makes a step of every hidden
-    matrix orthogonal; scaled to AdamW's step size (Liu et al., arXiv 2502.16982, section 2.2), so
-    that both take the same learning rate. Embeddings, norms and the output head are AdamW's.
+    What decays are tensors of two or more dimensions but for `Method.no_decay`. Muon (Jordan et
+    al., "Muon: an optimizer for hidden layers", 2024) makes a step of every hidden matrix
+    orthogonal; scaled to AdamW's step size (Liu et al., arXiv 2502.16982, section 2.2), so that
+    both take the same learning rate. Embeddings, norms and the output head are AdamW's.
     """
-    hidden = [
-        module.weight
+    hidden = {
+        id(module.weight)
         for module in model.modules()
         if isinstance(module, torch.nn.Linear) and module.out_features != model.config.vocab_size
-    ]
-    if name == "adamw":
-        hidden = []
-    ours = {id(p) for p in hidden}
-
-    def groups(of_muon: bool) -> list[dict]:
-        named = ((name, p) for name, p in model.named_parameters() if (id(p) in ours) == of_muon)
-        return [g for g in parameter_groups(named, weight_decay, model.no_decay) if g["params"]]
-
-    optimizers = [torch.optim.AdamW(groups(False), lr=lr, betas=(0.9, 0.95))]
-    if hidden:
-        optimizers.append(torch.optim.Muon(groups(True), lr=lr, adjust_lr_fn="match_rms_adamw"))
+    }
+    groups = {
+        (muon, exempt): {"params": [], "weight_decay": 0.0 if exempt else weight_decay}
+        for muon in (False, True)
+        for exempt in (False, True)
+    }
+    for path, p in model.named_parameters():
+        exempt = p.ndim < 2 or any(part in path for part in model.no_decay)
+        groups[name == "muon" and id(p) in hidden, exempt]["params"].append(p)
+    adamw, *muon = (
+        [group for (of_muon, _), group in groups.items() if of_muon == which and group["params"]]
+        for which in (False, True)
+    )
+    optimizers = [torch.optim.AdamW(adamw, lr=lr, betas=(0.9, 0.95))]
+    if any(muon):
+        optimizers.append(torch.optim.Muon(*muon, lr=lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
@@ -172,14 +225,21 @@ def check_finite(loss: float, step: int, kept: Path) -> None:
         )
 
 
+def load_state(path: Path, kind: str, head: dict, free: Iterable[str]) -> dict:
+    """Read what a cut run saved. Raises InputError unless it is of the run that `head` describes.
+
+    `free` are the fields of the config that may differ.
+    """
+    saved = load_checkpoint(path, kind, rerun=f"rm {path}, then this command")
+    config = saved["header"]["config"] | saved["header"]["inputs"]
+    same_run(config, head["config"] | head["inputs"], free, path)
+    return saved
+
+
 def same_run(saved: dict, wanted: dict, free: Iterable[str], path: Path) -> None:
     """Raise InputError if two configs differ in more than the fields `free`, naming them."""
-    differ = sorted(
-        key
-        for key in saved.keys() | wanted.keys()
-        if key not in set(free) and saved.get(key) != wanted.get(key)
-    )
-    if differ:
+    keys = sorted((saved.keys() | wanted.keys()) - set(free))
+    if differ := [key for key in keys if saved.get(key) != wanted.get(key)]:
         pairs = ", ".join(f"{key} {saved.get(key)} -> {wanted.get(key)}" for key in differ)
         raise InputError(
             f"{path} was made with another config ({pairs}); "
@@ -206,9 +266,8 @@ def start_logger(name: LoggerName, out: Path, head: dict) -> Callable[[dict], No
         if name == "wandb":
             import wandb
 
-            run = wandb.init(
-                project="any-order-cifar", name=out.name, id=out.name, resume="allow", config=head
-            )
+            same = {"name": out.name, "id": out.name, "resume": "allow"}
+            run = wandb.init(project="any-order-cifar", config=head, **same)
             return lambda row: run.log(row, step=row["step"])
     except ModuleNotFoundError:
         install = {"tensorboard": "uv sync --extra tensorboard", "wandb": "uv pip install wandb"}

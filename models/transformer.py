@@ -22,12 +22,10 @@ class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + 1e-5) in at least fp32, then times a learned weight."""
 
     def __init__(self, width: int):
-        """Start with weight 1."""
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        """Normalise the last dimension."""
         return F.rms_norm(x_BSD, self.weight.shape, self.weight, eps=1e-5)
 
 
@@ -59,9 +57,8 @@ class LayerCache:
     """Keys and values of one layer, written by slot; `capacity` slots at most."""
 
     def __init__(self, capacity: int):
-        """Allocate on the first write, when batch, device and dtype are known."""
         self.capacity = capacity
-        self.kv: torch.Tensor | None = None
+        self.kv: torch.Tensor | None = None  # until batch, device and dtype are known
 
     def write(self, start: int, kv_2BHSK: torch.Tensor) -> torch.Tensor:
         """Put keys and values at slots start..start+S; return all up to there, (2, B, H, L, K)."""
@@ -76,10 +73,9 @@ class Attention(nn.Module):
     """Causal multi-head attention with rotated queries and keys, no biases, no QK norm."""
 
     def __init__(self, width: int, heads: int, dropout: float):
-        """Build the fused projection (rows q | k | v, head-major) and the output projection."""
         super().__init__()
         self.heads = heads
-        self.wqkv = nn.Linear(width, 3 * width, bias=False)
+        self.wqkv = nn.Linear(width, 3 * width, bias=False)  # rows q | k | v, each head-major
         self.wo = nn.Linear(width, width, bias=False)
         self.dropout = nn.Dropout(dropout)
 
@@ -118,10 +114,9 @@ def attend(
     On a CPU in at least fp32: PyTorch's bf16 backward there took 828 ms where fp32 took 25
     (64 x 4 heads, 128 tokens, head width 32, one thread, torch 2.15).
     """
+    masked = {"attn_mask": seen_SL}
     if seen_SL is None:
         masked = _causal(q_BHSK.shape[2], start, q_BHSK.device)
-    else:
-        masked = {"attn_mask": seen_SL}
     if q_BHSK.device.type != "cpu":
         return F.scaled_dot_product_attention(q_BHSK, k_BHLK, v_BHLK, **masked)
     wide = torch.promote_types(q_BHSK.dtype, torch.float32)
@@ -142,25 +137,19 @@ def _causal(tokens: int, start: int | None, device: torch.device) -> dict:
     return {"attn_mask": seen}
 
 
-def swiglu_hidden(width: int) -> int:
-    """Return LlamaGen's hidden size: 2/3 of 4 x width, rounded up to a multiple of 256."""
-    return -(-int(8 * width / 3) // 256) * 256
-
-
 class SwiGLU(nn.Module):
     """w2(SiLU(w1 x) * w3 x), no biases."""
 
     def __init__(self, width: int, dropout: float):
-        """Build the three projections."""
         super().__init__()
-        hidden = swiglu_hidden(width)
+        # LlamaGen's hidden size: 2/3 of 4 x width, rounded up to a multiple of 256
+        hidden = -(-int(8 * width / 3) // 256) * 256
         self.w1 = nn.Linear(width, hidden, bias=False)
         self.w3 = nn.Linear(width, hidden, bias=False)
         self.w2 = nn.Linear(hidden, width, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        """Map (..., D) to (..., D)."""
         return self.dropout(self.w2(F.silu(self.w1(x_BSD)) * self.w3(x_BSD)))
 
 
@@ -192,7 +181,6 @@ class ModelConfig(command.Config):
     """RAR: position tables with the unused rows that its published files have"""
 
     def check(self) -> None:
-        """Raise InputError for sizes that do not fit together."""
         if self.width % self.heads or self.width // self.heads % 4:
             raise InputError(
                 f"expected width / heads to be a multiple of 4, got {self.width} / {self.heads}"
@@ -222,50 +210,27 @@ class Block(nn.Module):
     """Pre-norm block: x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
     def __init__(self, config: ModelConfig):
-        """Build one layer."""
         super().__init__()
         self.attention = Attention(config.width, config.heads, config.residual_dropout)
         self.feed_forward = SwiGLU(config.width, config.ffn_dropout)
         self.attention_norm = RMSNorm(config.width)
         self.ffn_norm = RMSNorm(config.width)
 
-    def forward(
-        self,
-        x_BSD: torch.Tensor,
-        rotation_B1SR: torch.Tensor,
-        cache: LayerCache | None = None,
-        start: int = 0,
-        seen_SL: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Map (B, S, D) to (B, S, D); see Attention for the rest."""
-        inner_BSD = self.attention_norm(x_BSD)
-        x_BSD = x_BSD + self.attention(inner_BSD, rotation_B1SR, cache, start, seen_SL)
+    def forward(self, x_BSD: torch.Tensor, *how) -> torch.Tensor:
+        """Map (B, S, D) to (B, S, D); `how` are the further arguments of Attention."""
+        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), *how)
         return x_BSD + self.feed_forward(self.ffn_norm(x_BSD))
 
 
-def run_blocks(
-    blocks: nn.ModuleList,
-    x_BSD: torch.Tensor,
-    rotation_BSR: torch.Tensor,
-    caches: list[LayerCache] | None = None,
-    start: int = 0,
-    seen_SL: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Run x through the blocks; with caches, x sits at slots start..start+S of them.
+def initialise(model: nn.Module, head: nn.Linear) -> None:
+    """Draw every Linear and Embedding weight from N(0, 0.02^2), without depth scaling.
 
-    Causally, or each token seeing the slots that `seen_SL`, bool, says.
+    The output head starts at zero, so that the first loss is ln V.
     """
-    rotation_B1SR = rotation_BSR.unsqueeze(1)
-    for i, block in enumerate(blocks):
-        x_BSD = block(x_BSD, rotation_B1SR, caches[i] if caches else None, start, seen_SL)
-    return x_BSD
-
-
-def initialise(model: nn.Module) -> None:
-    """Draw every Linear and Embedding weight from N(0, 0.02^2), without depth scaling."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
+    nn.init.zeros_(head.weight)
 
 
 def rotation_at(config: ModelConfig, cells_BS: torch.Tensor) -> torch.Tensor:
@@ -273,19 +238,11 @@ def rotation_at(config: ModelConfig, cells_BS: torch.Tensor) -> torch.Tensor:
     return rope_table(config.grid, config.head_width, cells_BS.device)[cells_BS + 1]
 
 
+def after_label(cells_BS: torch.Tensor) -> torch.Tensor:
+    """Return the cells of [c, x_1 .. x_S], (B, 1 + S): that of the class token is -1."""
+    return F.pad(cells_BS, (1, 0), value=-1)
+
+
 def widened(logits: torch.Tensor) -> torch.Tensor:
     """Return logits in at least fp32."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-class ClassEmbedding(nn.Module):
-    """Labels, with one more row for the null label, to vectors."""
-
-    def __init__(self, classes: int, width: int):
-        """Build the table (classes + 1, width)."""
-        super().__init__()
-        self.embedding_table = nn.Embedding(classes + 1, width)
-
-    def forward(self, label_B: torch.Tensor) -> torch.Tensor:
-        """Return (B, 1, D)."""
-        return self.embedding_table(label_B).unsqueeze(1)

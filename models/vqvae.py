@@ -37,7 +37,6 @@ class Residual(nn.Module):
     """Pre-norm residual block: x + conv(SiLU(norm(conv(SiLU(norm(x))))))."""
 
     def __init__(self, channels: int):
-        """Build two 3x3 convolutions at `channels`, the second starting at zero."""
         super().__init__()
         self.norm1 = nn.GroupNorm(8, channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
@@ -47,7 +46,6 @@ class Residual(nn.Module):
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x):
-        """Map (N, channels, h, w) to the same shape."""
         inner = self.conv1(F.silu(self.norm1(x)))
         return x + self.conv2(F.silu(self.norm2(inner)))
 
@@ -61,7 +59,7 @@ class CosineQuantizer(nn.Module):
     """
 
     def __init__(self, codebook_size: int, code_dim: int, revive_below: float, decay: float = 0.99):
-        """Build an empty codebook; `start` fills it.
+        """Leave the codebook empty; `start` fills it.
 
         A code whose EMA count of uses in a batch falls under `revive_below` is placed anew.
         """
@@ -133,6 +131,14 @@ def check_codes(codes_NT: torch.Tensor, codebook_size: int) -> None:
     if codes_NT.min() < 0 or codes_NT.max() >= codebook_size:
         raise ValueError(
             f"expected codes in [0, {codebook_size}), got {codes_NT.min()}..{codes_NT.max()}"
+        )
+
+
+def check_images(images_N3HW: torch.Tensor, side: int) -> None:
+    """Raise InputError for images of another size."""
+    if images_N3HW.shape[1:] != (3, side, side):
+        raise InputError(
+            f"expected images of 3 x {side} x {side}, got {tuple(images_N3HW.shape[1:])}"
         )
 
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from models.artifacts import ROOT, header
 from models.checkpoint import save_generator
+from models.classifier import KIND, PerceptualNet, save_perceptual
 from models.data import CLASSES, save_splits
 from models.methods import build
-from models.perceptual import KIND, PerceptualNet, save_perceptual
 from models.tokenizer import load_tokenizer
 from models.transformer import ModelConfig
 

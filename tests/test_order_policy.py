@@ -11,10 +11,9 @@ from test_training import config, results, same, stage
 
 from models.checkpoint import load_generator
 from models.command import InputError
-from models.order_policy import Adaptive, Anneal, OrderPolicy
 from models.orders import region_scan, scan, shuffled_order
 from models.sampling import Plan, sample_codes
-from models.training import averaged, start_logger
+from models.training import Adaptive, Anneal, OrderPolicy, averaged, start_logger
 
 
 def generator():

@@ -6,16 +6,17 @@ from helpers import script
 from tiny_extractor import colours
 
 from models.artifacts import load_checkpoint
-from models.classifier import PAD, crop_and_flip
-from models.command import InputError
-from models.data import load_split, save_splits
-from models.perceptual import (
+from models.classifier import (
     KIND,
+    PAD,
     PerceptualNet,
+    crop_and_flip,
     load_perceptual,
     perceptual_distance,
     save_perceptual,
 )
+from models.command import InputError
+from models.data import load_split, save_splits
 
 WIDTHS = (4, 6, 8, 10)
 stage = script("tools/train_perceptual.py")
@@ -99,7 +100,7 @@ def test_a_cut_training_ends_as_an_undisturbed_one_and_has_learnt(tmp_path, monk
     files = [tmp_path / "whole.pth", tmp_path / "cut.pth"]
     configs = [stage.PerceptualConfig(tmp_path, out, epochs=20, batch=20) for out in files]
     stage.main(configs[0])
-    draw, taken = stage.fit_classifier.__globals__["crop_and_flip"], []
+    draw, taken = crop_and_flip, []
 
     def cut_once(*args):
         taken.append(1)
@@ -116,6 +117,6 @@ def test_a_cut_training_ends_as_an_undisturbed_one_and_has_learnt(tmp_path, monk
     for name, value in whole["state"].items():
         assert torch.equal(value, cut["state"][name]), name
     assert whole["header"]["test_accuracy"] == cut["header"]["test_accuracy"] > 0.3
-    train = load_split(tmp_path, "train")
-    assert whole["header"]["inputs"] == {"train_images": train.sha256}
+    sha256 = load_split(tmp_path, "train").sha256
+    assert whole["header"]["inputs"]["train_images"] == sha256
     assert not (tmp_path / "cut.state.pth").exists()

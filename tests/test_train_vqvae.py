@@ -13,9 +13,9 @@ from tiny_extractor import write_extractor
 from metrics.extractor import label_accuracy, load_classifier
 from metrics.reconstruction import psnr
 from models.artifacts import load_checkpoint
+from models.classifier import KIND, PerceptualNet, save_perceptual
 from models.command import InputError
 from models.data import load_split
-from models.perceptual import KIND, PerceptualNet, save_perceptual
 from models.tokenizer import decode_codes, encode_images, load_tokenizer
 from models.training import averaged
 from models.vqvae import VQVAE, VQVAEConfig

@@ -25,9 +25,9 @@ from metrics.reconstruction import reconstruction_report
 from metrics.report import Run
 from models import command
 from models.artifacts import ROOT, header, load_checkpoint, save_checkpoint, sha256_of
+from models.classifier import PerceptualNet, load_perceptual, perceptual_distance
 from models.command import InputError, run
 from models.data import Split, evenly, load_split
-from models.perceptual import PerceptualNet, load_perceptual, perceptual_distance
 from models.tokenizer import decode_codes, encode_images, load_tokenizer, save_tokenizer, to_float
 from models.training import (
     averaged,

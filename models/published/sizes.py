@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 from models.command import InputError
-from models.methods import METHODS
 from models.published.baseline_vqvae import BaselineConfig
 from models.published.vq16 import VQ16Config
 from models.transformer import ModelConfig
@@ -64,31 +63,28 @@ def infer_config(model: str, shapes: Shapes, heads: int | None, grid: int | None
         return _vq16(shapes, grid or VQ16Config.grid)
     if model == "baseline_vqvae":
         return _baseline(shapes)
-    found = {"rar": _rar, "arpg": _arpg}.get(model, _llama)(shapes)
-    for name, size in found.items():
+    sizes = {"rar": _rar, "arpg": _arpg}.get(model, _llama)(shapes)
+    for name, size in sizes.items():
         if size < 1:
             raise InputError(f"the shapes give {name} = {size}")
-    for name, said in (("heads", heads), ("grid", grid)):
-        if said is not None and found.setdefault(name, said) != said:
-            raise InputError(f"the weights have {name} {found[name]}, got --{name} {said}")
-    if "heads" not in found and found["width"] not in HEADS:
+    for name, given in (("heads", heads), ("grid", grid)):
+        if given is not None and sizes.setdefault(name, given) != given:
+            raise InputError(f"the weights have {name} {sizes[name]}, got --{name} {given}")
+    if "heads" not in sizes and sizes["width"] not in HEADS:
         raise InputError(
-            f"the number of heads is not in the weights, and width {found['width']} is of no "
+            f"the number of heads is not in the weights, and width {sizes['width']} is of no "
             "published size: give --heads"
         )
-    found.setdefault("heads", HEADS.get(found["width"]))
-    found.setdefault("grid", 16)
-    method = METHODS[model]
-    return ModelConfig(**found, scan="raster" if method.any_order else method.scans[0])
+    scan = "regions" if model == "par" else "raster"
+    return ModelConfig(**{"heads": HEADS.get(sizes["width"]), "grid": 16, "scan": scan} | sizes)
 
 
-def _sizes(shapes: Shapes, name: str, dims: int) -> tuple[int, ...]:
-    """Return the shape of a tensor that tells a size."""
-    if len(shapes.get(name, ())) != dims:
+def _size(shapes: Shapes, name: str, axis: int = 0) -> int:
+    if len(shapes.get(name, ())) <= axis:
         raise InputError(
-            f"expected {name} with {dims} dimensions, found {shapes.get(name, 'no such tensor')}"
+            f"expected {name} with a dimension {axis}, found {shapes.get(name, 'no such tensor')}"
         )
-    return shapes[name]
+    return shapes[name][axis]
 
 
 def _layers(shapes: Shapes, start: str) -> int:
@@ -100,31 +96,33 @@ def _layers(shapes: Shapes, start: str) -> int:
 
 
 def _llama(shapes: Shapes) -> dict:
-    """LlamaGen, RandAR and PAR."""
-    codes, width = _sizes(shapes, "tok_embeddings.weight", 2)
-    labels, _ = _sizes(shapes, "cls_embedding.embedding_table.weight", 2)
-    found = {"vocab_size": codes, "width": width, "classes": labels - 1}
+    """LlamaGen, RandAR and PAR; PAR has one special token fewer than there are regions."""
     special = "spe_tok_embeddings.special_embeddings.weight"
-    if special in shapes:  # PAR: one token fewer than there are regions
-        found["regions"] = _sizes(shapes, special, 2)[0] + 1
-    return found | {"layers": _layers(shapes, "layers")}
+    regions = {"regions": _size(shapes, special) + 1} if special in shapes else {}
+    return regions | {
+        "vocab_size": _size(shapes, "tok_embeddings.weight"),
+        "width": _size(shapes, "tok_embeddings.weight", 1),
+        "classes": _size(shapes, "cls_embedding.embedding_table.weight") - 1,
+        "layers": _layers(shapes, "layers"),
+    }
 
 
 def _arpg(shapes: Shapes) -> dict:
     """ARPG: one table of V codes, the query, C labels, the null label, and a row of no use."""
-    codes, width = _sizes(shapes, "head.weight", 2)
-    rows, _ = _sizes(shapes, "embeddings.weight", 2)
-    layers = _layers(shapes, "layers.self_dec") + _layers(shapes, "layers.cross_dec")
-    return {"vocab_size": codes, "width": width, "classes": rows - codes - 3, "layers": layers}
+    vocabulary = _size(shapes, "head.weight")
+    return {
+        "vocab_size": vocabulary,
+        "width": _size(shapes, "head.weight", 1),
+        "classes": _size(shapes, "embeddings.weight") - vocabulary - 3,
+        "layers": _layers(shapes, "layers.self_dec") + _layers(shapes, "layers.cross_dec"),
+    }
 
 
 def _rar(shapes: Shapes) -> dict:
     """RAR: one table of V codes, a mask, C labels and the null label; T + 1024 positions."""
-    codes, width = _sizes(shapes, "lm_head.weight", 2)
-    rows, _ = _sizes(shapes, "embeddings.weight", 2)
-    (head_width,) = _sizes(shapes, "blocks.0.attn.q_norm.weight", 1)
-    hidden, _ = _sizes(shapes, "blocks.0.mlp.fc1.weight", 2)
-    tokens = _sizes(shapes, "pos_embed", 3)[1] - 1024
+    vocabulary, width = _size(shapes, "lm_head.weight"), _size(shapes, "lm_head.weight", 1)
+    head_width = _size(shapes, "blocks.0.attn.q_norm.weight")
+    tokens = _size(shapes, "pos_embed", 1) - 1024
     grid = math.isqrt(max(tokens, 0))
     if tokens < 1 or grid * grid != tokens or width % head_width:
         raise InputError(
@@ -132,26 +130,27 @@ def _rar(shapes: Shapes) -> dict:
             f"that is a multiple of q_norm's, got {tokens + 1024} rows and {width} / {head_width}"
         )
     return {
-        "vocab_size": codes,
+        "vocab_size": vocabulary,
         "width": width,
-        "classes": rows - codes - 2,
+        "classes": _size(shapes, "embeddings.weight") - vocabulary - 2,
         "layers": _layers(shapes, "blocks"),
         "heads": width // head_width,
         "grid": grid,
-        "ffn_width": hidden,
+        "ffn_width": _size(shapes, "blocks.0.mlp.fc1.weight"),
         "spare_rows": True,
     }
 
 
 def _vq16(shapes: Shapes, grid: int) -> VQ16Config:
-    channels = _sizes(shapes, "encoder.conv_in.weight", 4)[0]
+    channels = _size(shapes, "encoder.conv_in.weight")
     levels = range(_layers(shapes, "encoder.conv_blocks"))
     first = "encoder.conv_blocks.{}.res.0.conv1.weight"
     return VQ16Config(
-        *_sizes(shapes, "quantize.embedding.weight", 2),
+        codebook_size=_size(shapes, "quantize.embedding.weight"),
+        code_dim=_size(shapes, "quantize.embedding.weight", 1),
         channels=channels,
-        multipliers=tuple(_sizes(shapes, first.format(i), 4)[0] // channels for i in levels),
-        vector_width=_sizes(shapes, "quant_conv.weight", 4)[1],
+        multipliers=tuple(_size(shapes, first.format(i)) // channels for i in levels),
+        vector_width=_size(shapes, "quant_conv.weight", 1),
         grid=grid,
     )
 
@@ -159,8 +158,9 @@ def _vq16(shapes: Shapes, grid: int) -> VQ16Config:
 def _baseline(shapes: Shapes) -> BaselineConfig:
     stack = "_encoder._residual_stack._layers"
     return BaselineConfig(
-        *_sizes(shapes, "_vq_vae._embedding.weight", 2),
-        hiddens=_sizes(shapes, "_encoder._conv_3.weight", 4)[0],
-        residual_hiddens=_sizes(shapes, f"{stack}.0._block.1.weight", 4)[0],
+        codebook_size=_size(shapes, "_vq_vae._embedding.weight"),
+        code_dim=_size(shapes, "_vq_vae._embedding.weight", 1),
+        hiddens=_size(shapes, "_encoder._conv_3.weight"),
+        residual_hiddens=_size(shapes, f"{stack}.0._block.1.weight"),
         residual_layers=_layers(shapes, stack),
     )

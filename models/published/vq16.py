@@ -9,6 +9,8 @@ ends; pixels are rounded once, by the caller (their clip(127.5 y + 128) truncate
 same bytes); no training, so no losses, no straight-through gradient, no dropout (theirs is 0).
 """
 
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.command import InputError
-from models.vqvae import check_codes
+from models.vqvae import check_codes, check_images
 
 AT_ONCE = 16
 """images run through the convolutions together: one takes 32 MB a layer at 256 pixels"""
@@ -41,7 +43,6 @@ class VQ16Config:
     """side of the code grid: 16 for 256 pixels, 24 for 384"""
 
     def __post_init__(self):
-        """Raise InputError for a size that no tokenizer can have."""
         if self.channels < 32 or self.channels % 32 or min(self.multipliers, default=0) < 1:
             raise InputError(
                 f"expected channels to be a multiple of 32, and multipliers >= 1, "
@@ -58,21 +59,21 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
 
 
+def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1)
+
+
 class Residual(nn.Module):
     """x + conv(SiLU(norm(conv(SiLU(norm(x)))))), x through a 1x1 convolution if it must widen."""
 
     def __init__(self, inputs: int, outputs: int):
-        """Build the two 3x3 convolutions, and the shortcut."""
         super().__init__()
-        self.norm1 = _norm(inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2 = _norm(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.norm1, self.conv1 = _norm(inputs), _conv(inputs, outputs)
+        self.norm2, self.conv2 = _norm(outputs), _conv(outputs, outputs)
         same = inputs == outputs
         self.nin_shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x):
-        """Map (N, inputs, h, w) to (N, outputs, h, w)."""
         inner = self.conv1(F.silu(self.norm1(x)))
         return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(inner)))
 
@@ -81,156 +82,99 @@ class SpatialAttention(nn.Module):
     """Pre-norm attention of one head among the cells of a map, added to its input."""
 
     def __init__(self, channels: int):
-        """Build the norm and the four 1x1 projections."""
         super().__init__()
         self.norm = _norm(channels)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x):
-        """Map (N, channels, h, w) to the same shape."""
         inner = self.norm(x)
         q, k, v = (each(inner).flatten(2).transpose(1, 2) for each in (self.q, self.k, self.v))
         mixed = F.scaled_dot_product_attention(q, k, v)  # (N, h w, channels)
         return x + self.proj_out(mixed.transpose(1, 2).reshape(x.shape))
 
 
-class Downsample(nn.Module):
+def downsample(channels: int) -> nn.Sequential:
     """Halve the size: a stride of 2 after one row below and one column at the right."""
-
-    def __init__(self, channels: int):
-        """Build the convolution, which pads nothing itself."""
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x):
-        """Map (N, channels, 2h, 2w) to (N, channels, h, w)."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+    pad, conv = nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2)
+    return nn.Sequential(OrderedDict(pad=pad, conv=conv))
 
 
-class Upsample(nn.Module):
+def upsample(channels: int) -> nn.Sequential:
     """Double the size: every pixel four times, then a convolution."""
-
-    def __init__(self, channels: int):
-        """Build the convolution."""
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x):
-        """Map (N, channels, h, w) to (N, channels, 2h, 2w)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    repeat = nn.Upsample(scale_factor=2.0, mode="nearest")
+    return nn.Sequential(OrderedDict(repeat=repeat, conv=_conv(channels, channels)))
 
 
 class Level(nn.Module):
     """The residual blocks at one size, attention after each at the smallest, then a resize."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, **resize):
-        """Build them; `resize` is `downsample` or `upsample`, or nothing: the name in the file."""
+    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool):
         super().__init__()
         widths = [inputs, *[outputs] * blocks]
         self.res = nn.ModuleList(Residual(*pair) for pair in pairwise(widths))
         self.attn = nn.ModuleList(SpatialAttention(outputs) for _ in range(blocks * attention))
-        for name, module in resize.items():
-            self.add_module(name, module)
-        self.resize = tuple(resize)
+        self.downsample = self.upsample = nn.Identity()
 
     def forward(self, x):
-        """Map (N, inputs, h, w) to (N, outputs, ..)."""
         for i, residual in enumerate(self.res):
             x = residual(x)
             x = self.attn[i](x) if len(self.attn) else x
-        for name in self.resize:
-            x = getattr(self, name)(x)
-        return x
+        return self.upsample(self.downsample(x))
 
 
-def _middle(channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        Residual(channels, channels), SpatialAttention(channels), Residual(channels, channels)
-    )
+def levels(widths: list[int], blocks: int, smallest: int, resize: Callable) -> nn.Sequential:
+    """Return a level for each pair of widths; all but the last end in a resize, under its name."""
+    parts = [Level(*pair, blocks, n == smallest) for n, pair in enumerate(pairwise(widths))]
+    for level, width in zip(parts[:-1], widths[1:-1], strict=True):
+        setattr(level, resize.__name__, resize(width))
+    return nn.Sequential(*parts)
 
 
-class Encoder(nn.Module):
+def middle(channels: int) -> nn.Sequential:
+    """Return what stands at the smallest size, between the levels and the codes."""
+    attention = SpatialAttention(channels)
+    return nn.Sequential(Residual(channels, channels), attention, Residual(channels, channels))
+
+
+def encoder(config: VQ16Config) -> nn.Sequential:
     """Images to maps of `vector_width` channels, two residual blocks a level."""
-
-    def __init__(self, config: VQ16Config):
-        """Build it."""
-        super().__init__()
-        widths = [config.channels, *(config.channels * m for m in config.multipliers)]
-        last = len(config.multipliers) - 1
-        self.conv_in = nn.Conv2d(3, config.channels, 3, padding=1)
-        self.conv_blocks = nn.ModuleList(
-            Level(i, o, 2, n == last, **({} if n == last else {"downsample": Downsample(o)}))
-            for n, (i, o) in enumerate(pairwise(widths))
-        )
-        self.mid = _middle(widths[-1])
-        self.norm_out = _norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], config.vector_width, 3, padding=1)
-
-    def forward(self, x):
-        """Map (N, 3, h, w) to (N, vector_width, h / factor, w / factor)."""
-        x = self.conv_in(x)
-        for level in self.conv_blocks:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+    widths = [config.channels, *(config.channels * m for m in config.multipliers)]
+    parts = OrderedDict(conv_in=_conv(3, config.channels))
+    parts["conv_blocks"] = levels(widths, 2, len(widths) - 2, downsample)
+    parts |= {"mid": middle(widths[-1]), "norm_out": _norm(widths[-1]), "silu": nn.SiLU()}
+    return nn.Sequential(parts | {"conv_out": _conv(widths[-1], config.vector_width)})
 
 
-class Decoder(nn.Module):
+def decoder(config: VQ16Config) -> nn.Sequential:
     """Maps of `vector_width` channels to images, three residual blocks a level."""
-
-    def __init__(self, config: VQ16Config):
-        """Build it; its levels run from the smallest map to the image."""
-        super().__init__()
-        widths = [config.channels * m for m in reversed(config.multipliers)]
-        widths, last = [widths[0], *widths], len(widths) - 1
-        self.conv_in = nn.Conv2d(config.vector_width, widths[0], 3, padding=1)
-        self.mid = _middle(widths[0])
-        self.conv_blocks = nn.ModuleList(
-            Level(i, o, 3, n == 0, **({} if n == last else {"upsample": Upsample(o)}))
-            for n, (i, o) in enumerate(pairwise(widths))
-        )
-        self.norm_out = _norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
-
-    def forward(self, x):
-        """Map (N, vector_width, h, w) to (N, 3, factor * h, factor * w)."""
-        x = self.mid(self.conv_in(x))
-        for level in self.conv_blocks:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+    widths = [config.channels * m for m in reversed(config.multipliers)]
+    parts = OrderedDict(conv_in=_conv(config.vector_width, widths[0]), mid=middle(widths[0]))
+    parts["conv_blocks"] = levels([widths[0], *widths], 3, 0, upsample)
+    parts |= {"norm_out": _norm(widths[-1]), "silu": nn.SiLU()}
+    return nn.Sequential(parts | {"conv_out": _conv(widths[-1], 3)})
 
 
 class Codebook(nn.Module):
     """The code vectors, stored at any length and used at length 1."""
 
     def __init__(self, codebook_size: int, code_dim: int):
-        """Build the table; `codebook_used`, a log of theirs, is only carried along."""
         super().__init__()
         self.embedding = nn.Embedding(codebook_size, code_dim)
-        self.register_buffer("codebook_used", torch.zeros(65536))
-
-    @property
-    def vectors_VC(self) -> torch.Tensor:
-        """The unit-length code vectors."""
-        return F.normalize(self.embedding.weight, dim=-1)
+        self.register_buffer("codebook_used", torch.zeros(65536))  # a log of theirs, carried along
 
 
 class VQ16(nn.Module):
     """Images (N, 3, h, h) in [0, 1] <-> codes (N, T) int64 in [0, V), in raster order."""
 
     def __init__(self, config: VQ16Config):
-        """Build encoder, codebook and decoder."""
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.grid = config.grid
+        self.encoder = encoder(config)
+        self.decoder = decoder(config)
         self.quantize = Codebook(config.codebook_size, config.code_dim)
         self.quant_conv = nn.Conv2d(config.vector_width, config.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.vector_width, 1)
-
-    @property
-    def grid(self) -> int:
-        """Side of the code grid; T = grid * grid."""
-        return self.config.grid
 
     @torch.no_grad()
     def encode(self, images_N3HW: torch.Tensor) -> torch.Tensor:
@@ -238,18 +182,13 @@ class VQ16(nn.Module):
 
         Raises InputError for images of another size than the grid was imported for.
         """
-        side = self.grid * self.config.factor
-        if images_N3HW.shape[1:] != (3, side, side):
-            raise InputError(
-                f"expected images of 3 x {side} x {side} for a grid of {self.grid}, "
-                f"got {tuple(images_N3HW.shape[1:])}"
-            )
+        check_images(images_N3HW, self.grid * self.config.factor)
         return torch.cat([self._nearest(part) for part in images_N3HW.split(AT_ONCE)])
 
     def _nearest(self, images_N3HW: torch.Tensor) -> torch.Tensor:
         maps = self.quant_conv(self.encoder(2 * images_N3HW - 1))
         vectors_NTC = F.normalize(maps.flatten(2).transpose(1, 2), dim=-1)
-        return (vectors_NTC @ self.quantize.vectors_VC.T).argmax(-1)
+        return (vectors_NTC @ F.normalize(self.quantize.embedding.weight, dim=-1).T).argmax(-1)
 
     @torch.no_grad()
     def decode(self, codes_NT: torch.Tensor) -> torch.Tensor:

@@ -25,9 +25,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from models.command import InputError
+from models.command import InputError, one_line
 from models.methods import METHODS, build
-from models.published.sizes import Shapes, infer_config, recognise
+from models.published.sizes import infer_config, recognise
 from models.tokenizer import build_tokenizer
 
 Which = Literal["model", "ema"]
@@ -77,9 +77,9 @@ def read_published(path: Path, which: Which = "model") -> Published:
         if clean in weights:
             raise InputError(f"{path} has {clean} twice: {name_in_file[clean]} and {name}")
         weights[clean], name_in_file[clean] = value, name
-    steps = [contents.get(name) for name in ("steps", "train_steps", "global_step")]
-    found = next((step for step in steps if isinstance(step, int)), None)
-    return Published(path, weights, name_in_file, dropped, found)
+    counts = [contents.get(name) for name in ("steps", "train_steps", "global_step")]
+    steps = next((count for count in counts if isinstance(count, int)), None)
+    return Published(path, weights, name_in_file, dropped, steps)
 
 
 def _read(path: Path) -> Any:
@@ -95,16 +95,15 @@ def _read(path: Path) -> Any:
     except OSError:
         raise
     except pickle.UnpicklingError as e:
-        asked = re.search(r"GLOBAL (\S+)", str(e))
-        if asked is None:
+        wanted = re.search(r"GLOBAL (\S+)", str(e))
+        if wanted is None:
             raise InputError(f"{path} is broken or unsafe and was not loaded") from None
         raise InputError(
-            f"{path} was not loaded: it asks for {asked[1]}, which weights have no need of; "
+            f"{path} was not loaded: it asks for {wanted[1]}, which weights have no need of; "
             "nothing in it was run"
         ) from None
     except Exception as e:  # torch raises many types for a torn file
-        reason = " ".join(str(e).split())[:100]
-        raise InputError(f"{path} is broken and was not loaded ({reason})") from None
+        raise InputError(f"{path} is broken and was not loaded ({one_line(e, 100)})") from None
 
 
 def _unwrap(path: Path, contents: dict, which: Which) -> dict:
@@ -118,44 +117,37 @@ def _unwrap(path: Path, contents: dict, which: Which) -> dict:
     raise InputError(f"{path} has no {which} weights, only: {names[:150]}")
 
 
-def restore(found: Published, heads: int | None = None, grid: int | None = None) -> nn.Module:
+def restore(published: Published, heads: int | None = None, grid: int | None = None) -> nn.Module:
     """Return the recognised model with the file's weights, in the file's dtype, on the CPU.
 
     Raises InputError, with the first of what is missing, unexpected or of another shape.
     """
-    shapes = {name: tuple(value.shape) for name, value in found.weights.items()}
+    path, weights = published.path, published.weights
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    model = "none of ours"
     try:
         model = recognise(shapes)
-    except InputError as e:
-        raise InputError(f"{found.path}: {e}") from None
-    try:
         config = infer_config(model, shapes, heads, grid)
         with torch.device("meta"):
             network = build(model, config) if model in METHODS else build_tokenizer(model, config)
     except InputError as e:
-        raise InputError(f"{found.path} looks like {model}, but: {e}") from None
-    _check(found, model, {k: tuple(v.shape) for k, v in network.state_dict().items()})
-    network.load_state_dict(found.weights, assign=True)
-    return network.eval()
-
-
-def _check(found: Published, model: str, expected: Shapes) -> None:
-    """Raise InputError unless names, shapes and kind of number agree."""
-    wrong = [
-        f"{name} is {value.dtype} {tuple(value.shape)}, expected {expected[name]}"
-        for name, value in found.weights.items()
-        if name in expected
-        and not (tuple(value.shape) == expected[name] and value.is_floating_point())
-    ]
+        raise InputError(f"{path} looks like {model}: {e}") from None
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     problems = {
-        "missing": [name for name in expected if name not in found.weights],
-        "unexpected": [name for name in found.weights if name not in expected],
-        "wrong": wrong,
+        "missing": [name for name in expected if name not in weights],
+        "unexpected": [name for name in weights if name not in expected],
+        "wrong": [
+            f"{name} is {weights[name].dtype} {shapes[name]}, expected {shape}"
+            for name, shape in expected.items()
+            if name in weights and (shapes[name] != shape or not weights[name].is_floating_point())
+        ],
     }
-    told = [
+    lines = [
         f"{kind}: {', '.join(names[:3])}" + f" and {len(names) - 3} more" * (len(names) > 3)
         for kind, names in problems.items()
         if names
     ]
-    if told:
-        raise InputError(f"{found.path} is no {model} as published; {'; '.join(told)}")
+    if lines:
+        raise InputError(f"{path} is no {model} as published; {'; '.join(lines)}")
+    network.load_state_dict(weights, assign=True)
+    return network.eval()
