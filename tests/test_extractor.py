@@ -72,7 +72,7 @@ def test_label_accuracy_counts_what_was_asked_for():
 
 
 def test_training_learns_and_says_what_it_wrote(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stage, "ROOT", tmp_path)
+    monkeypatch.setattr("models.classifier.ROOT", tmp_path)
     names = tuple("abcdefghij")
     arrays = {"train": colours(400, seed=0), "test": colours(100, seed=1)}
     save_splits(tmp_path, arrays, names, "colours", "test", {})
