@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from metrics.pictures import plot_first_images, save_figure
 from models import command
-from models.artifacts import ROOT
+from models.artifacts import ROOT, as_written
 from models.command import InputError, run
 from models.data import CLASSES, IMAGE_SHAPE, SPLITS, SplitName, save_splits
 
@@ -105,10 +105,8 @@ def read_archive(archive: Path, md5: str | None, kind: Any) -> Source:
             f"{archive}: expected MD5 {md5 or kind.tgz_md5}, found {found}; get the archive anew"
         )
     with tempfile.TemporaryDirectory() as folder:
-        try:
+        with as_written(archive, ".tar.gz", "get it anew"):
             shutil.unpack_archive(archive, folder, "gztar", filter="data")
-        except (OSError, EOFError, ValueError, shutil.ReadError) as e:
-            raise InputError(f"{archive} is no .tar.gz ({e}); get it anew") from None
         return read_batches(Path(folder) / kind.base_folder, kind, vouched=md5 is not None)
 
 

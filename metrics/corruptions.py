@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from models.artifacts import map_array
 from models.command import InputError
 from models.data import IMAGE_SHAPE
 from models.tokenizer import to_float, to_uint8
@@ -254,15 +255,8 @@ def official(folder: Path, labels_N: np.ndarray, rows_M: np.ndarray) -> Corrupte
 def _mapped(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Map {name}.npy, uint8 of this shape."""
     path = folder / f"{name}.npy"
-    if not path.is_file():
-        raise InputError(
-            f"expected CIFAR-10-C in {folder}, found no {path.name} there; unpack CIFAR-10-C.tar "
-            "of https://zenodo.org/records/2535967 and give its folder"
-        )
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as e:
-        raise InputError(f"{path} is torn or no .npy file ({e})") from None
+    mend = "unpack CIFAR-10-C.tar of https://zenodo.org/records/2535967 and give its folder"
+    array = map_array(path, "CIFAR-10-C", mend)
     if array.dtype != np.uint8 or array.shape != shape:
         raise InputError(
             f"{path}: expected uint8 {shape}, five severities of the test images one after "

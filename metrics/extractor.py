@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from metrics.fidelity import FeatureExtractor
-from models.artifacts import load_checkpoint, save_checkpoint
+from models.artifacts import as_written, load_checkpoint, save_checkpoint
 from models.command import InputError
 
 RERUN = "uv run tools/train_extractor.py"
@@ -91,12 +91,9 @@ def load_classifier(path: Path) -> tuple[Classifier, dict]:
     Raises InputError if the file is missing, broken, unsafe or no such classifier.
     """
     saved = load_checkpoint(path, "extractor", RERUN)
-    try:
+    with as_written(path, "classifier", f"run: {RERUN}"):
         classifier = Classifier(**saved["size"])
         classifier.load_state_dict(saved["state"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as e:
-        reason = " ".join(str(e).split())[:100]
-        raise InputError(f"{path} is no classifier of this version ({reason}); {RERUN}") from None
     return classifier.eval(), saved["header"]
 
 

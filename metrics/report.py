@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.artifacts import ROOT, write_text
+from models.artifacts import ROOT, read_json, write_text
 from models.command import InputError
 from models.data import evenly
 
@@ -63,16 +63,14 @@ def read_run(folder: Path) -> Run:
     """Read a folder. Raises InputError if it holds no measurement, or a broken file."""
     files, curve = {}, []
     paths = [folder / f"{name}.json" for name in FILES] + [folder / "metrics.jsonl"]
-    for path in (path for path in paths if path.exists()):
+    for path in (path for path in paths if path.is_file()):
         try:
             if path.suffix == ".jsonl":
                 curve = [json.loads(line) for line in path.read_text().splitlines()]
             else:
-                files[path.stem] = json.loads(path.read_text())
-        except ValueError as e:  # not JSON, or not text
+                files[path.stem] = read_json(path)
+        except (ValueError, RecursionError) as e:  # no JSON, no text, no object
             raise InputError(f"{path} is broken ({e}): measure it again, or remove it") from None
-        if not isinstance(files.get(path.stem, {}), dict):
-            raise InputError(f"{path} is no record of a measurement")
     if not files:
         raise InputError(f"no measurements in {folder}; run: uv run eval_c2i.py --out {folder}")
     return Run(folder.resolve().name, files, curve)

@@ -1,6 +1,7 @@
 """Samples as files and pictures: ADM's .npz, class grids, and what a training shows of itself."""
 
 import io
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from metrics.pictures import GREY, plot_class_grid, save_figure, tile
 from metrics.plots import plot_curves
 from metrics.report import Run
 from metrics.robustness import code_vectors
-from models.artifacts import replace_file
+from models.artifacts import as_written, expect_file, replace_file
 from models.checkpoint import load_generator
 from models.command import InputError
 from models.data import Codes
@@ -27,6 +28,10 @@ PANELS = {
     "learning rate": ["lr"],
     "images per second": ["images_per_second"],
 }
+
+
+LARGEST = 4 << 30
+"""bytes of an array of samples: more than a million images"""
 
 
 def write_samples(out: Path, images_NHWC: np.ndarray, label_N: np.ndarray, classes: list) -> None:
@@ -46,15 +51,11 @@ def read_samples(path: Path, size: int, classes: int) -> tuple[np.ndarray, np.nd
 
     Raises InputError unless arr_0 is such an array, and arr_1, if there, labels in 0..classes-1.
     """
-    try:
-        with np.load(path, allow_pickle=False) as packed:
-            images_NHWC = packed["arr_0"]
-            label_N = packed["arr_1"] if "arr_1" in packed.files else None
-    except FileNotFoundError:
-        raise InputError(f"expected samples at {path}, found nothing") from None
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
-        reason = " ".join(str(e).split())[:100]
-        raise InputError(f"{path} is no .npz of samples with an arr_0: {reason}") from None
+    mend = "give an .npz as eval_c2i.py writes it"
+    expect_file(path, "samples", mend)
+    with as_written(path, "samples with an arr_0", mend), zipfile.ZipFile(path) as packed:
+        images_NHWC = _member(packed, "arr_0")
+        label_N = _member(packed, "arr_1") if "arr_1.npy" in packed.namelist() else None
     if images_NHWC.dtype != np.uint8 or images_NHWC.shape[1:] != (size, size, 3):
         raise InputError(
             f"{path}: expected arr_0 uint8 (N, {size}, {size}, 3), "
@@ -69,6 +70,19 @@ def read_samples(path: Path, size: int, classes: int) -> tuple[np.ndarray, np.nd
             f"found {label_N.dtype} {label_N.shape}"
         )
     return images_NHWC, label_N.astype(np.int64)
+
+
+def _member(packed: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Return an array of an .npz whose size was looked at before it is read: it may be a bomb."""
+    with packed.open(f"{name}.npy") as file:
+        first = np.lib.format.read_magic(file)[0] == 1
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        size = math.prod(shape) * dtype.itemsize
+        if size > LARGEST or file.tell() + size != packed.getinfo(f"{name}.npy").file_size:
+            raise ValueError(f"{name} claims {dtype} {shape}")
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def tokenizer_of(path: Path, codes: Codes) -> Tokenizer | None:

@@ -166,8 +166,42 @@ def write_text(path: Path, text: str) -> None:
     replace_file(path, lambda file: file.write(text.encode()))
 
 
+@contextlib.contextmanager
+def as_written(path: Path | str, what: str, mend: str) -> Iterator[None]:
+    """Turn what the contents of a file from outside make Python raise into one line.
+
+    A header or a state dict can hold anything, so almost any exception can come of using it.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as e:
+        reason = one_line(e, 150)
+        raise InputError(f"{path} holds no {what} that is whole ({reason}); {mend}") from None
+
+
+def expect_file(path: Path, what: str, mend: str) -> None:
+    """Raise InputError unless there is a file, and no folder or pipe, which would be waited for."""
+    if not Path(path).is_file():
+        found = "something that is no file" if os.path.lexists(path) else "nothing"
+        raise InputError(f"expected {what} at {path}, found {found}; {mend}")
+
+
+def map_array(path: Path, what: str, mend: str) -> np.ndarray:
+    """Map an .npy: a header that claims more than the file holds is refused before it is read."""
+    expect_file(path, what, mend)
+    try:  # numpy raises many types for a torn header, tokenize.TokenError too
+        return np.lib.format.open_memmap(path, mode="r")
+    except Exception as e:
+        reason = one_line(e, 150)
+        raise InputError(f"{path} is torn or no .npy file ({reason}); {mend}") from None
+
+
 def read_json(path: Path, limit: int = 1 << 24) -> dict:
     """Read a JSON file that holds an object. Raises ValueError for anything else in it."""
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{path} is no file")
     with open(path, "rb") as file:
         raw = file.read(limit + 1)
     if len(raw) > limit:
@@ -199,16 +233,14 @@ def load_array(path: Path, kind: str, rerun: str, dtype: type, ndim: int) -> tup
     Raises InputError, naming the command `rerun` that makes the file, if it is missing, torn,
     changed since it was written, of another kind, dtype or number of dimensions.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"expected {kind} at {path}, found nothing; run: {rerun}")
+    path, mend = Path(path), f"run: {rerun}"
+    array = np.array(map_array(path, kind, mend))
     try:
         about = read_json(sidecar(path))
-        # mapped, not read: a header that claims more elements than the file holds is an error here
-        array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-    except Exception as e:  # numpy raises many types for a torn header, tokenize.TokenError too
-        reason = one_line(e, 150)
-        raise InputError(f"cannot read {path} with its sidecar ({reason}); run: {rerun}") from None
+    except (OSError, ValueError) as e:
+        raise InputError(
+            f"cannot read the sidecar of {path} ({one_line(e, 150)}); {mend}"
+        ) from None
     if about.get("kind") != kind:
         raise InputError(f"{path}: expected {kind}, found {about.get('kind')}; run: {rerun}")
     if sha256_of(array) != about.get("sha256"):
@@ -235,17 +267,19 @@ def load_checkpoint(path: Path, kind: str, rerun: str) -> dict[str, Any]:
     the file is missing, broken, unsafe, of another kind, or holds NaN or infinite weights.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"expected {kind} at {path}, found nothing; run: {rerun}")
+    expect_file(path, kind, f"run: {rerun}")
     contents, digest = safe_load(path, f"run: {rerun}")
     head = contents.get("header") if isinstance(contents, dict) else None
     found = head.get("kind") if isinstance(head, dict) else "a file without our header"
     if found != kind:
         raise InputError(f"{path}: expected {kind}, found {found}; run: {rerun}")
+    head = {"inputs": {}, "config": {}} | head | {"sha256": digest}
+    if not isinstance(head["inputs"], dict) or not isinstance(head["config"], dict):
+        raise InputError(f"{path}: its header does not say inputs and config; run: {rerun}")
     for name, tensor in _tensors(contents):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} holds NaN or infinite values; run: {rerun}")
-    return contents | {"header": {"inputs": {}, "config": {}} | head | {"sha256": digest}}
+    return contents | {"header": head}
 
 
 def safe_load(path: Path, mend: str) -> tuple[Any, str]:
@@ -264,8 +298,9 @@ def safe_load(path: Path, mend: str) -> tuple[Any, str]:
                     raise ValueError(f"{damaged} is not what was written")
         contents = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
         for name, tensor in _tensors(contents):
-            if tensor.layout != torch.strided or tensor.nbytes > len(raw):
-                raise ValueError(f"{name} claims {tuple(tensor.shape)}, more than the file holds")
+            plain_values = tensor.layout == torch.strided and tensor.device.type == "cpu"
+            if not plain_values or tensor.is_quantized or tensor.nbytes > len(raw):
+                raise ValueError(f"{name} is none, or more than the file holds: {tensor.shape}")
     except Exception as e:  # torch raises many types for a torn, foreign or unsafe file
         raise InputError(
             f"{path} is broken or unsafe and was not loaded ({one_line(e, 100)}); {mend}"

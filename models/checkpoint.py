@@ -7,10 +7,11 @@ from typing import Any
 
 from torch.optim.swa_utils import AveragedModel
 
-from models.artifacts import ROOT, load_checkpoint, save_checkpoint
-from models.command import InputError, one_line
+from models.artifacts import ROOT, as_written, load_checkpoint, save_checkpoint
+from models.command import InputError
 from models.method import Method
 from models.methods import build
+from models.sampling import Plan
 from models.training import same_run
 from models.transformer import ModelConfig
 
@@ -51,18 +52,14 @@ def resume(
     same_run(config, head["config"] | head["inputs"], free, path)
     if "optimizers" not in saved:
         raise InputError(f"{path} was exported and cannot be trained on; choose another --out")
-    try:
+    mend = "choose another --out, or delete the file to start over"
+    with as_written(path, "training state", mend):
         model.load_state_dict(saved["weights"])
         ema.module.load_state_dict(saved["model"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError) as e:
-        raise InputError(
-            f"{path} was trained by another version and cannot be trained on here "
-            f"({one_line(e, 150)}); choose another --out, or delete the file to start over"
-        ) from None
-    ema.n_averaged.fill_(saved["step"])
-    return saved["step"], saved["rows"]
+        ema.n_averaged.fill_(saved["step"])
+        return int(saved["step"]), list(saved["rows"])
 
 
 @dataclass(frozen=True)
@@ -90,14 +87,14 @@ def load_generator(path: Path) -> Generator:
     """Read a generator. Raises InputError if it is missing, broken, or of an unknown method."""
     saved = load_checkpoint(path, KIND, rerun="uv run train_c2i.py")
     head = saved["header"]
-    try:
+    with as_written(path, KIND, "run: uv run train_c2i.py"):
         config = ModelConfig(**renewed("model_config", saved["model_config"]))
         model = build(head["method"], config)
         model.load_state_dict(saved["model"])
-    except (KeyError, TypeError, RuntimeError) as e:
-        raise InputError(
-            f"{path} holds no {head.get('method')} of this version ({one_line(e, 150)})"
-        ) from None
+        names = (head["config"]["order"], head["dataset"], *head["classes"])
+        if len(names) != 2 + config.classes or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"order, dataset and {config.classes} classes are no names")
+        Plan(**renewed("plan", head.get("sampling", {})))
     return Generator(model.requires_grad_(False).eval(), head)
 
 

@@ -24,7 +24,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from models import command
-from models.artifacts import ROOT, header, load_checkpoint, save_checkpoint
+from models.artifacts import ROOT, as_written, header, load_checkpoint, save_checkpoint
 from models.data import SPLITS, Split, load_split
 from models.training import batch_rows, load_state, lr_at, pick_device, seed_step, start_fabric
 
@@ -198,8 +198,9 @@ def save_perceptual(path: Path, net: PerceptualNet, head: dict) -> None:
 def load_perceptual(path: Path) -> PerceptualNet:
     """Read a folded net onto the CPU, float32, frozen. Raises InputError for another file."""
     saved = load_checkpoint(path, KIND, "uv run tools/train_perceptual.py")
-    net = PerceptualNet(**saved["size"], folded=True)
-    net.load_state_dict(saved["state"])
+    with as_written(path, KIND, "run: uv run tools/train_perceptual.py"):
+        net = PerceptualNet(**saved["size"], folded=True)
+        net.load_state_dict(saved["state"])
     return net.requires_grad_(False).eval()
 
 

@@ -8,7 +8,9 @@ command writes over nothing that it reads.
 import contextlib
 import dataclasses
 import io
+import numbers
 import sys
+import types
 import typing
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +19,10 @@ from typing import Annotated, Any, Literal
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message says what was expected, found, and to run."""
+    """Something the user gave is wrong; one line says what was expected, found, and to run."""
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +80,10 @@ class Config:
 
     def __post_init__(self) -> None:
         paths = {}
-        for name, value, marks in fields_of(self):
-            flag = "--" + name.replace("_", "-")
+        for name, value, hint in fields_of(self):
+            flag, marks = "--" + name.replace("_", "-"), marks_of(hint)
+            if not _fits(value, hint):
+                raise InputError(f"expected {flag} to be {_type_name(hint)}, got {value!r:.100}")
             for allowed in (mark for mark in marks if isinstance(mark, Range)):
                 for one in value if isinstance(value, tuple) else (value,):
                     if one not in allowed:
@@ -90,15 +97,36 @@ class Config:
         """Raise InputError for values that do not go together."""
 
 
-def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, tuple]]:
-    """Yield (name, value, marks of its type) of every field that is set, nested ones by a dot."""
+def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (name, value, type) of every field that is set, nested ones by a dot."""
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from fields_of(value, f"{prefix}{field.name}.")
         elif value is not None:
-            yield prefix + field.name, value, marks_of(hints[field.name])
+            yield prefix + field.name, value, hints[field.name]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether a value, perhaps out of a file, is of a type; paths may be text."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind is Literal:
+        return value in parts
+    if kind is Annotated:
+        return _fits(value, parts[0])
+    if kind in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if kind is tuple:
+        return isinstance(value, tuple | list) and all(_fits(one, parts[0]) for one in value)
+    number = {int: numbers.Integral, float: numbers.Real}.get(hint)
+    if number:
+        return isinstance(value, number) and not isinstance(value, bool)
+    return hint not in (str, bool) or isinstance(value, hint)
+
+
+def _type_name(hint: Any) -> str:
+    return " or ".join(map(str, typing.get_args(hint))) or getattr(hint, "__name__", str(hint))
 
 
 def marks_of(hint: Any) -> tuple:

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from models.artifacts import map_array
 from models.command import InputError
 
 Grouping = Literal["cosine", "arpg_cosine", "arccos"]
@@ -182,10 +183,7 @@ def scan(name: str | Path, grid: int, regions: int = 4, seed: int = 0) -> torch.
 
 def _read_order(path: Path, grid: int) -> torch.Tensor:
     """Return the permutation of 0..T-1 in an .npy."""
-    try:
-        order_T = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        raise InputError(f"cannot read an order from {path} ({e})") from None
+    order_T = map_array(path, "an order", "give an .npy of integers (T,)")
     cells = grid * grid
     if order_T.ndim != 1 or order_T.dtype.kind not in "iu" or sorted(order_T) != [*range(cells)]:
         raise InputError(f"{path}: expected each of 0..{cells - 1} once, integers of shape (T,)")

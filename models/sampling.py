@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from models import command
 from models.command import InputError
 from models.method import Method
 from models.orders import Grouping
@@ -145,23 +146,23 @@ def _in_place(groups: Sequence[torch.Tensor], order_BS: torch.Tensor) -> torch.T
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(command.Config):
     """How to sample: everything but the model, the labels and the seed."""
 
     order: str = "raster"
     """a scan, or `random`: an order of its own for each sample"""
-    decode_steps: int | None = None
+    decode_steps: command.Count | None = None
     """network calls; fewer than tokens decode several codes at once; None: the method's own"""
     grouping: Grouping = "cosine"
     """how many codes each step decodes, when several"""
-    cfg_scale: float = 1.0
+    cfg_scale: command.Amount = 1.0
     """guidance scale, 1 for none"""
     schedule: Schedule = "linear"
-    power: float = 2.75
+    power: command.Amount = 2.75
     """of power_cosine"""
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: command.Amount = 1.0
+    top_k: command.Natural = 0
+    top_p: command.Share = 1.0
 
     def groups(self, model: Method) -> tuple[list[int], list[float]]:
         """Return each step's number of codes and its guidance scale, for this method."""

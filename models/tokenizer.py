@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.artifacts import ROOT, load_checkpoint, save_checkpoint, sha256_of
-from models.command import InputError, one_line
+from models.artifacts import ROOT, as_written, load_checkpoint, save_checkpoint, sha256_of
+from models.command import InputError
 from models.training import bf16_is_native
 
 KIND = "tokenizer"
@@ -53,12 +53,11 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, dict]:
 
     Raises InputError for a file that is missing, broken or no tokenizer.
     """
-    saved = load_checkpoint(path, KIND, rerun="uv run tokenizer_vq/train_vqvae.py")
-    try:
+    rerun = "uv run tokenizer_vq/train_vqvae.py"
+    saved = load_checkpoint(path, KIND, rerun)
+    with as_written(path, KIND, f"run: {rerun}"):
         model = build_tokenizer(saved["header"].get("model", "vqvae"), saved["model_config"])
         model.load_state_dict(saved["model"])  # half precision becomes fp32
-    except (KeyError, TypeError, RuntimeError) as e:
-        raise InputError(f"{path} is no tokenizer of this version ({one_line(e, 150)})") from None
     return model.requires_grad_(False).eval(), saved["header"]
 
 

@@ -48,3 +48,8 @@ def world(tmp_path_factory) -> World:
     )
     extract.main(extract.ExtractConfig(tokenizer=made.tokenizer, data=made.data, out=made.codes))
     return made
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cases", type=int, default=400, help="of the campaign in tests/hostile")
+    parser.addoption("--first-case", type=int, default=0)

@@ -178,7 +178,7 @@ def test_no_header_can_ask_for_more_than_the_file_holds(tmp_path):
         for member in whole.namelist():
             packed.writestr(member, whole.read(member))
     assert torch.load(tmp_path / "b.pth", weights_only=True)["x"].numel() == 1_000_000  # a bomb
-    for name, why in (("a.pth", "claims"), ("b.pth", "compressed")):
+    for name, why in (("a.pth", "more than"), ("b.pth", "compressed")):
         with pytest.raises(InputError, match=f"broken or unsafe.*{why}.*remake it"):
             load_checkpoint(tmp_path / name, "thing", "remake it")
 

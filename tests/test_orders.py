@@ -243,7 +243,7 @@ def test_an_order_is_read_from_a_file_and_must_be_a_permutation(tmp_path):
         np.save(path, wrong)
         with pytest.raises(InputError, match="each of 0..15 once"):
             scan(path, 4)
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="found nothing"):
         scan(tmp_path / "none.npy", 4)
 
 

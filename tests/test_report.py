@@ -101,7 +101,7 @@ def test_runs_stand_side_by_side_with_the_notes_of_their_files(run, capsys):
 def test_what_is_no_run_is_refused_in_one_line(run, tmp_path):
     for name, content, message in (
         ("metrics.json", "{", "metrics.json is broken"),
-        ("metrics.json", "[]", "no record of a measurement"),
+        ("metrics.json", "[]", "metrics.json is broken"),
         ("metrics.jsonl", "\x00", "metrics.jsonl is broken"),
     ):
         before = (run / name).read_text()

@@ -1,12 +1,11 @@
 #!/usr/bin/env -S uv run
 """Make a run small enough to ship: averaged weights in half precision, no training state."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from models import command
-from models.artifacts import ROOT
+from models.artifacts import ROOT, read_json
 from models.checkpoint import load_generator, renewed, save_generator
 from models.command import InputError, run
 from models.sampling import Plan
@@ -28,7 +27,7 @@ class ExportConfig(command.Config):
 def sampling_of(path: Path, method: str) -> dict:
     """Return how the samples of a metrics.json were made. Raises InputError if it does not say."""
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
         plan, of = asdict(Plan(**renewed("plan", found["plan"]))), found["method"]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"expected a metrics.json of eval_c2i.py at {path} ({e})") from None

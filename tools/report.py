@@ -32,7 +32,7 @@ from metrics.tables import (
     training_seeds,
 )
 from models import command
-from models.artifacts import ROOT, write_text
+from models.artifacts import ROOT, as_written, write_text
 from models.command import InputError, run
 
 INTRODUCTION = """# Results
@@ -105,7 +105,8 @@ def side_by_side(runs: Sequence[Run]) -> str:
     for make in (quality, by_order, calibration, robustness):
         file = {quality: "metrics", robustness: "robustness"}.get(make, "calibration")
         some = {name: run for name, run in found.items() if file in run.files}
-        parts += [f"## {make.__name__}\n", make(some)] if some else []
+        with as_written(", ".join(some), "measurements", "measure them again"):
+            parts += [f"## {make.__name__}\n", make(some)] if some else []
     return "\n".join(parts)
 
 
