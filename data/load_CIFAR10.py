@@ -27,7 +27,7 @@ from tqdm import tqdm
 from metrics.pictures import plot_first_images, save_figure
 from models import command
 from models.artifacts import ROOT, as_written
-from models.command import InputError, run
+from models.command import InputError, one_line, run
 from models.data import CLASSES, IMAGE_SHAPE, SPLITS, SplitName, save_splits
 
 PRODUCER = "data/load_CIFAR10.py"
@@ -136,7 +136,7 @@ def read_batches(folder: Path, kind: Any, vouched: bool = False) -> Source:
             "opened; get the archive anew"
         ) from None
     except Exception as e:  # a vouched archive that is another thing: almost any type
-        raise InputError(f"{folder} is no {kind.__name__} ({e!r})") from None
+        raise InputError(f"{folder} is no {kind.__name__} ({one_line(repr(e), 150)})") from None
     return Source(arrays, tuple(both["train"].classes), kind.__name__.lower())
 
 

@@ -105,9 +105,10 @@ def fit_classifier(
     kind, begin, rows = f"{head['kind']} training state", 0, len(label_N)
     if state.exists():
         saved = load_state(state, kind, head, free=("data", "out", "device"))
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        begin = saved["step"]
+        with as_written(state, kind, f"run: rm {state}, then this command"):
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            begin = int(saved["step"])
     steps = math.ceil(cfg.epochs * rows / cfg.batch)
     bar = tqdm(range(begin, steps), head["kind"], steps, initial=begin, unit="step", mininterval=1)
     for step in bar:
