@@ -17,6 +17,7 @@ from torch import nn
 from metrics.fidelity import FeatureExtractor
 from models.artifacts import as_written, load_checkpoint, save_checkpoint
 from models.command import InputError
+from models.tokenizer import to_float
 
 RERUN = "uv run tools/train_extractor.py"
 TAGS = {"cifar10": "c10"}
@@ -36,22 +37,17 @@ class Residual(nn.Module):
     """x + two convolutions of x."""
 
     def __init__(self, channels: int):
-        """Build both at `channels`."""
         super().__init__()
-        self.inner = nn.Sequential(
-            conv_norm_relu(channels, channels), conv_norm_relu(channels, channels)
-        )
+        self.inner = nn.Sequential(*(conv_norm_relu(channels, channels) for _ in range(2)))
 
     def forward(self, x):
-        """Map (N, channels, h, w) to the same shape."""
         return x + self.inner(x)
 
 
 class Classifier(nn.Module):
-    """Classifier with `width` channels at 16x16, twice as many at 8x8 and at 4x4 again."""
+    """Classifier with `width` channels at 16x16, 2 * width at 8x8 and F = 4 * width at 4x4."""
 
     def __init__(self, width: int, classes: int):
-        """Start from random weights; F = 4 * width features."""
         super().__init__()
         self.size = {"width": width, "classes": classes}
         self.trunk = nn.Sequential(
@@ -127,12 +123,9 @@ def class_probabilities(
         )
     assert not classifier.training, "batch norm would look at the whole batch"
     device = next(classifier.parameters()).device
-    rows = []
-    for start in range(0, len(images_NHWC), batch):
-        images_BHWC = torch.tensor(images_NHWC[start : start + batch], device=device)
-        _, logits_BC = classifier(images_BHWC.permute(0, 3, 1, 2).float() / 255)
-        rows.append(logits_BC.float().softmax(1).cpu())
-    return torch.cat(rows).numpy()
+    chunks = [images_NHWC[i : i + batch] for i in range(0, len(images_NHWC), batch)]
+    logits_NC = torch.cat([classifier(to_float(chunk, device))[1] for chunk in chunks])
+    return logits_NC.float().softmax(1).cpu().numpy()
 
 
 def label_accuracy(images_NHWC: np.ndarray, labels_N: np.ndarray, classifier: Classifier) -> float:

@@ -1,4 +1,4 @@
-"""FID, IS, KID, precision and recall of uint8 images, by torch-fidelity's own functions.
+"""FID, IS, KID, precision and recall of uint8 images, by torch-fidelity's own functions; PSNR.
 
 FID: Heusel et al., arXiv 1706.08500. IS: Salimans et al., arXiv 1606.03498. KID: Binkowski et al.,
 arXiv 1801.01401. Precision and recall: Kynkaanniemi et al., arXiv 1904.06991 (here on the feature
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from models.artifacts import ROOT, header, load_array, safe_load, save_array, sha256_of
 from models.command import InputError
+from models.tokenizer import Tokenizer, decode_codes, encode_images
 
 FEATURES = ROOT / "results/features"
 """features of real images are kept here, by content; those of samples are not"""
@@ -105,8 +106,9 @@ def inception_extractor(weights: Path, layer: str = "2048", device="cpu") -> Fea
     def run(images_B3HW: torch.Tensor) -> dict[str, torch.Tensor]:
         return dict(zip(layers, network(images_B3HW), strict=True))
 
-    logits = "logits_unbiased" if layer == "2048" else None
-    return FeatureExtractor(run, digest, layer, logits, "" if layer == "2048" else layer, "FID")
+    if layer == "2048":
+        return FeatureExtractor(run, digest, layer, "logits_unbiased", "", "FID")
+    return FeatureExtractor(run, digest, layer, None, layer, "FID")
 
 
 def download_inception(url: str | None = None, timeout: float = 10.0) -> Path | None:
@@ -140,36 +142,41 @@ def features_of(
     device: torch.device | str = "cpu",
     keep: Path | None = None,
     verbose: bool = True,
+    least: int = LEAST,
 ) -> dict[str, torch.Tensor]:
-    """Return {layer: float32 (N, F) on the CPU} of uint8 images (N, H, W, 3), N >= 10.
+    """Return {layer: float32 (N, F) on the CPU} of uint8 images (N, H, W, 3), N >= `least`.
 
     With `keep`, a folder, they are read from there if the same weights saw the same images before,
     and else written. Raises InputError for images of another type or shape.
     """
     shape = images_NHWC.shape
-    if images_NHWC.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[0] < LEAST:
-        raise InputError(f"expected uint8 (N >= {LEAST}, H, W, 3), got {images_NHWC.dtype} {shape}")
+    if images_NHWC.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[0] < least:
+        raise InputError(f"expected uint8 (N >= {least}, H, W, 3), got {images_NHWC.dtype} {shape}")
     layers = [name for name in (extractor.layer, extractor.logits_layer) if name]
-    inputs = {"images": sha256_of(images_NHWC), "extractor": extractor.sha256}
-    stem = f"{inputs['images'][:16]}-{extractor.sha256[:16]}"
-    files = {name: keep / f"{stem}-{name}.npy" for name in layers} if keep else {}
-    with contextlib.suppress(InputError):  # missing or damaged: computed anew
-        found = {n: load_array(file, "features", "", np.float32, 2) for n, file in files.items()}
-        if found and all(head["inputs"] == inputs for _, head in found.values()):
-            return {name: torch.from_numpy(array) for name, (array, _) in found.items()}
+    files = {}
+    if keep:
+        inputs = {"images": sha256_of(images_NHWC), "extractor": extractor.sha256}
+        stem = f"{inputs['images'][:16]}-{extractor.sha256[:16]}"
+        files = {name: keep / f"{stem}-{name}.npy" for name in layers}
+        with contextlib.suppress(InputError):  # missing or damaged: computed anew
+            pairs = {
+                n: load_array(file, "features", "", np.float32, 2) for n, file in files.items()
+            }
+            if all(head["inputs"] == inputs for _, head in pairs.values()):
+                return {name: torch.from_numpy(array) for name, (array, _) in pairs.items()}
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
     size = 256 if torch.device(device).type == "cuda" else 32
     with tqdm(total=len(images_NHWC), desc="features", unit="image", disable=not verbose) as bar:
-        for start in range(0, len(images_NHWC), size):
-            images_BHWC = torch.from_numpy(images_NHWC[start : start + size]).to(device)
-            computed = extractor.network(images_BHWC.permute(0, 3, 1, 2))
+        for images_BHWC in torch.from_numpy(images_NHWC).split(size):
+            computed = extractor.network(images_BHWC.to(device).permute(0, 3, 1, 2))
             for name in layers:
                 parts[name].append(computed[name].float().cpu())
             bar.update(len(images_BHWC))
-    whole = {name: torch.cat(part) for name, part in parts.items()}
+    features = {name: torch.cat(part) for name, part in parts.items()}
     for name, file in files.items():
-        save_array(file, whole[name].numpy(), header("features", "metrics/fidelity.py", {}, inputs))
-    return whole
+        head = header("features", "metrics/fidelity.py", {}, inputs)
+        save_array(file, features[name].numpy(), head)
+    return features
 
 
 def fidelity(
@@ -186,19 +193,41 @@ def fidelity(
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
     pair = samples[extractor.layer], reference[extractor.layer]
-    names = extractor.names(len(pair[0]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", np.exceptions.ComplexWarning)  # imaginary dust of the root
         statistics = [metric_fid.fid_features_to_statistics(features) for features in pair]
         distance = metric_fid.fid_statistics_to_metric(*statistics, False)
-    found = [distance[metric_fid.KEY_METRIC_FID]]
+    values = [max(0.0, distance[metric_fid.KEY_METRIC_FID])]
     if not frechet_only:
         subset = min(1000, *map(len, pair))
         kernel = metric_kid.kid_features_to_metric(*pair, kid_subset_size=subset, verbose=False)
         manifold = metric_prc.prc_features_to_metric(*pair, save_cpu_ram=True, verbose=False)
-        found += [kernel[metric_kid.KEY_METRIC_KID_MEAN]]
-        found += [manifold["precision"], manifold["recall"]]
+        values += [kernel[metric_kid.KEY_METRIC_KID_MEAN]]
+        values += [manifold["precision"], manifold["recall"]]
         if extractor.logits_layer:
             score = metric_isc.isc_features_to_metric(samples[extractor.logits_layer])
-            found += [score[metric_isc.KEY_METRIC_ISC_MEAN]]
-    return {name: float(value) for name, value in zip(names, found, strict=False)}
+            values += [score[metric_isc.KEY_METRIC_ISC_MEAN]]
+    names = extractor.names(len(pair[0]))
+    return {name: float(value) for name, value in zip(names, values, strict=False)}
+
+
+def psnr(images_NHWC: np.ndarray, others_NHWC: np.ndarray) -> np.ndarray:
+    """Return each image's peak signal-to-noise ratio in dB, float64 (N,); equal images give inf."""
+    error_N = ((images_NHWC.astype(np.float64) - others_NHWC) ** 2).mean((1, 2, 3))
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(255.0**2 / error_N)
+
+
+def codebook_use(codes_NT: torch.Tensor, codebook_size: int) -> dict[str, float]:
+    """Return the share of codes used (0..1) and the perplexity of their frequencies."""
+    count_V = torch.bincount(codes_NT.flatten(), minlength=codebook_size).double()
+    perplexity = torch.special.entr(count_V / count_V.sum()).sum().exp()
+    return {"codebook_usage": (count_V > 0).double().mean().item(), "perplexity": perplexity.item()}
+
+
+def reconstruction_report(model: Tokenizer, images_NHWC: np.ndarray) -> dict[str, float]:
+    """Encode and decode uint8 images; return mean PSNR (dB), codebook usage and perplexity."""
+    codes_NT = encode_images(model, images_NHWC)
+    decibels_N = psnr(images_NHWC, decode_codes(model, codes_NT))
+    use = codebook_use(codes_NT, model.config.codebook_size)
+    return {"psnr": float(decibels_N.mean()), **use, "images": len(images_NHWC)}

@@ -23,7 +23,7 @@ from metrics.calibration import collect, ece, equal_width_edges, estimate, mean_
 from models.command import InputError
 from models.data import Codes, evenly
 from models.method import Method
-from models.orders import SCANS
+from models.orders import ORDERS
 from models.sampling import sample_chance
 
 RANDOM = "random_"
@@ -32,31 +32,6 @@ STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """pseudo-counts of the prior of the models without a network that are tried"""
 EVAL_IMAGES = 2_000
 """images of a likelihood estimate during training; eval_c2i.py takes them all"""
-
-
-@torch.no_grad()
-def bits_BS(
-    model: Method, codes_BT: torch.Tensor, label_B: torch.Tensor, order_BS: torch.Tensor
-) -> torch.Tensor:
-    """Return -log2 p of each code, float32 (B, S), by visiting step. The model is in eval mode."""
-    logits_BSV = model(codes_BT, label_B, order_BS)
-    target_BS = codes_BT.gather(1, order_BS)
-    nats_BS = F.cross_entropy(logits_BSV.transpose(1, 2), target_BS, reduction="none")
-    return nats_BS / math.log(2)
-
-
-def bits_per_code(
-    model: Method,
-    codes_NT: torch.Tensor,
-    label_N: torch.Tensor,
-    order_NS: torch.Tensor,
-    batch: int = 500,
-) -> torch.Tensor:
-    """Return -log2 p of every code, float32 (N, S) on the CPU; sum over S is bits per image."""
-    device = next(model.parameters()).device
-    chunks = zip(*(x.split(batch) for x in (codes_NT, label_N, order_NS)), strict=True)
-    parts = [bits_BS(model, *(x.to(device) for x in chunk)).cpu() for chunk in chunks]
-    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -75,12 +50,45 @@ def logit_batches(
     device = next(model.parameters()).device
     hidden = name is None
     with tqdm(total=len(label_N), desc=name, unit="image", leave=False, disable=hidden) as bar:
-        for rows_B in torch.arange(len(label_N)).split(batch):
-            codes_BT, label_B, order_BS = (
-                x[rows_B].to(device) for x in (codes_NT, label_N, order_NS)
-            )
+        chunks = (x.split(batch) for x in (codes_NT, label_N, order_NS))
+        for chunk in zip(*chunks, strict=True):
+            codes_BT, label_B, order_BS = (x.to(device) for x in chunk)
             yield model(codes_BT, label_B, order_BS), codes_BT.gather(1, order_BS)
-            bar.update(len(rows_B))
+            bar.update(len(label_B))
+
+
+def bits_per_code(
+    model: Method,
+    codes_NT: torch.Tensor,
+    label_N: torch.Tensor,
+    order_NS: torch.Tensor,
+    batch: int = 500,
+    name: str | None = None,
+) -> torch.Tensor:
+    """Return -log2 p of every code, float32 (N, S) on the CPU, by visiting step.
+
+    Their sum over S is bits per image. The model is in eval mode; a `name` shows a progress bar.
+    """
+    parts = [
+        F.cross_entropy(logits_BSV.transpose(1, 2), target_BS, reduction="none").cpu()
+        for logits_BSV, target_BS in logit_batches(model, codes_NT, label_N, order_NS, batch, name)
+    ]
+    return torch.cat(parts) / math.log(2)
+
+
+def likelihood(model: Method, test: Codes, order: str, random_orders: int = 1) -> dict[str, float]:
+    """Return held-out bits per image in an order: mean and standard error over the test images.
+
+    `random` is an order of its own for each image, averaged over `random_orders` of them.
+    """
+    count = random_orders if order == "random" else 1
+    inputs, images = (test.codes_NAT[:, 0], test.label_N), len(test.label_N)
+    bits_N = torch.zeros(images)
+    for seed in range(count):
+        order_NS, name = orders_for(model, order, images, seed), f"bits, {order} order"
+        bits_N += bits_per_code(model, *inputs, order_NS, name=name).sum(1) / count
+    mean, se = bits_N.mean().item(), (bits_N.std() / images**0.5).item()
+    return {"mean": mean, "se": se, "orders": count}
 
 
 def orders_for(model: Method, order: str, count: int, seed: int = 0) -> torch.Tensor:
@@ -98,16 +106,16 @@ def orders_to_measure(model: Method, random_orders: int, seed: int = 0) -> dict[
     """
     if not model.any_order:
         return {model.config.scan: model.order(model.config.scan)}
-    found = {"raster": model.order("raster"), "reverse": model.order("raster").flip(0)}
-    for name in SCANS:
+    orders = {"raster": model.order("raster"), "reverse": model.order("raster").flip(0)}
+    for name in ORDERS:
         try:
-            found[name] = model.order(name)
+            orders[name] = model.order(name)
         except InputError:  # not defined on this side, for example an odd one
             continue
     if random_orders:
         order_KS = orders_for(model, "random", random_orders, seed)
-        found |= {f"{RANDOM}{k}": order_S for k, order_S in enumerate(order_KS)}
-    return found
+        orders |= {f"{RANDOM}{k}": order_S for k, order_S in enumerate(order_KS)}
+    return orders
 
 
 def bits_by_order(
@@ -118,16 +126,10 @@ def bits_by_order(
     batch: int = 100,
 ) -> dict[str, torch.Tensor]:
     """Return -log2 p of every code by order, float32 (N, S) each, with a progress bar."""
-    found = {}
-    with tqdm(total=len(orders) * len(label_N), desc="orders", unit="image") as bar:
-        for name, order_S in orders.items():
-            parts = []
-            for codes_BT, label_B in zip(codes_NT.split(batch), label_N.split(batch), strict=True):
-                order_BS = order_S.expand(len(label_B), -1)
-                parts.append(bits_per_code(model, codes_BT, label_B, order_BS, batch))
-                bar.update(len(label_B))
-            found[name] = torch.cat(parts)
-    return found
+    return {
+        name: bits_per_code(model, codes_NT, label_N, order_S.expand(len(label_N), -1), batch, name)
+        for name, order_S in tqdm(orders.items(), desc="orders", unit="order")
+    }
 
 
 def ensemble(bits_KN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,7 +160,7 @@ def order_report(bits: dict[str, torch.Tensor], seed: int = 0) -> dict:
     random ones. Spreads and ensembles are there if there are two random orders or more.
     """
     per_image = {name: bits_NS.double().sum(1) for name, bits_NS in bits.items()}
-    found = {
+    report = {
         "bits_per_image": {
             name: mean_of(bits_N, seed) | {"se": (bits_N.std() / len(bits_N) ** 0.5).item()}
             for name, bits_N in per_image.items()
@@ -167,39 +169,35 @@ def order_report(bits: dict[str, torch.Tensor], seed: int = 0) -> dict:
     }
     drawn = [name for name in bits if name.startswith(RANDOM)]
     if len(drawn) < 2:
-        return found
+        return report
     curves_NS = torch.stack([bits[name] for name in drawn]).mean(0)
-    found["bits_per_step"]["random"] = mean_of(curves_NS, seed)
-    groups = {"random": drawn, "all": list(bits)}
-    found["ensemble"] = {
-        group: ensemble_report(torch.stack([per_image[name] for name in names]), seed)
-        for group, names in groups.items()
-    }
+    report["bits_per_step"]["random"] = mean_of(curves_NS, seed)
     random_KN = torch.stack([per_image[name] for name in drawn])
-    found["sd_over_random_orders"] = {
+    all_KN = torch.stack(list(per_image.values()))
+    groups = {"random": random_KN, "all": all_KN}
+    report["ensemble"] = {name: ensemble_report(bits_KN, seed) for name, bits_KN in groups.items()}
+    images = random_KN.shape[1]
+    report["sd_over_random_orders"] = {
         "per_image": mean_of(random_KN.std(0), seed),
-        "of_their_means": estimate(
-            random_KN.T, lambda sums_RK: (sums_RK / len(random_KN[0])).std(1), seed
-        ),
+        "of_their_means": estimate(random_KN.T, lambda sums_RK: (sums_RK / images).std(1), seed),
         "orders": len(drawn),
     }
-    return found
+    return report
 
 
 def _to_measure(model: Method, codes: Codes, order: str) -> tuple[torch.Tensor, ...]:
     """Return (codes_NT, label_N, order_NS) of EVAL_IMAGES images, evenly spaced and unmirrored."""
     codes = codes.rows(torch.from_numpy(evenly(len(codes.label_N), EVAL_IMAGES)))
-    label_N = codes.label_N
-    return codes.codes_NAT[:, 0], label_N, orders_for(model, order, len(label_N))
+    return codes.codes_NAT[:, 0], codes.label_N, orders_for(model, order, len(codes.label_N))
 
 
 def split_bits(model: Method, splits: dict[str, Codes], order: str) -> dict[str, float]:
     """Return the mean bits per code of EVAL_IMAGES images of each split, unmirrored."""
     model.eval()
-    found = {}
-    for name, codes in splits.items():
-        found[name] = bits_per_code(model, *_to_measure(model, codes, order)).mean().item()
-    return found
+    return {
+        name: bits_per_code(model, *_to_measure(model, codes, order)).mean().item()
+        for name, codes in splits.items()
+    }
 
 
 def token_ece(model: Method, codes: Codes, order: str) -> float:
@@ -209,54 +207,50 @@ def token_ece(model: Method, codes: Codes, order: str) -> float:
     return ece(tokens, equal_width_edges())["value"]
 
 
-def class_position(codes_NT: torch.Tensor, label_N: torch.Tensor, codebook_size: int):
-    """Return context_NT int64: the label and the cell."""
-    cells = codes_NT.shape[1]
-    return label_N.unsqueeze(1) * cells + torch.arange(cells)
-
-
-def raster_bigram(codes_NT: torch.Tensor, label_N: torch.Tensor, codebook_size: int):
-    """Return context_NT int64: the code before, in raster order; a mark before the first."""
-    first_N1 = torch.full_like(codes_NT[:, :1], codebook_size)
-    return torch.cat((first_N1, codes_NT[:, :-1]), dim=1)
-
-
-BASELINES = {"class_position": class_position, "raster_bigram": raster_bigram}
-
-
 def smoothed_bits(
-    context_M: torch.Tensor, code_M: torch.Tensor, seen_M: torch.Tensor, told_M: torch.Tensor,
-    codebook_size: int, strength: float,
-) -> torch.Tensor:  # fmt: skip
-    """Return -log2 p(code | context) of each code, from pairs (seen context, told code)."""
-    contexts = int(max(context_M.max(), seen_M.max())) + 1
-    pairs = torch.bincount(seen_M * codebook_size + told_M, minlength=contexts * codebook_size)
+    seen: tuple[torch.Tensor, torch.Tensor],
+    asked: tuple[torch.Tensor, torch.Tensor],
+    codebook_size: int,
+    strength: float,
+) -> float:
+    """Return the mean of -log2 p(code | context) over the pairs `asked`, learned from those `seen`.
+
+    Both are (contexts, codes), int64 of one shape each.
+    """
+    (context_M, code_M), (seen_L, told_L) = ([x.flatten() for x in pair] for pair in (asked, seen))
+    contexts = int(max(context_M.max(), seen_L.max())) + 1
+    pairs = torch.bincount(seen_L * codebook_size + told_L, minlength=contexts * codebook_size)
     count_XV = pairs.view(contexts, codebook_size).double()
     overall_V = count_XV.sum(0) + 1
     overall_V /= overall_V.sum()
     p_M = (count_XV[context_M, code_M] + strength * overall_V[code_M]) / (
         count_XV.sum(1)[context_M] + strength
     )
-    return -p_M.log2()
+    return -p_M.log2().mean().item()
 
 
 def baseline_bits(train: Codes, test: Codes) -> dict[str, float]:
-    """Return bits per test image, unmirrored, of each of BASELINES and of `uniform` codes."""
-    size = train.header["codebook_size"]
-    tokens = test.codes_NAT.shape[2]
-    views = train.codes_NAT.shape[1]
+    """Return bits per test image, unmirrored, of what codes cost without a network.
+
+    `uniform` knows nothing, `class_position` the label and the cell, `raster_bigram` the code before.
+    """
+    size, views = train.header["codebook_size"], train.codes_NAT.shape[1]
     train_NT, label_N = train.codes_NAT.flatten(0, 1), train.label_N.repeat_interleave(views)
     test_NT, half = test.codes_NAT[:, 0], len(train.label_N) // 2 * views
-    found = {"uniform": tokens * torch.tensor(size).double().log2().item()}
-    for name, context in BASELINES.items():
-        seen_NT = context(train_NT, label_N, size)
-        parts = [x.flatten() for x in (seen_NT[half:], train_NT[half:], seen_NT[:half])]
-        told_M = train_NT[:half].flatten()
-        tried = {s: smoothed_bits(*parts, told_M, size, s).mean().item() for s in STRENGTHS}
-        asked_M, seen_M = context(test_NT, test.label_N, size).flatten(), seen_NT.flatten()
-        strength = min(tried, key=tried.get)
-        bits_M = smoothed_bits(
-            asked_M, test_NT.flatten(), seen_M, train_NT.flatten(), size, strength
-        )
-        found[name] = tokens * bits_M.mean().item()
-    return found
+    tokens = test_NT.shape[1]
+
+    def class_position(codes_NT: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
+        return label_N.unsqueeze(1) * tokens + torch.arange(tokens)
+
+    def raster_bigram(codes_NT: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
+        return F.pad(codes_NT[:, :-1], (1, 0), value=size)  # a mark before the first
+
+    bits = {"uniform": tokens * math.log2(size)}
+    for context in (class_position, raster_bigram):
+        seen_NT = context(train_NT, label_N)
+        first, second = (seen_NT[:half], train_NT[:half]), (seen_NT[half:], train_NT[half:])
+        tried = {strength: smoothed_bits(first, second, size, strength) for strength in STRENGTHS}
+        asked = context(test_NT, test.label_N), test_NT
+        mean = smoothed_bits((seen_NT, train_NT), asked, size, min(tried, key=tried.get))
+        bits[context.__name__] = tokens * mean
+    return bits

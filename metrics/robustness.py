@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from metrics.calibration import Batches, Predictions, collect, ece, equal_width_edges, mean_of
 from metrics.extractor import Classifier
+from metrics.fidelity import psnr
 from metrics.likelihood import logit_batches
-from metrics.reconstruction import psnr
 from metrics.sample_calibration import class_log_p
 from models.command import InputError
 from models.method import Method

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import script
 
-from metrics.reconstruction import psnr
+from metrics.fidelity import psnr
 from models.command import InputError
 from models.data import load_split
 from models.tokenizer import decode_codes, encode_images, error_around, load_tokenizer, search_codes

@@ -8,7 +8,7 @@ import torch
 from helpers import changed, config_of, script
 from tiny_extractor import write_extractor
 
-from metrics.reconstruction import codebook_use, psnr, reconstruction_report
+from metrics.fidelity import codebook_use, psnr, reconstruction_report
 from metrics.robustness import features_of, frechet
 from models.command import InputError
 from models.data import evenly, load_codes, load_split, save_codes

@@ -11,8 +11,8 @@ from helpers import script
 from tiny_extractor import write_extractor
 
 from metrics.corruptions import CORRUPTIONS, OFFICIAL, corrupt
+from metrics.fidelity import psnr
 from metrics.likelihood import bits_per_code, orders_for
-from metrics.reconstruction import psnr
 from metrics.robustness import read_images
 from metrics.sample_calibration import class_log_p
 from models.artifacts import header

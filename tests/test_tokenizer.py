@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from vector_quantize_pytorch import VectorQuantize
 
-from metrics.reconstruction import codebook_use, psnr
+from metrics.fidelity import codebook_use, psnr
 from models.command import InputError
 from models.tokenizer import find_tokenizer, load_tokenizer, to_float, to_uint8
 from models.vqvae import VQVAE, CosineQuantizer, VQVAEConfig

@@ -11,7 +11,7 @@ from helpers import script
 from tiny_extractor import write_extractor
 
 from metrics.extractor import label_accuracy, load_classifier
-from metrics.reconstruction import psnr
+from metrics.fidelity import psnr
 from models.artifacts import load_checkpoint
 from models.classifier import KIND, PerceptualNet, save_perceptual
 from models.command import InputError

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from metrics.fidelity import reconstruction_report
 from metrics.pictures import plot_reconstructions, save_figure
 from metrics.plots import plot_curves
-from metrics.reconstruction import reconstruction_report
 from metrics.report import Run
 from models import command
 from models.artifacts import ROOT, header, load_checkpoint, save_checkpoint, sha256_of

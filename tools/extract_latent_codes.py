@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from metrics.reconstruction import codebook_use, psnr
+from metrics.fidelity import codebook_use, psnr
 from models import command
 from models.artifacts import ROOT, header
 from models.command import InputError, run

@@ -18,9 +18,8 @@ from tyro.conf import OmitArgPrefixes
 
 from metrics.calibration import mean_of
 from metrics.evaluation import MeasureConfig, Reference
-from metrics.fidelity import FEATURES, features_of, fidelity
+from metrics.fidelity import FEATURES, codebook_use, features_of, fidelity, psnr
 from metrics.pictures import plot_reconstructions, save_figure
-from metrics.reconstruction import codebook_use, psnr
 from models import command
 from models.artifacts import ROOT, git_commit, plain, this_command, write_text
 from models.command import InputError, run
