@@ -4,7 +4,7 @@
 checkpoint + tokenizer -> results/<run>/{samples.png, samples.npz, metrics.json}
 """
 
-import json
+import statistics
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,38 +14,42 @@ import numpy as np
 import torch
 from tyro.conf import OmitArgPrefixes
 
-from metrics.evaluation import Done, MeasureConfig, likelihood, over_seeds, sample_images
-from metrics.likelihood import baseline_bits
-from metrics.samples import read_samples, write_samples
+from metrics.evaluation import (
+    GeneratorConfig,
+    MeasureConfig,
+    Subject,
+    read_samples,
+    sample_images,
+    write_samples,
+)
+from metrics.likelihood import baseline_bits, likelihood
+from metrics.report import Done, write_record
 from models import command
-from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
-from models.checkpoint import Generator, load_generator, results_of
+from models.artifacts import ROOT, sha256_of
+from models.checkpoint import Generator
 from models.command import InputError, run
-from models.data import Codes, load_codes_of
+from models.data import load_codes_of
 from models.method import Method
 from models.methods import check_order
-from models.orders import FIXED_RANDOM, SCANS, Grouping
+from models.orders import FIXED_RANDOM, ORDERS, Grouping
+from models.processes import device_name
 from models.sampling import Plan, Schedule
-from models.tokenizer import find_tokenizer, load_tokenizer
-from models.training import parameters, peak_memory, pick_device
+from models.training import peak_memory, pick_device
 
 
 @dataclass(frozen=True)
-class EvalConfig(command.Config):
+class EvalConfig(GeneratorConfig):
     """Sample from a generator and measure it (stage 5)."""
 
     checkpoint: Path | None = None
     """last.pth of a run, or a file in checkpoints/"""
-    tokenizer: Path | None = None
-    """default: the one in tokenizer_vq/, checkpoints/ or data/*/ that made the generator's codes"""
     samples: Path | None = None
     """instead of a checkpoint: .npz with arr_0 uint8 (N, 32, 32, 3), perhaps arr_1 labels (ADM)"""
     num_samples: command.Images = 10_000
     """sample i is of class i modulo 10"""
-    seed: command.Seed = 0
     seeds: Annotated[int, command.Range(1, 1000)] = 1
     """sample again with seed + 1, ..: mean and sd of every number"""
-    order: Literal[(*SCANS, FIXED_RANDOM, "random")] | Path | None = None
+    order: Literal[(*ORDERS, FIXED_RANDOM, "random")] | Path | None = None
     """order of sampling; default: the one it was trained in (anneal, adaptive: the scan)"""
     decode_steps: command.Count | None = None
     """network calls a sample; fewer than 64 decode codes in parallel; default 64"""
@@ -71,9 +75,6 @@ class EvalConfig(command.Config):
     against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
     codes: Path = ROOT / "data/codes"
     """test codes for the likelihood, from stage 3"""
-    out: command.OutFolder | None = None
-    """default results/<name of the run or file>"""
-    device: command.DeviceName = "auto"
 
     def check(self) -> None:
         """Raise InputError for numbers that no evaluation can have."""
@@ -85,7 +86,7 @@ class EvalConfig(command.Config):
 
         Raises InputError for what the method cannot do.
         """
-        asked = {field.name: getattr(self, field.name) for field in fields(Plan)}
+        asked = {f.name: getattr(self, f.name) for f in fields(Plan)}
         asked = {name: value for name, value in asked.items() if value is not None}
         if self.order is not None:
             asked["order"] = str(self.order)
@@ -95,111 +96,85 @@ class EvalConfig(command.Config):
         return plan
 
 
-def about_run(cfg: EvalConfig, device: torch.device) -> dict:
-    """Return what metrics.json says of how it was made."""
-    return {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "command": this_command(),
-        "config": plain(cfg),
-        "git_commit": git_commit(),
-    }
-
-
-def measure_samples(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path]:
-    """Measure the images of --samples; return what metrics.json holds and its folder."""
-    reference = cfg.against.load("cifar10", device)
+def measure_samples(cfg: EvalConfig) -> tuple[dict, dict, Path]:
+    """Measure the images of --samples; return the numbers, what they rest on, and their folder."""
+    reference = cfg.against.load("cifar10", pick_device(cfg.device))
     if reference is None:
         raise InputError("expected real images to hold --samples against; give --data")
     size, classes = reference.train_NHWC.shape[1], len(reference.test.classes)
     images_NHWC, label_N = read_samples(cfg.samples, size, classes)
-    metrics = {
-        "num_samples": len(images_NHWC),
-        **about_run(cfg, device),
-        "inputs": {"samples": sha256_of(cfg.samples), **reference.inputs},
-        **reference.report(images_NHWC, label_N),
-    }
-    return metrics, cfg.out or ROOT / "results" / cfg.samples.stem
+    metrics = {"num_samples": len(images_NHWC), **reference.report(images_NHWC, label_N)}
+    inputs = {"samples": sha256_of(cfg.samples), **reference.inputs}
+    return metrics, inputs, cfg.out or ROOT / "results" / cfg.samples.stem
 
 
 def first_samples(
-    done: Done, out: Path, sampler: tuple, cfg: EvalConfig, classes: list[str]
+    done: Done, subject: Subject, label_N: torch.Tensor, plan: Plan, cfg: EvalConfig
 ) -> tuple[np.ndarray, float]:
     """Return samples of the first seed and images/s, from samples.npz if a cut run wrote it."""
-    label_N = sampler[2]
-    kept = done.parts.get("samples", {})
-    if kept and (out / "samples.npz").exists():
-        images_NHWC, _ = read_samples(out / "samples.npz", 32, len(classes))
-        if sha256_of(images_NHWC) == kept["sha256"]:
-            return images_NHWC, kept["images_per_second"]
-    sample_images(*sampler[:2], label_N[:2], sampler[3], cfg.seed, cfg.batch)  # warm-up, not timed
+    before, file = done.parts.pop("samples", None), subject.out / "samples.npz"
+    classes = subject.header["classes"]
+    if before and file.exists():
+        images_NHWC, _ = read_samples(file, 32, len(classes))
+        if sha256_of(images_NHWC) == before["sha256"]:
+            done.parts["samples"] = before
+            return images_NHWC, before["images_per_second"]
+    sampler = subject.model, subject.tokenizer
+    sample_images(*sampler, label_N[:2], plan, cfg.seed, cfg.batch)  # warm-up, not timed
     began = time.time()
-    images_NHWC = sample_images(*sampler, cfg.seed, cfg.batch)
+    images_NHWC = sample_images(*sampler, label_N, plan, cfg.seed, cfg.batch)
     speed = cfg.num_samples / (time.time() - began)
-    write_samples(out, images_NHWC, label_N.numpy(), classes)
-    done.parts.pop("samples", None)
+    write_samples(subject.out, images_NHWC, label_N.numpy(), classes)
     done("samples", lambda: {"sha256": sha256_of(images_NHWC), "images_per_second": speed})
     return images_NHWC, speed
 
 
-def bits_of(model: Method, codes: dict[str, Codes], order: str, draws: int, done: Done) -> dict:
+def bits_of(model: Method, codes: dict, order: str, draws: int, done: Done) -> dict:
     """Return bits per test image in each order to compare, and what codes cost without a network.
 
     The orders are `order`, raster and `draws` random ones where the method can choose.
     """
-    orders = {order, "raster", "random"} if model.any_order else {model.config.scan}
-    test = codes["test"]
-    bits = {
-        name: done(f"bits {name}", lambda name=name: likelihood(model, test, name, draws))
-        for name in sorted(orders)
-    }
-    baselines = done("baselines", lambda: baseline_bits(codes["train"], test))
+    orders = sorted({order, "raster", "random"} if model.any_order else {model.config.scan})
+    bits = {o: done(f"bits {o}", likelihood, model, codes["test"], o, draws) for o in orders}
+    baselines = done("baselines", baseline_bits, codes["train"], codes["test"])
     return {"bits_per_image": bits, "baseline_bits": baselines}
 
 
-def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path]:
-    """Sample and measure; write samples; return what metrics.json holds and its folder.
+def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
+    """Sample and measure, write samples; return the numbers, what they rest on, and their folder.
 
     What a cut evaluation had done (samples, then bits, then each measure) is not done again.
     """
-    generator = load_generator(cfg.checkpoint)
-    head, model = generator.header, generator.model.to(device)
-    plan, classes = cfg.plan(generator), head["classes"]
+    subject = cfg.load()
+    model, header = subject.model, subject.header
+    plan, classes = cfg.plan(subject), header["classes"]
     if not set(cfg.labels) <= set(range(len(classes))):
         raise InputError(f"expected --labels in 0..{len(classes) - 1}, got {cfg.labels}")
-    path = find_tokenizer(head["inputs"]["tokenizer"], cfg.tokenizer)
-    tokenizer = load_tokenizer(path)[0].to(device)
-    reference = cfg.against.load(head["dataset"], device, cfg.labels)
-    codes, out = {}, cfg.out or results_of(cfg.checkpoint)
+    reference = cfg.against.load(header["dataset"], subject.device, cfg.labels)
+    codes = {}
     if (cfg.codes / "test_codes.npy").exists():
-        codes = {s: load_codes_of(head, cfg.codes, s, cfg.checkpoint) for s in ("test", "train")}
+        codes = {s: load_codes_of(header, cfg.codes, s, cfg.checkpoint) for s in ("test", "train")}
     else:
         print(f"no codes at {cfg.codes}: no likelihood; run: uv run tools/extract_latent_codes.py")
     labels = torch.tensor(cfg.labels or range(len(classes)))
     label_N = labels[torch.arange(cfg.num_samples) % len(labels)]
-    inputs = {"checkpoint": head["sha256"], **head["inputs"]}
-    inputs |= {f"{split} codes": one.header["sha256"] for split, one in codes.items()}
+    inputs = subject.inputs | {f"{s} codes": one.header["sha256"] for s, one in codes.items()}
     inputs |= reference.inputs if reference else {}
-    asked = {"plan": asdict(plan), "labels": cfg.labels, "num_samples": cfg.num_samples}
-    asked |= {"seed": cfg.seed, "random_orders": cfg.random_orders}
-    done = Done(out / ".partial.json", inputs | asked)
+    settings = {name: getattr(cfg, name) for name in ("labels", "num_samples", "seed")}
+    settings |= {"plan": asdict(plan), "random_orders": cfg.random_orders}
+    done = Done(subject.out / ".partial.json", inputs | settings)
 
-    sampler = (model, tokenizer, label_N, plan)
-    images_NHWC, speed = first_samples(done, out, sampler, cfg, classes)
+    images_NHWC, speed = first_samples(done, subject, label_N, plan, cfg)
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
-    metrics = {
-        "method": head["method"],
-        "trained_order": head["config"]["order"],
-        "cluster_weight": head["config"].get("cluster_weight", 0.0),
-        "parameters": parameters(model),
-        "train_steps": head["config"]["steps"],
+    metrics = subject.description | {
+        "cluster_weight": header["config"].get("cluster_weight", 0.0),
+        "train_steps": header["config"]["steps"],
         "plan": asdict(plan),
         "network_calls": len(plan.groups(model)[0]),
         "num_samples": cfg.num_samples,
         "seeds": list(seeds),
         "images_per_second": speed,
-        **peak_memory(device),
-        **about_run(cfg, device),
-        "inputs": inputs,
+        **peak_memory(subject.device),
     }
     if codes:
         metrics |= bits_of(model, codes, plan.order, cfg.random_orders, done)
@@ -208,19 +183,28 @@ def measure_generator(cfg: EvalConfig, device: torch.device) -> tuple[dict, Path
     if reference is not None and cfg.seeds > 1:
 
         def again(seed: int) -> dict[str, float]:
-            return reference.measure(sample_images(*sampler, seed, cfg.batch), label_N.numpy())
+            images_NHWC = sample_images(model, subject.tokenizer, label_N, plan, seed, cfg.batch)
+            return reference.measure(images_NHWC, label_N.numpy())
 
-        others = [done(f"seed {seed}", lambda seed=seed: again(seed)) for seed in seeds[1:]]
+        others = [done(f"seed {seed}", again, seed) for seed in seeds[1:]]
         metrics["over_seeds"] = over_seeds([metrics["samples"], *others])
-    return metrics, out
+    return metrics, inputs, subject.out
+
+
+def over_seeds(samplings: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return {name: {"mean", "sd"}} of the same measures of several samplings, two or more."""
+    values = {name: [one[name] for one in samplings] for name in samplings[0]}
+    return {
+        name: {"mean": statistics.mean(of_one), "sd": statistics.stdev(of_one)}
+        for name, of_one in values.items()
+    }
 
 
 def main(cfg: EvalConfig) -> dict:
     """Sample, measure, write, print; return what metrics.json holds."""
-    device = pick_device(cfg.device)
-    measure = measure_samples if cfg.samples else measure_generator
-    metrics, out = measure(cfg, device)
-    write_text(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    metrics, inputs, out = measure_samples(cfg) if cfg.samples else measure_generator(cfg)
+    metrics |= {"device": device_name(pick_device(cfg.device))}
+    metrics = write_record(out / "metrics.json", metrics, cfg, inputs)
     (out / ".partial.json").unlink(missing_ok=True)
     report(metrics, out)
     return metrics
@@ -229,8 +213,7 @@ def main(cfg: EvalConfig) -> dict:
 def report(metrics: dict, out: Path) -> None:
     """Print the numbers, each beside the same measure of real images."""
     if "method" in metrics:
-        order, parameters = metrics["trained_order"], metrics["parameters"]
-        print(f"{metrics['method']} ({order}), {parameters:,} parameters")
+        print("{method} ({trained_order}), {parameters:,} parameters".format(**metrics))
     for order, bits in metrics.get("bits_per_image", {}).items():
         print(f"  {order:>10} order: {bits['mean']:8.2f} +- {bits['se']:.2f} bits per test image")
     for name, bits in metrics.get("baseline_bits", {}).items():

@@ -229,7 +229,7 @@ def main(cfg: TrainConfig) -> Path:
 def fit(cfg: TrainConfig, fabric, train: Codes, test: Codes, head: dict, out: Path) -> None:
     """Train from the last save in `out`, if there is one, to the end."""
     from metrics.likelihood import token_ece
-    from metrics.samples import show_progress, tokenizer_of
+    from metrics.plots import show_progress, tokenizer_of
 
     torch.manual_seed(cfg.seed)
     model = build(cfg.method, model_config(cfg, train))

@@ -9,12 +9,14 @@ five numbers (`Predictions`), and for the class-wise ECE sums by class and bin (
 Intervals resample images, never tokens: the 64 tokens of an image are not independent.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
 
+LN2 = math.log(2)
 BINS = 15
 RESAMPLES = 1000
 CLASS_RESAMPLES = 200
@@ -41,9 +43,13 @@ class Predictions:
     entropy_NS: torch.Tensor
     """of the prediction, nats"""
 
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Predictions":
+        """Return the same predictions with every tensor changed alike."""
+        return Predictions(*(change(getattr(self, field.name)) for field in fields(self)))
+
     def __getitem__(self, index) -> "Predictions":
         """Take images, or images and steps: `tokens[rows]`, `tokens[:, 8:33]`."""
-        return Predictions(*(getattr(self, field.name)[index] for field in fields(self)))
+        return self.each(lambda value_NS: value_NS[index])
 
 
 def predictions(logits_BSV: torch.Tensor, target_BS: torch.Tensor) -> Predictions:
@@ -55,8 +61,8 @@ def predictions(logits_BSV: torch.Tensor, target_BS: torch.Tensor) -> Prediction
     brier_BS = p_BSV.square().sum(-1) - 2 * (-nats_BS).exp() + 1
     entropy_BS = torch.special.entr(p_BSV).sum(-1)
     correct_BS = (top_BS == target_BS).double()
-    found = (confidence_BS, correct_BS, nats_BS, brier_BS, entropy_BS)
-    return Predictions(*(value.cpu() for value in found))
+    values = (confidence_BS, correct_BS, nats_BS, brier_BS, entropy_BS)
+    return Predictions(*(value_BS.cpu() for value_BS in values))
 
 
 def collect(
@@ -66,11 +72,10 @@ def collect(
     parts = []
     for logits_BSV, target_BS in batches:
         logits_BSV = logits_BSV / temperature
-        parts.append(predictions(logits_BSV, target_BS))
+        parts.append(vars(predictions(logits_BSV, target_BS)).values())
         if class_bins is not None:
             class_bins.add(logits_BSV.softmax(-1), target_BS)
-    names = [field.name for field in fields(Predictions)]
-    return Predictions(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    return Predictions(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 @lru_cache(maxsize=4)
@@ -107,9 +112,10 @@ def estimate(
 
 def mean_of(value_N: torch.Tensor, seed: int = 0) -> dict:
     """Return the mean over images, (N,) or for each column of (N, L), with its 95% interval."""
-    columns = value_N.unsqueeze(1) if value_N.ndim == 1 else value_N
-    images, scalar = len(value_N), value_N.ndim == 1
-    return estimate(columns, lambda s: s[:, 0] / images if scalar else s / images, seed)
+    images = len(value_N)
+    if value_N.ndim == 1:
+        return estimate(value_N.unsqueeze(1), lambda sums_R1: sums_R1[:, 0] / images, seed)
+    return estimate(value_N, lambda sums_RL: sums_RL / images, seed)
 
 
 def equal_width_edges(bins: int = BINS) -> torch.Tensor:
@@ -154,6 +160,15 @@ def ece(tokens: Predictions, edges: torch.Tensor, seed: int = 0) -> dict:
     return estimate(sums_N3b.flatten(1), ece_of_sums, seed)
 
 
+def trust(tokens: Predictions, seed: int) -> dict:
+    """Return how far confidence and accuracy of predictions are apart."""
+    gap_NS = tokens.confidence_NS - tokens.correct_NS
+    return {
+        "ece_equal_width": ece(tokens, equal_width_edges(), seed),
+        "overconfidence_gap": mean_of(gap_NS.mean(1), seed),
+    }
+
+
 def ece_if_calibrated(
     tokens: Predictions, edges: torch.Tensor, draws: int = 100, seed: int = 0
 ) -> dict:
@@ -165,13 +180,13 @@ def ece_if_calibrated(
     generator = torch.Generator().manual_seed(seed)
     confidence_M = tokens.confidence_NS.flatten()
     bin_M = torch.bucketize(confidence_M, edges)
-    found = []
+    chance = []
     for _ in range(draws):
         drawn_M = torch.rand(len(bin_M), generator=generator, dtype=torch.float64)
         gap_M = confidence_M - (drawn_M < confidence_M).double()
-        found.append(torch.bincount(bin_M, gap_M, len(edges) + 1).abs().sum() / len(bin_M))
-    found_R = torch.stack(found)
-    return spread(found_R.mean(), found_R, len(tokens.confidence_NS))
+        chance.append(torch.bincount(bin_M, gap_M, len(edges) + 1).abs().sum() / len(bin_M))
+    chance_R = torch.stack(chance)
+    return spread(chance_R.mean(), chance_R, len(tokens.confidence_NS))
 
 
 def reliability(tokens: Predictions, edges: torch.Tensor, seed: int = 0) -> dict:
@@ -192,26 +207,22 @@ def reliability(tokens: Predictions, edges: torch.Tensor, seed: int = 0) -> dict
 
 def calibration_report(tokens: Predictions, seed: int = 0, bins: int = BINS) -> dict:
     """Return every measure with its interval and its number of images, and the diagram."""
-    width, mass = equal_width_edges(bins), equal_mass_edges(tokens.confidence_NS, bins)
-    bits_NS = tokens.nats_NS / torch.log(torch.tensor(2.0, dtype=torch.float64))
+    mass = equal_mass_edges(tokens.confidence_NS, bins)
     means = {
         "accuracy": tokens.correct_NS,
         "mean_confidence": tokens.confidence_NS,
         "overconfidence_gap": tokens.confidence_NS - tokens.correct_NS,
         "brier": tokens.brier_NS,
         "nll_nats": tokens.nats_NS,
-        "nll_bits": bits_NS,
+        "nll_bits": tokens.nats_NS / LN2,
         "entropy_nats": tokens.entropy_NS,
     }
-    return {
-        "tokens": tokens.nats_NS.numel(),
-        **{name: mean_of(value_NS.mean(1), seed) for name, value_NS in means.items()},
-        "ece_equal_width": ece(tokens, width, seed),
-        "ece_equal_width_if_calibrated": ece_if_calibrated(tokens, width, seed=seed),
-        "ece_equal_mass": ece(tokens, mass, seed),
-        "ece_equal_mass_if_calibrated": ece_if_calibrated(tokens, mass, seed=seed),
-        "reliability": reliability(tokens, mass, seed),
-    }
+    report = {"tokens": tokens.nats_NS.numel()}
+    report |= {name: mean_of(value_NS.mean(1), seed) for name, value_NS in means.items()}
+    for kind, edges in (("width", equal_width_edges(bins)), ("mass", mass)):
+        report[f"ece_equal_{kind}"] = ece(tokens, edges, seed)
+        report[f"ece_equal_{kind}_if_calibrated"] = ece_if_calibrated(tokens, edges, seed=seed)
+    return report | {"reliability": reliability(tokens, mass, seed)}
 
 
 class ClassBins:

@@ -1,16 +1,22 @@
-"""Images held against real ones: with every feature extractor at hand, and a control beside it."""
+"""Images held against real ones: with every feature extractor at hand, and a control beside it.
 
-import json
-from collections.abc import Callable
+And what the commands that measure a generator share: their flags, samples, and files of samples.
+"""
+
+import io
+import math
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from metrics.extractor import Classifier, classifier_extractor, label_accuracy, load_classifier
+from metrics.extractor import classifier_extractor
 from metrics.fidelity import (
     FEATURES,
     LEAST,
@@ -20,27 +26,85 @@ from metrics.fidelity import (
     fidelity,
     inception_extractor,
 )
-from metrics.likelihood import bits_per_code, orders_for
+from metrics.pictures import plot_class_grid, save_figure
+from metrics.report import at_once
 from models import command
-from models.artifacts import ROOT, read_json, sha256_of, write_text
+from models.artifacts import ROOT, as_written, expect_file, replace_file, sha256_of
+from models.checkpoint import Generator, load_generator, results_of
 from models.command import InputError
-from models.data import PRODUCERS, SPLITS, Codes, Split, evenly, load_split
+from models.data import PRODUCERS, SPLITS, Split, evenly, load_split
 from models.method import Method
 from models.sampling import Plan, sample_codes
-from models.tokenizer import Tokenizer, decode_codes
+from models.tokenizer import Tokenizer, decode_codes, find_tokenizer, load_tokenizer
+from models.training import parameters, pick_device
+
+LARGEST = 4 << 30
+"""bytes of an array of samples: more than a million images"""
+
+
+@dataclass(frozen=True)
+class Subject(Generator):
+    """A generator to measure, with the tokenizer of its codes."""
+
+    tokenizer: Tokenizer
+    device: torch.device
+    """where both are"""
+    out: Path
+    """folder for what is measured"""
+
+    @property
+    def description(self) -> dict:
+        """What every record of a measurement says of the generator."""
+        trained, size = self.header["config"]["order"], parameters(self.model)
+        return {"method": self.header["method"], "trained_order": trained, "parameters": size}
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What every measure of the generator depends on: name -> sha256."""
+        return {"checkpoint": self.header["sha256"], **self.header["inputs"]}
+
+
+@dataclass(frozen=True)
+class GeneratorConfig(command.Config):
+    """The flags of every command that measures a generator."""
+
+    checkpoint: Path
+    """last.pth of a run, or a file in checkpoints/"""
+    tokenizer: Path | None = None
+    """default: the one in tokenizer_vq/, checkpoints/ or data/*/ that made the generator's codes"""
+    seed: command.Seed = 0
+    """orders, samples, corruptions and resamples follow from it"""
+    batch: command.Batch = 100
+    out: command.OutFolder | None = None
+    """default results/<name of the run or file>"""
+    device: command.DeviceName = "auto"
+
+    def load(self) -> Subject:
+        """Read the generator and its tokenizer. Raises InputError for files that are not these."""
+        device, generator = pick_device(self.device), load_generator(self.checkpoint)
+        path = find_tokenizer(generator.header["inputs"]["tokenizer"], self.tokenizer)
+        tokenizer, out = load_tokenizer(path)[0], self.out or results_of(self.checkpoint)
+        model = generator.model.to(device)
+        return Subject(model, generator.header, tokenizer.to(device), device, out)
+
+
+def judge_of(dataset: str, path: Path | None, device: torch.device) -> FeatureExtractor | None:
+    """Return the offline classifier at `path`, else the data set's, if there is one."""
+    shipped = ROOT / f"checkpoints/extractor_{dataset}.pth"
+    return classifier_extractor(path or shipped, device) if path or shipped.exists() else None
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What images are held against: real images, feature extractors, and a classifier."""
+    """What images are held against: real images, and the networks that compare."""
 
     train_NHWC: np.ndarray
     """uint8, the reference of every distance"""
     test: Split
     """the control: real images in the place of samples"""
+    judge: FeatureExtractor | None
+    """the classifier among the extractors, which says whether a sample shows its label"""
     extractors: tuple[FeatureExtractor, ...]
-    classifier: Classifier | None
-    """says whether a sample shows its label; None: nobody does"""
     device: torch.device
 
     @property
@@ -49,47 +113,55 @@ class Reference:
         hashes = {f"extractor {e.layer}": e.sha256 for e in self.extractors}
         return {"reference": sha256_of(self.train_NHWC), **hashes}
 
+    @cached_property
+    def features(self) -> list[dict[str, torch.Tensor]]:
+        """Features of the train images, for each extractor; kept on disk."""
+        return [features_of(self.train_NHWC, e, self.device, FEATURES) for e in self.extractors]
+
     def names(self, samples: int) -> list[str]:
         """Return the names of all measures of so many samples."""
         names = [name for e in self.extractors for name in e.names(samples)]
-        return names + ["label_accuracy"] * (self.classifier is not None)
+        return names + ["label_accuracy"] * (self.judge is not None)
 
     def measure(
         self,
         images_NHWC: np.ndarray,
         label_N: np.ndarray | None,
         real: bool = False,
-        done: "Callable[[str, Callable], Any]" = lambda name, compute: compute(),
+        done: Callable = at_once,
     ) -> dict[str, float]:
         """Return {name: value} of uint8 images, label_accuracy among them if there are labels.
 
         Features of `real` images are kept on disk. `done` may know a measure from before.
         """
-        found = {}
-        for extractor in self.extractors:
+        values: dict[str, float] = {}
+        for i, extractor in enumerate(self.extractors):
+            name = "control " * real + extractor.frechet_name(len(images_NHWC))
+            values |= done(name, self._measure, i, images_NHWC, label_N, real)
+        if "label_accuracy" in values:  # the last one, whichever extractor told it
+            values["label_accuracy"] = values.pop("label_accuracy")
+        return values
 
-            def measured(extractor=extractor) -> dict[str, float]:
-                keep = FEATURES if real else None
-                samples = features_of(images_NHWC, extractor, self.device, keep)
-                reference = features_of(self.train_NHWC, extractor, self.device, FEATURES)
-                return fidelity(samples, reference, extractor)
+    def _measure(self, i: int, images_NHWC, label_N, real: bool) -> dict[str, float]:
+        """Return the measures by the i-th extractor."""
+        extractor = self.extractors[i]
+        features = features_of(images_NHWC, extractor, self.device, FEATURES if real else None)
+        values = fidelity(features, self.features[i], extractor)
+        if extractor is self.judge and label_N is not None:
+            class_N = features[extractor.logits_layer].argmax(1).numpy()
+            values["label_accuracy"] = float((class_N == label_N).mean())
+        return values
 
-            found |= done(extractor.frechet_name(len(images_NHWC)), measured)
-        if self.classifier is not None and label_N is not None:
-            found["label_accuracy"] = label_accuracy(images_NHWC, label_N, self.classifier)
-        return found
-
-    def report(self, images_NHWC: np.ndarray, label_N: np.ndarray | None, done=None) -> dict:
+    def report(
+        self, images_NHWC: np.ndarray, label_N: np.ndarray | None, done: Callable = at_once
+    ) -> dict:
         """Return {"samples", "control": {name: value}} and how many images both rest on."""
-        done = done or (lambda name, compute: compute())
         control = evenly(len(self.test.labels_N), len(images_NHWC))
         label_M = None if label_N is None else self.test.labels_N[control]
         real_NHWC = self.test.images_NHWC[control]
         return {
             "samples": self.measure(images_NHWC, label_N, done=done),
-            "control": self.measure(
-                real_NHWC, label_M, real=True, done=lambda name, c: done(f"control {name}", c)
-            ),
+            "control": self.measure(real_NHWC, label_M, real=True, done=done),
             "reference_images": len(self.train_NHWC),
             "control_images": len(control),
         }
@@ -122,19 +194,16 @@ class MeasureConfig:
             run = f"; run: uv run {PRODUCERS[dataset]}" if dataset in PRODUCERS else ""
             print(f"no real images at {data}: no distances{run}")
             return None
-        splits = {split: load_split(data, split) for split in SPLITS}
+        train, test = (load_split(data, split) for split in SPLITS)
         if labels:
-            splits = {split: found.of_labels(labels) for split, found in splits.items()}
-        train_NHWC, test = splits["train"].images_NHWC, splits["test"]
+            train, test = train.of_labels(labels), test.of_labels(labels)
+        train_NHWC = train.images_NHWC
         train_NHWC = train_NHWC[evenly(len(train_NHWC), self.reference or len(train_NHWC))]
         for name, count in (("reference", len(train_NHWC)), ("test", len(test.labels_N))):
             if count < LEAST:
                 raise InputError(f"expected at least {LEAST} {name} images, got {count}")
-        extractors, classifier = [], None
-        shipped = ROOT / f"checkpoints/extractor_{test.dataset}.pth"
-        if self.extractor or shipped.exists():
-            classifier = load_classifier(self.extractor or shipped)[0].to(device)
-            extractors.append(classifier_extractor(self.extractor or shipped, device))
+        judge = judge_of(test.dataset, self.extractor, device)
+        extractors = [judge] if judge else []
         if str(self.inception_weights) != "none":
             if weights := self.inception_weights or download_inception():
                 extractors.append(inception_extractor(weights, self.fid_features, device))
@@ -143,65 +212,84 @@ class MeasureConfig:
                     "no Inception weights at hand and none to download: no FID; "
                     "give --inception-weights PATH"
                 )
-        return Reference(train_NHWC, test, tuple(extractors), classifier, device)
+        return Reference(train_NHWC, test, judge, tuple(extractors), device)
 
 
-class Done:
-    """The parts of a long evaluation as they come, on disk, so that a cut one goes on."""
+def sampled_codes(
+    model: Method,
+    label_N: torch.Tensor,
+    plan: Plan,
+    seed: int,
+    batch: int,
+    name: str = "sampling",
+    wrap: Callable[[range], Method] | None = None,
+) -> Iterator[torch.Tensor]:
+    """Yield codes_BT on the CPU, sample i from stream (seed, i), with a progress bar.
 
-    def __init__(self, file: Path, inputs: dict):
-        """Take what `file` holds if it rests on the same `inputs`, else start afresh."""
-        self.file, self.inputs, self.parts = file, inputs, {}
-        try:
-            found = read_json(file)
-            if found["inputs"] == json.loads(json.dumps(inputs)):
-                self.parts = dict(found["parts"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-
-    def __call__(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return a part, computed now or before; it is JSON."""
-        if name not in self.parts:
-            self.parts[name] = compute()
-            write_text(self.file, json.dumps({"inputs": self.inputs, "parts": self.parts}))
-        return self.parts[name]
+    `wrap` makes what samples in place of the model, for a batch of samples.
+    """
+    with tqdm(total=len(label_N), desc=name, unit="image") as bar:
+        for first in range(0, len(label_N), batch):
+            label_B = label_N[first : first + batch]
+            sampler = wrap(range(first, first + len(label_B))) if wrap else model
+            yield sample_codes(sampler, label_B, plan, seed, first).cpu()
+            bar.update(len(label_B))
 
 
 def sample_images(
     model: Method, tokenizer: Tokenizer, label_N: torch.Tensor, plan: Plan, seed: int, batch: int
 ) -> np.ndarray:
     """Return uint8 (N, H, W, 3), sample i from stream (seed, i), with a progress bar."""
-    images = []
-    with tqdm(total=len(label_N), desc="sampling", unit="image") as bar:
-        for first in range(0, len(label_N), batch):
-            part = label_N[first : first + batch]
-            codes_BT = sample_codes(model, part, plan, seed, first)
-            images.append(decode_codes(tokenizer, codes_BT))
-            bar.update(len(part))
-    return np.concatenate(images)
+    parts = sampled_codes(model, label_N, plan, seed, batch)
+    return np.concatenate([decode_codes(tokenizer, codes_BT) for codes_BT in parts])
 
 
-def likelihood(model: Method, test: Codes, order: str, random_orders: int = 1) -> dict[str, float]:
-    """Return held-out bits per image in an order: mean and standard error over the test images.
+def write_samples(out: Path, images_NHWC: np.ndarray, label_N: np.ndarray, classes: list) -> None:
+    """Write samples.npz (arr_0 uint8 NHWC, arr_1 labels: ADM's convention) and samples.png."""
+    packed = io.BytesIO()
+    np.savez(packed, arr_0=images_NHWC, arr_1=label_N)
+    replace_file(out / "samples.npz", lambda file: file.write(packed.getbuffer()))
+    present = [k for k in range(len(classes)) if (label_N == k).any()]
+    columns = min(10, *(int((label_N == k).sum()) for k in present))
+    shown = np.concatenate([np.flatnonzero(label_N == k)[:columns] for k in present])
+    figure = plot_class_grid(images_NHWC[shown], label_N[shown], [classes[k] for k in present])
+    save_figure(figure, out / "samples.png", dpi=150)
 
-    `random` is an order of its own for each image, averaged over `random_orders` of them.
+
+def read_samples(path: Path, size: int, classes: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return (images uint8 (N, size, size, 3), labels int64 (N,) or None) of an .npz.
+
+    Raises InputError unless arr_0 is such an array, and arr_1, if there, labels in 0..classes-1.
     """
-    bits_N = torch.zeros(len(test.label_N))
-    count = random_orders if order == "random" else 1
-    for seed in range(count):
-        order_NS = orders_for(model, order, len(test.label_N), seed)
-        bits_NS = bits_per_code(model, test.codes_NAT[:, 0], test.label_N, order_NS)
-        bits_N += bits_NS.sum(1) / count
-    mean, se = bits_N.mean().item(), (bits_N.std() / len(bits_N) ** 0.5).item()
-    return {"mean": mean, "se": se, "orders": count}
+    mend = "give an .npz as eval_c2i.py writes it"
+    expect_file(path, "samples", mend)
+    with as_written(path, "samples with an arr_0", mend), zipfile.ZipFile(path) as packed:
+        images_NHWC = _member(packed, "arr_0")
+        label_N = _member(packed, "arr_1") if "arr_1.npy" in packed.namelist() else None
+    if images_NHWC.dtype != np.uint8 or images_NHWC.shape[1:] != (size, size, 3):
+        raise InputError(
+            f"{path}: expected arr_0 uint8 (N, {size}, {size}, 3), "
+            f"found {images_NHWC.dtype} {images_NHWC.shape}"
+        )
+    if label_N is None:
+        return images_NHWC, None
+    integers = np.issubdtype(label_N.dtype, np.integer) and label_N.shape == images_NHWC.shape[:1]
+    if not integers or not ((label_N >= 0) & (label_N < classes)).all():
+        raise InputError(
+            f"{path}: expected arr_1 to hold {len(images_NHWC)} labels in 0..{classes - 1}, "
+            f"found {label_N.dtype} {label_N.shape}"
+        )
+    return images_NHWC, label_N.astype(np.int64)
 
 
-def over_seeds(measured: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Return {name: {"mean", "sd"}} of the same measures of several samplings, two or more."""
-    return {
-        name: {
-            "mean": float(np.mean([one[name] for one in measured])),
-            "sd": float(np.std([one[name] for one in measured], ddof=1)),
-        }
-        for name in measured[0]
-    }
+def _member(packed: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Return an array of an .npz whose size was looked at before it is read: it may be a bomb."""
+    with packed.open(f"{name}.npy") as file:
+        first = np.lib.format.read_magic(file)[0] == 1
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        size = math.prod(shape) * dtype.itemsize
+        if size > LARGEST or file.tell() + size != packed.getinfo(f"{name}.npy").file_size:
+            raise ValueError(f"{name} claims {dtype} {shape}")
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)

@@ -232,7 +232,7 @@ def smoothed_bits(
 def baseline_bits(train: Codes, test: Codes) -> dict[str, float]:
     """Return bits per test image, unmirrored, of what codes cost without a network.
 
-    `uniform` knows nothing, `class_position` the label and the cell, `raster_bigram` the code before.
+    `uniform` knows nothing, `class_position` the label and the cell, `raster_bigram` the last code.
     """
     size, views = train.header["codebook_size"], train.codes_NAT.shape[1]
     train_NT, label_N = train.codes_NAT.flatten(0, 1), train.label_N.repeat_interleave(views)

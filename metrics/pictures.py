@@ -11,8 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from models.artifacts import replace_file
+from models.checkpoint import load_generator
+from models.methods import check_order
+from models.sampling import Plan, generate, sample_chance
+from models.tokenizer import Tokenizer, code_vectors, decode_codes, find_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -186,3 +191,64 @@ def animation(moving: dict[str, list[np.ndarray]], out: Path | None = None):
     source = f"data:image/gif;base64,{base64.b64encode(content).decode()}"
     style = "width: min(100%, 600px); image-rendering: pixelated"
     return HTML(f'<img alt="{", ".join(moving)}" src="{source}" style="{style}">')
+
+
+def decoding_frames(
+    tokenizer: Tokenizer, steps: Sequence[torch.Tensor], grid: int
+) -> list[np.ndarray]:
+    """Return pictures of samples side by side, decoded from the codes_NT so far, -1 for none.
+
+    Cells still to come are decoded as the code nearest to the mean of all, and shown in grey: a
+    cell that is there changes with its neighbours.
+    """
+    vectors_VC = code_vectors(tokenizer)
+    neutral = (vectors_VC - vectors_VC.mean(0)).square().sum(1).argmin().item()
+    frames = []
+    for codes_NT in steps:
+        missing_NT = codes_NT.cpu() < 0
+        images_NHWC = decode_codes(tokenizer, codes_NT.cpu().masked_fill(missing_NT, neutral))
+        side = images_NHWC.shape[1] // grid
+        missing_Nhw = missing_NT.view(-1, grid, grid).numpy()
+        missing_NHW1 = missing_Nhw.repeat(side, axis=1).repeat(side, axis=2)[..., None]
+        frames.append(tile(np.where(missing_NHW1, GREY, images_NHWC), columns=len(images_NHWC)))
+    return frames
+
+
+def watch_decoding(
+    checkpoint: Path,
+    tokenizer: Path | None = None,
+    count: int = 5,
+    cfg_scale: float = 1.0,
+    seed: int = 1,
+    decode_steps: int | None = None,
+    order: str | torch.Tensor | None = None,
+) -> dict[str, list[np.ndarray]]:
+    """Return {title: pictures after every network call} of one image of each of the first classes.
+
+    `order` is a name, an order_T of one's own, or the order of the training; a method that takes no
+    other number of calls takes its own. {} without a file. Raises InputError for an order that
+    the method cannot take.
+    """
+    if not checkpoint.exists():
+        return {}
+    generator = load_generator(checkpoint)
+    model, head = generator.model, generator.header
+    decoder, _ = load_tokenizer(find_tokenizer(head["inputs"]["tokenizer"], tokenizer))
+    own = isinstance(order, torch.Tensor)
+    name = "order of your own" if own else f"{order or generator.order} order"
+    free = model.any_order and model.parallel
+    plan = Plan(
+        order=generator.order if order is None or own else order,
+        decode_steps=decode_steps if free else None,
+        cfg_scale=cfg_scale,
+    )
+    check_order(head["method"], name if own else plan.order, model.config.scan)
+    label_N = torch.arange(min(count, model.config.classes))
+    uniform_NS, order_NS = sample_chance(seed, range(len(label_N)), model.config.tokens)
+    if own or plan.order != "random":
+        order_NS = (order if own else model.order(plan.order)).expand_as(order_NS)
+    steps = [torch.full_like(order_NS, -1)]
+    generate(model, label_N, order_NS, uniform_NS, *plan.groups(model), watch=steps.append)
+    trained = head["config"]["order"]
+    title = f"{head['method']} trained in {trained}, {name}, {len(steps) - 1} calls"
+    return {title: decoding_frames(decoder, steps, model.config.grid)}

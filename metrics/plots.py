@@ -5,16 +5,29 @@ lacks what a figure shows is left out of it.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from metrics.pictures import blank
+from metrics.pictures import blank, plot_class_grid, save_figure
 from metrics.report import Run
+from models.data import Codes
+from models.method import Method
+from models.sampling import Plan, sample_codes
+from models.tokenizer import Tokenizer, decode_codes, load_tokenizer
+from models.training import write_log
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PANELS = {
+    "bits per code": ["train_bits", "heldout_bits", "test_bits", "cluster_bits"],
+    "learning rate": ["lr"],
+    "images per second": ["images_per_second"],
+}
+"""of the curves of a training"""
 HIGHER_IS_BETTER = ("IS", "precision", "recall", "label_accuracy")
 """starts of the names of measures; of all others less is better"""
 
@@ -269,3 +282,32 @@ def plot_sweep(
         axes.set_xlim(left=0)
     every[0].set_title(f"{measure} of samples; the best setting at each value", fontsize=10)
     return name_lines(figure, every[0])
+
+
+def tokenizer_of(path: Path, codes: Codes) -> Tokenizer | None:
+    """Return the tokenizer at `path` if it is the one that made the codes, else None."""
+    if not path.exists():
+        return None
+    tokenizer, header = load_tokenizer(path)
+    made_them = header["sha256"] == codes.header["inputs"]["tokenizer"]
+    return tokenizer.to(codes.label_N.device) if made_them else None
+
+
+def show_progress(
+    out: Path,
+    rows: list[dict],
+    model: Method,
+    tokenizer: Tokenizer | None,
+    classes: list[str],
+    order: str,
+) -> None:
+    """Write metrics.jsonl, curves.png and, with a tokenizer, samples/<step>.png (cfg 1 -> 2)."""
+    write_log(out / "metrics.jsonl", rows)
+    save_figure(plot_curves([Run(out.name, {}, rows)], PANELS), out / "curves.png")
+    if tokenizer is None:
+        return
+    model.eval()
+    label_N = torch.arange(len(classes)).repeat_interleave(8)
+    codes_NT = sample_codes(model, label_N, Plan(order=order, cfg_scale=2.0), seed=0)
+    figure = plot_class_grid(decode_codes(tokenizer, codes_NT), label_N.numpy(), classes)
+    save_figure(figure, out / f"samples/{rows[-1]['step']:07d}.png")

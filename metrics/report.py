@@ -1,4 +1,4 @@
-"""Measured runs: read from disk, kept small for git, their numbers as text.
+"""Measured runs: written, read from disk, kept small for git, their numbers as text.
 
 A run is a folder of what measured it: metrics.json (eval_c2i.py), and perhaps calibration.json
 (tools/calibrate.py), robustness.json (tools/robustness.py), sweep.json (tools/sweep_cfg.py), and
@@ -9,12 +9,12 @@ under every table that shows the file.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.artifacts import ROOT, read_json, write_text
+from models.artifacts import ROOT, git_commit, plain, read_json, this_command, write_text
 from models.command import InputError
 from models.data import evenly
 
@@ -31,6 +31,43 @@ OUTSIDE = re.compile(r"(?<=[\"\s=])(?:/|\.\./)(?:[\w.+-]+/)*(?=[\w.+-])")
 """the folder of a path outside of the project"""
 LARGEST = 100_000
 """bytes of a kept file"""
+
+
+def write_record(path: Path, numbers: dict, config: Any, inputs: dict[str, str]) -> dict:
+    """Write numbers as JSON, with the command, config, commit and inputs that they come from.
+
+    Returns what the file holds. `inputs` are hashes by name.
+    """
+    made_by = {"command": this_command(), "config": plain(config), "git_commit": git_commit()}
+    record = numbers | made_by | {"inputs": inputs}
+    write_text(path, json.dumps(record, indent=1) + "\n")
+    return record
+
+
+class Done:
+    """The parts of a long evaluation as they come, on disk, so that a cut one goes on."""
+
+    def __init__(self, file: Path, inputs: dict):
+        """Take what `file` holds if it rests on the same `inputs`, else start afresh."""
+        self.file, self.inputs, self.parts = file, inputs, {}
+        try:
+            saved = read_json(file)
+            if saved["inputs"] == json.loads(json.dumps(inputs)):
+                self.parts = dict(saved["parts"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+
+    def __call__(self, name: str, compute: Callable, *args: Any) -> Any:
+        """Return compute(*args), which is JSON, computed now or before."""
+        if name not in self.parts:
+            self.parts[name] = compute(*args)
+            write_text(self.file, json.dumps({"inputs": self.inputs, "parts": self.parts}))
+        return self.parts[name]
+
+
+def at_once(name: str, compute: Callable, *args: Any) -> Any:
+    """Do as a `Done` that remembers nothing."""
+    return compute(*args)
 
 
 @dataclass(frozen=True)

@@ -11,35 +11,31 @@ Images: corrupted as in `metrics/corruptions.py`, encoded to the nearest codes.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from metrics.calibration import Batches, Predictions, collect, ece, equal_width_edges, mean_of
-from metrics.extractor import Classifier
+from metrics.calibration import (
+    LN2,
+    Batches,
+    Predictions,
+    collect,
+    ece,
+    equal_width_edges,
+    mean_of,
+    trust,
+)
+from metrics.evaluation import sampled_codes
 from metrics.fidelity import psnr
 from metrics.likelihood import logit_batches
 from metrics.sample_calibration import class_log_p
 from models.command import InputError
 from models.method import Method
-from models.sampling import Plan, sample_codes
-from models.tokenizer import Tokenizer, decode_codes, encode_images, to_float
+from models.sampling import Plan
+from models.tokenizer import Tokenizer, decode_codes, encode_images
 
 RHOS = (0.0, 0.05, 0.1, 0.2, 0.4)
-
-
-def code_vectors(tokenizer: Tokenizer) -> torch.Tensor:
-    """Return the vectors by whose distance the tokenizer picks a code: float (V, C)."""
-    from models.published.baseline_vqvae import BaselineVQVAE
-    from models.published.vq16 import VQ16
-
-    if isinstance(tokenizer, VQ16):
-        return tokenizer.quantize.vectors_VC
-    if isinstance(tokenizer, BaselineVQVAE):
-        return tokenizer._vq_vae._embedding.weight
-    return tokenizer.quantizer.codebook_VC
 
 
 def nearest_codes(codebook_VC: torch.Tensor, count: int = 8) -> torch.Tensor:
@@ -112,21 +108,18 @@ def context_report(
         corrupted_NT = corrupt_context(codes_NT, rho, model.config.vocab_size, neighbours_VK, seed)
         inputs = (codes_NT, corrupted_NT, label_N, order_NS)
         tokens = collect(corrupted_batches(model, *inputs, batch, f"rho {rho:g}"))
-        bits_NS = tokens.nats_NS / math.log(2)
+        bits_NS = tokens.nats_NS / LN2
         clean_N = bits_NS.sum(1) if clean_N is None else clean_N
-        gap_NS = tokens.confidence_NS - tokens.correct_NS
-        rows.append(
-            {
-                "rho": rho,
-                "replaced": (corrupted_NT != codes_NT).double().mean().item(),
-                "bits_per_image": mean_of(bits_NS.sum(1), seed),
-                "more_bits_per_image": mean_of(bits_NS.sum(1) - clean_N, seed),
-                "bits_per_step": mean_of(bits_NS, seed),
-                "accuracy": mean_of(tokens.correct_NS.mean(1), seed),
-                "ece_equal_width": ece(tokens, equal_width_edges(), seed),
-                "overconfidence_gap": mean_of(gap_NS.mean(1), seed),
-            }
-        )
+        row = {
+            "rho": rho,
+            "replaced": (corrupted_NT != codes_NT).double().mean().item(),
+            "bits_per_image": mean_of(bits_NS.sum(1), seed),
+            "more_bits_per_image": mean_of(bits_NS.sum(1) - clean_N, seed),
+            "bits_per_step": mean_of(bits_NS, seed),
+            "accuracy": mean_of(tokens.correct_NS.mean(1), seed),
+            **trust(tokens, seed),
+        }
+        rows.append(row)
     return rows
 
 
@@ -139,10 +132,10 @@ class MisreadContext(Method):
     """
 
     def __init__(self, model: Method, rho: float, seed: int, samples: range):
-        """Wrap `model` for these samples of the stream `seed`."""
         super().__init__(model.config)
         self.model, self.rho = model, rho
         self.any_order, self.parallel, self.scans = model.any_order, model.parallel, model.scans
+        self.order, self.groups, self.cache = model.order, model.groups, model.cache
         device = next(model.parameters()).device
         # the 1 makes it another stream than the one that `sample_chance` picks the codes by
         streams = [np.random.default_rng([seed, sample, 1]) for sample in samples]
@@ -152,21 +145,8 @@ class MisreadContext(Method):
         self.chance_BT = torch.from_numpy(chance_BT).to(device)
         self.step_BT = torch.from_numpy(step_BT).to(device)
 
-    def order(self, name):
-        """Return the wrapped method's order; see Method."""
-        return self.model.order(name)
-
-    def groups(self, steps, grouping="cosine"):
-        """Return the wrapped method's groups; see Method."""
-        return self.model.groups(steps, grouping)
-
     def forward(self, codes_BT, label_B, order_BS):
-        """Return the wrapped method's logits; see Method."""
         return self.model(codes_BT, label_B, order_BS)
-
-    def cache(self, label_B):
-        """Return the wrapped method's cache; see Method."""
-        return self.model.cache(label_B)
 
     def decode(self, cache, codes_Bm, cells_Bm, next_cells_Bn):
         """Return the logits after the codes as misread; the batch is the samples once, or twice."""
@@ -182,39 +162,11 @@ def misread_samples(
     model: Method, label_N: torch.Tensor, plan: Plan, rho: float, seed: int, batch: int
 ) -> torch.Tensor:
     """Return codes_NT on the CPU, as written, of samples whose own codes were misread."""
-    parts = []
-    with tqdm(total=len(label_N), desc=f"sampling, rho {rho:g}", unit="image", leave=False) as bar:
-        for first in range(0, len(label_N), batch):
-            label_B = label_N[first : first + batch]
-            misreads = MisreadContext(model, rho, seed, range(first, first + len(label_B)))
-            parts.append(sample_codes(misreads, label_B, plan, seed, first).cpu())
-            bar.update(len(label_B))
-    return torch.cat(parts)
-
-
-@torch.inference_mode()
-def features_of(
-    images_NHWC: np.ndarray, extractor: Classifier, batch: int = 500
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (features_NF float32, class int64 (N,)) of uint8 images, on the CPU."""
-    device, parts = next(extractor.parameters()).device, []
-    for start in range(0, len(images_NHWC), batch):
-        features_BF, logits_BC = extractor(to_float(images_NHWC[start : start + batch], device))
-        parts.append((features_BF.float().cpu(), logits_BC.argmax(1).cpu()))
-    features, classes = zip(*parts, strict=True)
-    return torch.cat(features), torch.cat(classes)
-
-
-def frechet(features_NF: torch.Tensor, others_MF: torch.Tensor) -> float:
-    """Return the distance that FID is, between these features, by torch-fidelity; never below 0."""
-    from torch_fidelity.metric_fid import (
-        KEY_METRIC_FID,
-        fid_features_to_statistics,
-        fid_statistics_to_metric,
+    name = f"sampling, rho {rho:g}"
+    parts = sampled_codes(
+        model, label_N, plan, seed, batch, name, lambda rows: MisreadContext(model, rho, seed, rows)
     )
-
-    both = (fid_features_to_statistics(features) for features in (features_NF, others_MF))
-    return max(0.0, fid_statistics_to_metric(*both, verbose=False)[KEY_METRIC_FID])
+    return torch.cat(list(parts))
 
 
 @dataclass(frozen=True)
@@ -235,22 +187,20 @@ class Reading:
 
         Resampling draws images, each with all of its versions.
         """
-        tokens, classes = (_flat(x[:, versions]) for x in (self.tokens, self.classes))
+        # (N, A, S) -> (N, A * S): the versions of an image side by side
+        tokens, classes = (
+            x[:, versions].each(lambda value_NAS: value_NAS.flatten(1))
+            for x in (self.tokens, self.classes)
+        )
         decibels_NA = self.decibels_NA[:, versions]
-        bits_N = tokens.nats_NS.sum(1) / math.log(2) / decibels_NA.shape[1]
+        bits_N = tokens.nats_NS.sum(1) / LN2 / decibels_NA.shape[1]
         return {
             "bits_per_image": mean_of(bits_N, seed),
-            "ece_equal_width": ece(tokens, equal_width_edges(), seed),
-            "overconfidence_gap": mean_of((tokens.confidence_NS - tokens.correct_NS).mean(1), seed),
+            **trust(tokens, seed),
             "class_accuracy": mean_of(classes.correct_NS.mean(1), seed),
             "class_ece": ece(classes, equal_width_edges(), seed),
             "psnr": mean_of(decibels_NA.mean(1), seed),
         }
-
-
-def _flat(found: Predictions) -> Predictions:
-    """Put an image's versions side by side: (N, A, S) -> (N, A * S)."""
-    return Predictions(*(getattr(found, field.name).flatten(1) for field in fields(found)))
 
 
 def read_images(
@@ -264,23 +214,14 @@ def read_images(
     name: str | None = None,
 ) -> Reading:
     """Encode A versions of N images, all in their image's order, and see what the model says."""
-    images, versions = images_NAHWC.shape[:2]
+    shape = images_NAHWC.shape[:2]
     codes_MT = encode_images(tokenizer, images_NAHWC.reshape(-1, *clean_NHWC.shape[1:]))
-    label_M = label_N.repeat_interleave(versions)
-    order_MS = order_NS.repeat_interleave(versions, dim=0)
+    label_M = label_N.repeat_interleave(shape[1])
+    order_MS = order_NS.repeat_interleave(shape[1], dim=0)
     tokens = collect(logit_batches(model, codes_MT, label_M, order_MS, batch, name))
     log_p_MC = class_log_p(model, codes_MT, order_MS, batch)
     classes = collect([(log_p_MC.unsqueeze(1), label_M.unsqueeze(1))])
     decoded_MHWC = decode_codes(tokenizer, codes_MT)
-    decibels_M = torch.from_numpy(psnr(decoded_MHWC, clean_NHWC.repeat(versions, axis=0)))
-
-    def by_image(found: Predictions) -> Predictions:
-        parts = (getattr(found, field.name) for field in fields(found))
-        return Predictions(*(x_MS.unflatten(0, (images, versions)) for x_MS in parts))
-
-    return Reading(
-        by_image(tokens),
-        by_image(classes),
-        decibels_M.view(images, versions),
-        decoded_MHWC.reshape(images_NAHWC.shape),
-    )
+    decibels_M = torch.from_numpy(psnr(decoded_MHWC, clean_NHWC.repeat(shape[1], axis=0)))
+    by_image = (x.each(lambda value_MS: value_MS.unflatten(0, shape)) for x in (tokens, classes))
+    return Reading(*by_image, decibels_M.view(shape), decoded_MHWC.reshape(images_NAHWC.shape))

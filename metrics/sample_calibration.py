@@ -18,22 +18,22 @@ import torch
 from tqdm import tqdm
 
 from metrics.calibration import (
+    LN2,
     RESAMPLES,
     Batches,
     Predictions,
     bootstrap_weights,
     calibration_report,
     collect,
-    ece,
-    equal_width_edges,
     mean_of,
     spread,
+    trust,
 )
+from metrics.evaluation import sampled_codes
 from metrics.likelihood import bits_per_code, logit_batches, orders_for
 from models.method import Method
-from models.sampling import Plan, sample_codes
+from models.sampling import Plan
 
-LN2 = math.log(2)
 HOTTEST = 100.0
 """temperatures are looked for in [1 / HOTTEST, HOTTEST]"""
 GROUPS = 10
@@ -102,22 +102,14 @@ def temperature_report(
     fit_N, rest_N = halves(images, seed)
     fitted = best_temperature(lambda: batches(fit_N))
     before, after = collect(batches(rest_N)), collect(batches(rest_N), fitted["value"])
-    edges = equal_width_edges()
-    return {
+    report = {
         "temperature": fitted,
-        "gain_bits_per_image": mean_of((before.nats_NS - after.nats_NS).sum(1) / math.log(2), seed),
-        **{
-            f"{name}_{when}": measure
-            for when, found in (("before", before), ("after", after))
-            for name, measure in {
-                "nll_nats": mean_of(found.nats_NS.mean(1), seed),
-                "ece_equal_width": ece(found, edges, seed),
-                "overconfidence_gap": mean_of(
-                    (found.confidence_NS - found.correct_NS).mean(1), seed
-                ),
-            }.items()
-        },
+        "gain_bits_per_image": mean_of((before.nats_NS - after.nats_NS).sum(1) / LN2, seed),
     }
+    for when, tokens in (("before", before), ("after", after)):
+        report[f"nll_nats_{when}"] = mean_of(tokens.nats_NS.mean(1), seed)
+        report |= {f"{name}_{when}": value for name, value in trust(tokens, seed).items()}
+    return report
 
 
 def own_samples(
@@ -127,13 +119,7 @@ def own_samples(
 
     Guided samples would be of another distribution than the one whose entropy is asked for.
     """
-    plan, parts = Plan(order=order), []
-    with tqdm(total=len(label_N), desc="sampling", unit="image") as bar:
-        for first in range(0, len(label_N), batch):
-            label_B = label_N[first : first + batch]
-            parts.append(sample_codes(model, label_B, plan, seed, first).cpu())
-            bar.update(len(label_B))
-    codes_NT = torch.cat(parts)
+    codes_NT = torch.cat(list(sampled_codes(model, label_N, Plan(order=order), seed, batch)))
     order_NS = orders_for(model, order, len(label_N), seed)  # those it sampled in
     return codes_NT, collect(logit_batches(model, codes_NT, label_N, order_NS, batch))
 
@@ -142,20 +128,12 @@ def class_log_p(
     model: Method, codes_NT: torch.Tensor, order_NS: torch.Tensor, batch: int = 100
 ) -> torch.Tensor:
     """Return ln p(codes | label) for every label, float64 (N, classes), with a progress bar."""
-    columns = []
-    classes = range(model.config.classes)
-    with tqdm(total=len(codes_NT) * len(classes), desc="classes", unit="image") as bar:
-        for label in classes:
-            parts = []
-            for codes_BT, order_BS in zip(
-                codes_NT.split(batch), order_NS.split(batch), strict=True
-            ):
-                label_B = torch.full((len(codes_BT),), label)
-                bits_BS = bits_per_code(model, codes_BT, label_B, order_BS, batch)
-                parts.append(-LN2 * bits_BS.double().sum(1))
-                bar.update(len(codes_BT))
-            columns.append(torch.cat(parts))
-    return torch.stack(columns, 1)
+    bar = tqdm(range(model.config.classes), desc="classes", unit="class", leave=False)
+    columns = [
+        bits_per_code(model, codes_NT, torch.full((len(codes_NT),), label), order_NS, batch)
+        for label in bar
+    ]
+    return torch.stack([-LN2 * bits_NS.double().sum(1) for bits_NS in columns], 1)
 
 
 def class_report(log_p_NC: torch.Tensor, label_N: torch.Tensor, seed: int = 0) -> dict:
@@ -164,12 +142,11 @@ def class_report(log_p_NC: torch.Tensor, label_N: torch.Tensor, seed: int = 0) -
     The temperature is of ln p(codes | label), fitted on half of the images; `before` and
     `after` are of the others.
     """
-
-    def batches(rows_N: torch.Tensor):
-        return [(log_p_NC[rows_N].unsqueeze(1), label_N[rows_N].unsqueeze(1))]
-
-    fit_N, rest_N = halves(len(label_N), seed)
-    fitted, rest = best_temperature(lambda: batches(fit_N)), batches(rest_N)
+    fit, rest = (
+        [(log_p_NC[rows_N].unsqueeze(1), label_N[rows_N].unsqueeze(1))]
+        for rows_N in halves(len(label_N), seed)
+    )
+    fitted = best_temperature(lambda: fit)
     return {
         "temperature": fitted,
         "before": calibration_report(collect(rest), seed),
@@ -185,22 +162,18 @@ def entropy_report(own: Predictions, held_out: Predictions, seed: int = 0) -> di
     distribution.
     """
     entropy_NS, nll_MS = own.entropy_NS / LN2, held_out.nats_NS / LN2
-    difference_S = entropy_NS.mean(0) - nll_MS.mean(0)
-    weights = [
-        bootstrap_weights(len(x), RESAMPLES, seed + k) / len(x)
-        for k, x in enumerate((entropy_NS, nll_MS))
-    ]
-    difference_RS = weights[0] @ entropy_NS - weights[1] @ nll_MS
+    images, difference_S = len(entropy_NS), entropy_NS.mean(0) - nll_MS.mean(0)
+    own_RN = bootstrap_weights(images, RESAMPLES, seed)
+    held_out_RM = bootstrap_weights(len(nll_MS), RESAMPLES, seed + 1)
+    difference_RS = own_RN @ entropy_NS / images - held_out_RM @ nll_MS / len(nll_MS)
     check_N = (own.nats_NS / LN2 - entropy_NS).sum(1)
     return {
         "entropy_bits_per_step": mean_of(entropy_NS, seed),
         "held_out_bits_per_step": mean_of(nll_MS, seed + 1),
-        "difference_bits_per_step": spread(difference_S, difference_RS, len(entropy_NS)),
+        "difference_bits_per_step": spread(difference_S, difference_RS, images),
         "entropy_bits_per_image": mean_of(entropy_NS.sum(1), seed),
         "held_out_bits_per_image": mean_of(nll_MS.sum(1), seed + 1),
-        "difference_bits_per_image": spread(
-            difference_S.sum(), difference_RS.sum(1), len(entropy_NS)
-        ),
+        "difference_bits_per_image": spread(difference_S.sum(), difference_RS.sum(1), images),
         "sampler_check_bits_per_image": mean_of(check_N, seed),
     }
 

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+import torch
+
 from models.artifacts import ROOT
 from models.command import InputError
 
@@ -89,6 +91,11 @@ def of_encoding(said: str) -> dict:
     if speed is None:
         raise InputError("stage 3 printed no speed of the test split")
     return {"images_per_second": float(speed[1])}
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the GPU, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def processor() -> str:

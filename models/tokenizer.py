@@ -61,6 +61,18 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, dict]:
     return model.requires_grad_(False).eval(), saved["header"]
 
 
+def code_vectors(tokenizer: Tokenizer) -> torch.Tensor:
+    """Return the vectors by whose distance the tokenizer picks a code: float (V, C)."""
+    from models.published.baseline_vqvae import BaselineVQVAE
+    from models.published.vq16 import VQ16
+
+    if isinstance(tokenizer, VQ16):
+        return tokenizer.quantize.vectors_VC
+    if isinstance(tokenizer, BaselineVQVAE):
+        return tokenizer._vq_vae._embedding.weight
+    return tokenizer.quantizer.codebook_VC
+
+
 def find_tokenizer(sha256: str | None, asked: Path | None = None) -> Path:
     """Return the tokenizer file with this sha256: `asked`, or one the repo has.
 

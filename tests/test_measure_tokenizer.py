@@ -8,8 +8,8 @@ import torch
 from helpers import changed, config_of, script
 from tiny_extractor import write_extractor
 
-from metrics.fidelity import codebook_use, psnr, reconstruction_report
-from metrics.robustness import features_of, frechet
+from metrics.extractor import classifier_extractor, label_accuracy
+from metrics.fidelity import codebook_use, features_of, fidelity, psnr, reconstruction_report
 from models.command import InputError
 from models.data import evenly, load_codes, load_split, save_codes
 from models.tokenizer import decode_codes, encode_images, load_tokenizer, save_tokenizer
@@ -58,15 +58,20 @@ def test_the_command_measures_both_kinds_of_codes(world, config, tmp_path, judge
     assert stored["perplexity"] == codebook_use(codes_NT, 32)["perplexity"]
     assert stored["psnr"]["value"] == pytest.approx(psnr(test.images_NHWC, decoded_NHWC).mean())
     assert (nearest["search"], stored["search"]) == (0, 3)
+    extractor = classifier_extractor(tmp_path / "extractor.pth")
     features, of_test, of_train = (
-        features_of(images, judge)[0]
+        features_of(images, extractor)
         for images in (decoded_NHWC, test.images_NHWC, load_split(world.data, "train").images_NHWC)
     )
-    assert stored["rFD_shapes"] == pytest.approx(frechet(features, of_test), rel=1e-3)
-    assert stored["as_samples"]["FD_shapes"] == pytest.approx(frechet(features, of_train), rel=1e-3)
-    assert found["control"]["FD_shapes"] == pytest.approx(frechet(of_test, of_train), rel=1e-3)
-    shown_N = features_of(decoded_NHWC, judge)[1].numpy() == test.labels_N
-    assert stored["as_samples"]["label_accuracy"] == shown_N.mean()
+
+    def frechet(*pair):
+        return pytest.approx(fidelity(*pair, extractor)["FD_shapes"], rel=1e-3)
+
+    assert stored["rFD_shapes"] == frechet(features, of_test)
+    assert stored["as_samples"]["FD_shapes"] == frechet(features, of_train)
+    assert found["control"]["FD_shapes"] == frechet(of_test, of_train)
+    accuracy = label_accuracy(decoded_NHWC, test.labels_N, judge)
+    assert stored["as_samples"]["label_accuracy"] == accuracy
     assert "FID" not in json.dumps(found["codes"])
     said = capsys.readouterr().out
     assert f"{stored['rFD_shapes']:.4f}" in said and f"{found['control']['FD_shapes']:.4f}" in said

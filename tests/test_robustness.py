@@ -1,27 +1,19 @@
-"""What is replaced in a context and what that costs; misread samples; distances; readings."""
+"""What is replaced in a context and what that costs; misread samples; readings."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from helpers import script
-from tiny_extractor import write_extractor
 
 from metrics.calibration import Predictions
-from metrics.extractor import class_probabilities, classifier_extractor
-from metrics.fidelity import features_of as fidelity_features
-from metrics.fidelity import fidelity
 from metrics.likelihood import bits_per_code, orders_for
 from metrics.robustness import (
     MisreadContext,
     Reading,
-    code_vectors,
     context_report,
     corrupt_context,
     corrupted_batches,
-    features_of,
-    frechet,
     misread_samples,
     nearest_codes,
 )
@@ -31,10 +23,9 @@ from models.methods import METHODS, build
 from models.published.baseline_vqvae import BaselineConfig, BaselineVQVAE
 from models.published.vq16 import VQ16, VQ16Config
 from models.sampling import Plan, sample_chance, sample_codes
+from models.tokenizer import code_vectors
 from models.transformer import ModelConfig
 from models.vqvae import VQVAE, VQVAEConfig
-
-make_shapes = script("data/shapes.py").make_shapes
 
 CODES = 7
 
@@ -242,20 +233,6 @@ def test_what_is_misread_hangs_on_sample_and_cell_alone():
     many = MisreadContext(Deaf(), 0.3, 7, range(300))
     together = torch.stack((uniform_BS.flatten(), many.chance_BT.flatten()))
     assert abs(torch.corrcoef(together)[0, 1]) < 0.05
-
-
-def test_the_distance_is_that_of_fidelity(tmp_path):
-    extractor = write_extractor(tmp_path / "extractor.pth")
-    images_NHWC, others_MHWC = make_shapes(40, 0)[0], make_shapes(60, 1)[0] // 2
-    (features_NF, class_N), (others_MF, _) = (
-        features_of(images, extractor, batch=25) for images in (images_NHWC, others_MHWC)
-    )
-    assert torch.equal(class_N, torch.tensor(class_probabilities(images_NHWC, extractor).argmax(1)))
-    whole = classifier_extractor(tmp_path / "extractor.pth")
-    both = (fidelity_features(images, whole) for images in (images_NHWC, others_MHWC))
-    found = fidelity(*both, whole)["FD_c10"]
-    assert frechet(features_NF, others_MF) == pytest.approx(found, rel=1e-3)
-    assert 0 <= frechet(features_NF, features_NF) < 1e-4 < frechet(features_NF, others_MF)
 
 
 def test_code_vectors_are_those_the_tokenizer_compares():

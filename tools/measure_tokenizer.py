@@ -8,7 +8,6 @@ the distance of decoded test images to the same images. Their distance to train 
 perfect generator of these codes would have, and stands beside that of the test images themselves.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from metrics.calibration import mean_of
 from metrics.evaluation import MeasureConfig, Reference
 from metrics.fidelity import FEATURES, codebook_use, features_of, fidelity, psnr
 from metrics.pictures import plot_reconstructions, save_figure
+from metrics.report import write_record
 from models import command
-from models.artifacts import ROOT, git_commit, plain, this_command, write_text
+from models.artifacts import ROOT
 from models.command import InputError, run
 from models.data import Split, evenly, load_codes_of
 from models.tokenizer import Tokenizer, decode_codes, encode_images, load_tokenizer
@@ -72,21 +72,23 @@ def measure(
 
     Their features are kept on disk, since both need them and Inception takes long.
     """
-    found = {"psnr": mean_of(torch.from_numpy(psnr(images_NHWC, decoded_NHWC)))}
+    values = {"psnr": mean_of(torch.from_numpy(psnr(images_NHWC, decoded_NHWC)))}
     for extractor in reference.extractors:
-        decoded = features_of(decoded_NHWC, extractor, reference.device, FEATURES)
-        originals = features_of(images_NHWC, extractor, reference.device, FEATURES)
-        distance = fidelity(decoded, originals, extractor, frechet_only=True)
-        found |= {f"r{name}": value for name, value in distance.items()}
-    return found | {"as_samples": reference.measure(decoded_NHWC, label_N, real=True)}
+        both = (
+            features_of(images, extractor, reference.device, FEATURES)
+            for images in (decoded_NHWC, images_NHWC)
+        )
+        distance = fidelity(*both, extractor, frechet_only=True)
+        values |= {f"r{name}": value for name, value in distance.items()}
+    return values | {"as_samples": reference.measure(decoded_NHWC, label_N, real=True)}
 
 
 def main(cfg: MeasureTokenizerConfig) -> dict:
     """Measure, write, print; return what tokenizer.json holds."""
     device = pick_device(cfg.device)
-    model, about = load_tokenizer(cfg.tokenizer)
+    model, header = load_tokenizer(cfg.tokenizer)
     model.to(device).to(memory_format=torch.channels_last)
-    reference = cfg.against.load(about["dataset"], device)
+    reference = cfg.against.load(header["dataset"], device)
     if reference is None:
         raise InputError("expected real images to measure on; give --data")
     test = reference.test
@@ -94,49 +96,45 @@ def main(cfg: MeasureTokenizerConfig) -> dict:
     images_NHWC, label_N = test.images_NHWC[rows_N], test.labels_N[rows_N]
     out = cfg.out or ROOT / "results" / cfg.tokenizer.stem
 
-    kinds = codes_to_measure(cfg, model, about["sha256"], test, rows_N)
+    kinds = codes_to_measure(cfg, model, header["sha256"], test, rows_N)
     measured = {}
     for name, (codes_NT, sweeps) in kinds.items():
         decoded_NHWC = decode_codes(model, codes_NT, cfg.batch)
         use = codebook_use(codes_NT, model.config.codebook_size)
-        kept = measure(decoded_NHWC, images_NHWC, label_N, reference)
-        measured[name] = {"search": sweeps} | use | kept
-    found = {
+        values = measure(decoded_NHWC, images_NHWC, label_N, reference)
+        measured[name] = {"search": sweeps} | use | values
+    numbers = {
         "parameters": parameters(model),
         "codebook_size": model.config.codebook_size,
         "grid": model.grid,
-        "train_steps": about["config"].get("steps"),
-        "train_batch": about["config"].get("batch"),
+        "train_steps": header["config"].get("steps"),
+        "train_batch": header["config"].get("batch"),
         "images": len(rows_N),
         "reference_images": len(reference.train_NHWC),
         "codes": measured,
         "control": reference.measure(images_NHWC, label_N, real=True),
-        "command": this_command(),
-        "config": plain(cfg),
-        "git_commit": git_commit(),
-        "inputs": {"tokenizer": about["sha256"], "test_images": test.sha256},
     }
-    write_text(out / "tokenizer.json", json.dumps(found, indent=1) + "\n")
+    inputs = {"tokenizer": header["sha256"], "test_images": test.sha256}
+    record = write_record(out / "tokenizer.json", numbers, cfg, inputs)
     shown = evenly(len(rows_N), 16)
     figure = plot_reconstructions(images_NHWC[shown], decoded_NHWC[shown])
     save_figure(figure, out / "reconstructions.png")
-    report(found, out)
-    return found
+    report(record, out)
+    return record
 
 
-def report(found: dict, out: Path) -> None:
+def report(record: dict, out: Path) -> None:
     """Print a column for each kind of codes, and one for the real images in their place."""
-    print(f"{found['parameters']:,} parameters, {found['images']} test images decoded from codes:")
-    kinds, control = found["codes"], found["control"]
+    print("{parameters:,} parameters, {images} test images decoded from codes:".format(**record))
+    kinds = record["codes"]
     print(f"  {'':>15}" + "".join(f"{name:>10}" for name in [*kinds, "real"]))
     columns = [
         kind | {"psnr": kind["psnr"]["value"]} | kind["as_samples"] for kind in kinds.values()
     ]
-    for name in columns[0]:
-        if name != "as_samples":
-            cells = [column[name] for column in [*columns, control] if name in column]
-            print(f"  {name:>15}" + "".join(f"{value:10.4f}" for value in cells))
-    print(f"  what has a real one: against {found['reference_images']} train images -> {out}")
+    for name in (name for name in columns[0] if name != "as_samples"):
+        cells = [column[name] for column in [*columns, record["control"]] if name in column]
+        print(f"  {name:>15}" + "".join(f"{value:10.4f}" for value in cells))
+    print(f"  what has a real one: against {record['reference_images']} train images -> {out}")
 
 
 if __name__ == "__main__":

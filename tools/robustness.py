@@ -5,7 +5,6 @@ checkpoint + tokenizer + test images and codes -> results/<run>/{robustness.json
 context.png, misread.png}
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,42 +14,26 @@ import torch
 
 from metrics.calibration import mean_of
 from metrics.corruptions import SEVERITIES, Corrupted, drawn, official
-from metrics.extractor import Classifier, classifier_extractor, load_classifier
-from metrics.fidelity import FULL
+from metrics.evaluation import GeneratorConfig, Subject, judge_of
+from metrics.fidelity import FULL, FeatureExtractor, features_of, fidelity
 from metrics.likelihood import orders_for
 from metrics.pictures import save_figure
 from metrics.plots import plot_context, plot_corruptions, plot_misread
-from metrics.report import Run
-from metrics.robustness import (
-    RHOS,
-    code_vectors,
-    context_report,
-    features_of,
-    frechet,
-    misread_samples,
-    nearest_codes,
-    read_images,
-)
+from metrics.report import Run, write_record
+from metrics.robustness import RHOS, context_report, misread_samples, nearest_codes, read_images
 from metrics.tables import robustness
 from models import command
-from models.artifacts import ROOT, git_commit, plain, sha256_of, this_command, write_text
-from models.checkpoint import load_generator, results_of
+from models.artifacts import ROOT
 from models.command import InputError, run
 from models.data import Codes, Split, evenly, load_codes_of, load_split
-from models.method import Method
 from models.sampling import Plan
-from models.tokenizer import Tokenizer, decode_codes, find_tokenizer, load_tokenizer
-from models.training import parameters, pick_device
+from models.tokenizer import code_vectors, decode_codes
 
 
 @dataclass(frozen=True)
-class RobustnessConfig(command.Config):
+class RobustnessConfig(GeneratorConfig):
     """Measure a generator on corrupted images and contexts, and on samples that it misreads."""
 
-    checkpoint: Path
-    """last.pth of a run, or a file in checkpoints/"""
-    tokenizer: Path | None = None
-    """default: the one in tokenizer_vq/, checkpoints/ or data/*/ that made the generator's codes"""
     extractor: Path | None = None
     """ruler and judge of images; default: checkpoints/extractor_<dataset>.pth"""
     codes: Path = ROOT / "data/codes"
@@ -68,22 +51,15 @@ class RobustnessConfig(command.Config):
     """samples for each rho, sample i of class i modulo 10; 0 for none"""
     cfg_scale: command.Amount = 1.0
     """guidance scale of the samples; 1 for none"""
-    seed: command.Seed = 0
-    """corruptions, orders, samples and resamples follow from it"""
-    batch: command.Batch = 100
-    out: command.OutFolder | None = None
-    """default results/<name of the run or file>"""
-    device: command.DeviceName = "auto"
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What is measured, and on what, read before the long part."""
 
-    tokenizer: Tokenizer
-    extractor: Classifier
-    distance: str
-    """name of the extractor's distance, as FD_c10"""
+    subject: Subject
+    judge: FeatureExtractor
+    """ruler and judge of images"""
     test: Codes
     """the --images test codes"""
     split: Split
@@ -91,14 +67,23 @@ class Inputs:
     rows_N: np.ndarray
     """which of them are corrupted"""
     corrupted: Corrupted
-    sha256: dict[str, str]
+
+    def features(self, images_NHWC: np.ndarray) -> dict[str, torch.Tensor]:
+        """Return what the judge sees in uint8 images, however few they are."""
+        return features_of(images_NHWC, self.judge, self.subject.device, least=1)
+
+    def distance(self, features: dict, others: dict) -> dict[str, float]:
+        """Return {name of the distance: value} between the features of two sets."""
+        (value,) = fidelity(features, others, self.judge, frechet_only=True).values()
+        return {self.judge.frechet_name(FULL): value}
 
 
-def load_inputs(cfg: RobustnessConfig, head: dict, device: torch.device) -> Inputs:
-    """Read what belongs to a generator. Raises InputError for a file that is another's."""
-    test = load_codes_of(head, cfg.codes, "test", cfg.checkpoint)
-    tokenizer = find_tokenizer(head["inputs"]["tokenizer"], cfg.tokenizer)
-    folder = cfg.data or ROOT / "data" / head["dataset"]
+def load_inputs(cfg: RobustnessConfig) -> Inputs:
+    """Read what belongs together. Raises InputError for a file that is another's."""
+    subject = cfg.load()
+    header = subject.header
+    test = load_codes_of(header, cfg.codes, "test", cfg.checkpoint)
+    folder = cfg.data or ROOT / "data" / header["dataset"]
     split = load_split(folder, "test")
     if split.sha256 != test.header["inputs"]["images"]:
         raise InputError(
@@ -110,48 +95,43 @@ def load_inputs(cfg: RobustnessConfig, head: dict, device: torch.device) -> Inpu
     corrupted = drawn(split.images_NHWC[rows_N], cfg.seed)
     if cfg.cifar10_c:
         corrupted = official(cfg.cifar10_c, split.labels_N, rows_N)
-    extractor = cfg.extractor or ROOT / f"checkpoints/extractor_{head['dataset']}.pth"
-    return Inputs(
-        load_tokenizer(tokenizer)[0].to(device),
-        load_classifier(extractor)[0].to(device),
-        classifier_extractor(extractor).frechet_name(FULL),
-        test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images))),
-        split,
-        rows_N,
-        corrupted,
-        {"test_codes": test.header["sha256"], "test_images": split.sha256}
-        | {"extractor": sha256_of(extractor)},
-    )
+    judge = judge_of(header["dataset"], cfg.extractor, subject.device)
+    if judge is None:
+        raise InputError(
+            f"no classifier of {header['dataset']}; run: uv run tools/train_extractor.py"
+        )
+    test = test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
+    return Inputs(subject, judge, test, split, rows_N, corrupted)
 
 
-def image_stage(cfg: RobustnessConfig, model: Method, inputs: Inputs, order: str) -> dict:
+def image_stage(cfg: RobustnessConfig, inputs: Inputs) -> dict:
     """Return the measures of images by severity, 0 being the clean ones, and by corruption."""
-    about = {"source": inputs.corrupted.source, "images": len(inputs.rows_N)}
+    numbers = {"source": inputs.corrupted.source, "images": len(inputs.rows_N)}
     if not cfg.corrupted_images:
-        return about | {"by_severity": [], "by_corruption": {}}
-    clean_NHWC = inputs.split.images_NHWC[inputs.rows_N]
+        return numbers | {"by_severity": [], "by_corruption": {}}
+    subject, clean_NHWC = inputs.subject, inputs.split.images_NHWC[inputs.rows_N]
     label_N = torch.from_numpy(inputs.split.labels_N[inputs.rows_N])
-    order_NS = orders_for(model, order, len(label_N), cfg.seed)
-    reference_NF, by_severity = None, []
+    order_NS = orders_for(subject.model, subject.order, len(label_N), cfg.seed)
+    reference, by_severity = None, []
     by_corruption = {name: [] for name in inputs.corrupted.names}
     for severity in (0, *SEVERITIES):
         images_NAHWC = inputs.corrupted.at(severity) if severity else clean_NHWC[:, None]
         rest = (clean_NHWC, label_N, order_NS, cfg.batch, f"severity {severity}")
-        reading = read_images(model, inputs.tokenizer, images_NAHWC, *rest)
-        decoded_MHWC = reading.decoded_NAHWC.reshape(-1, *clean_NHWC.shape[1:])
-        features_MF, _ = features_of(decoded_MHWC, inputs.extractor)
-        reference_NF = features_MF if reference_NF is None else reference_NF
-        distance = {inputs.distance: frechet(features_MF, reference_NF)}
-        by_severity.append({"severity": severity} | reading.row(seed=cfg.seed) | distance)
+        reading = read_images(subject.model, subject.tokenizer, images_NAHWC, *rest)
+        features = inputs.features(reading.decoded_NAHWC.reshape(-1, *clean_NHWC.shape[1:]))
+        reference = reference or features
+        row = reading.row(seed=cfg.seed) | inputs.distance(features, reference)
+        by_severity.append({"severity": severity} | row)
         for i, name in enumerate(inputs.corrupted.names if severity else ()):
             row = reading.row(slice(i, i + 1), cfg.seed)
             by_corruption[name].append({"severity": severity} | row)
-    return about | {"by_severity": by_severity, "by_corruption": by_corruption}
+    return numbers | {"by_severity": by_severity, "by_corruption": by_corruption}
 
 
-def context_stage(cfg: RobustnessConfig, model: Method, inputs: Inputs, order: str) -> dict:
+def context_stage(cfg: RobustnessConfig, inputs: Inputs) -> dict:
     """Return what replaced codes cost: by any others, and by those with the nearest vectors."""
-    neighbours_VK = nearest_codes(code_vectors(inputs.tokenizer)).cpu()
+    model, order = inputs.subject.model, inputs.subject.order
+    neighbours_VK = nearest_codes(code_vectors(inputs.subject.tokenizer)).cpu()
     codes_NT, label_N = inputs.test.codes_NAT[:, 0], inputs.test.label_N
     order_NS = orders_for(model, order, len(label_N), cfg.seed)
     return {
@@ -160,53 +140,44 @@ def context_stage(cfg: RobustnessConfig, model: Method, inputs: Inputs, order: s
     }
 
 
-def sampling_stage(cfg: RobustnessConfig, model: Method, inputs: Inputs, order: str) -> list[dict]:
+def sampling_stage(cfg: RobustnessConfig, inputs: Inputs) -> list[dict]:
     """Return how good samples are whose codes were misread; the distance is to real test images."""
     if not cfg.num_samples:
         return []
-    label_N = torch.arange(cfg.num_samples) % model.config.classes
-    reference_MF, _ = features_of(inputs.split.images_NHWC, inputs.extractor)
-    plan, rows = Plan(order=order, cfg_scale=cfg.cfg_scale), []
+    subject, rows = inputs.subject, []
+    label_N = torch.arange(cfg.num_samples) % subject.model.config.classes
+    reference = inputs.features(inputs.split.images_NHWC)
+    plan = Plan(order=subject.order, cfg_scale=cfg.cfg_scale)
     for rho in RHOS:
-        codes_NT = misread_samples(model, label_N, plan, rho, cfg.seed, cfg.batch)
-        images_NHWC = decode_codes(inputs.tokenizer, codes_NT)
-        features_NF, class_N = features_of(images_NHWC, inputs.extractor)
-        accuracy = mean_of((class_N == label_N).double(), cfg.seed)
-        distance = {inputs.distance: frechet(features_NF, reference_MF)}
-        rows.append({"rho": rho, "label_accuracy": accuracy} | distance)
+        codes_NT = misread_samples(subject.model, label_N, plan, rho, cfg.seed, cfg.batch)
+        features = inputs.features(decode_codes(subject.tokenizer, codes_NT))
+        right_N = features[inputs.judge.logits_layer].argmax(1) == label_N
+        row = {"rho": rho, "label_accuracy": mean_of(right_N.double(), cfg.seed)}
+        rows.append(row | inputs.distance(features, reference))
     return rows
 
 
 def main(cfg: RobustnessConfig) -> dict:
     """Measure, write, print; return what robustness.json holds."""
-    device = pick_device(cfg.device)
-    generator = load_generator(cfg.checkpoint)
-    head, model = generator.header, generator.model.to(device)
-    inputs = load_inputs(cfg, head, device)
-    order = generator.order
-    out = cfg.out or results_of(cfg.checkpoint)
-
-    found = {
-        "method": head["method"],
-        "trained_order": head["config"]["order"],
-        "order": order,
-        "parameters": parameters(model),
+    inputs = load_inputs(cfg)
+    subject = inputs.subject
+    numbers = subject.description | {
+        "order": subject.order,
         "images": len(inputs.test.label_N),
         "num_samples": cfg.num_samples,
-        "corruptions": image_stage(cfg, model, inputs, order),
-        "context": context_stage(cfg, model, inputs, order),
-        "sampling": sampling_stage(cfg, model, inputs, order),
-        "command": this_command(),
-        "config": plain(cfg),
-        "git_commit": git_commit(),
-        "inputs": {**head["inputs"], "checkpoint": head["sha256"], **inputs.sha256},
+        "corruptions": image_stage(cfg, inputs),
+        "context": context_stage(cfg, inputs),
+        "sampling": sampling_stage(cfg, inputs),
     }
-    write_text(out / "robustness.json", json.dumps(found, indent=1) + "\n")
-    run = Run(out.name, {"robustness": found}, [])
+    hashes = {"test_codes": inputs.test.header["sha256"], "test_images": inputs.split.sha256}
+    hashes |= subject.inputs | {"extractor": inputs.judge.sha256}
+    record = write_record(subject.out / "robustness.json", numbers, cfg, hashes)
+    run = Run(subject.out.name, {"robustness": record}, [])
     for plot in (plot_context, plot_corruptions, plot_misread):
-        save_figure(plot([run]), out / f"{plot.__name__.removeprefix('plot_')}.png")
-    print(found["corruptions"]["source"], robustness({run.name: run}), f"-> {out}", sep="\n\n")
-    return found
+        save_figure(plot([run]), subject.out / f"{plot.__name__.removeprefix('plot_')}.png")
+    source = record["corruptions"]["source"]
+    print(source, robustness({run.name: run}), f"-> {subject.out}", sep="\n\n")
+    return record
 
 
 if __name__ == "__main__":
