@@ -28,7 +28,7 @@ def clustered(world, tmp_path_factory):
 def tiny_runs(monkeypatch) -> None:
     """Add --model tiny, of which many runs are quick, and draw no pictures."""
     monkeypatch.setitem(stage.SIZES, "tiny", {"layers": 2, "heads": 2, "width": 16})
-    monkeypatch.setattr("metrics.samples.show_progress", lambda *_: None)
+    monkeypatch.setattr("metrics.plots.show_progress", lambda *_: None)
 
 
 def watched_steps(monkeypatch, method: str) -> list[tuple]:
