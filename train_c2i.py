@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 
-from models import command
+from models import command, training
 from models.artifacts import ROOT, header, locked, sha256_of, write_text
 from models.checkpoint import KIND, resume, save_generator
 from models.cluster_loss import cluster_cross_entropy
@@ -25,25 +25,7 @@ from models.command import InputError, run
 from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
 from models.methods import METHODS, build, check_order
 from models.orders import FIXED_RANDOM, OrderName, scan
-from models.training import (
-    LOG_EVERY,
-    Adaptive,
-    Anneal,
-    LoggerName,
-    OptimizerName,
-    OrderPolicy,
-    averaged,
-    batch_rows,
-    check_finite,
-    lr_at,
-    make_optimizers,
-    parameters,
-    peak_memory,
-    pick_device,
-    seed_step,
-    start_fabric,
-    start_logger,
-)
+from models.training import Adaptive, Anneal, LoggerName, OptimizerName, OrderPolicy
 from models.transformer import SIZES, ModelConfig
 
 
@@ -99,17 +81,14 @@ class TrainConfig(command.Config):
     logger: LoggerName = "none"
     """where else the rows of metrics.jsonl go; tensorboard: uv sync --extra tensorboard"""
     devices: command.Devices = 1
-    device: str = "auto"
-    """auto, cpu or cuda"""
+    device: command.DeviceName = "auto"
 
     def check(self) -> None:
-        if self.batch % self.devices:
-            raise InputError(
-                f"expected --devices to divide --batch {self.batch}, got {self.devices}"
-            )
-        if self.anneal.start > self.anneal.end:
-            found = f"{self.anneal.start} and {self.anneal.end}"
-            raise InputError(f"expected --anneal.start <= --anneal.end, got {found}")
+        batch, devices, start, end = self.batch, self.devices, self.anneal.start, self.anneal.end
+        if batch % devices:
+            raise InputError(f"expected --devices to divide --batch {batch}, got {devices}")
+        if start > end:
+            raise InputError(f"expected --anneal.start <= --anneal.end, got {start} and {end}")
         if self.order is not None:
             check_order(self.method, self.order_name)
 
@@ -139,19 +118,19 @@ def model_config(cfg: TrainConfig, codes: Codes) -> ModelConfig:
             f"--cluster-weight needs codes in clusters, which {cfg.codes} are not; run: uv run "
             f"tools/cluster_codebook.py --codes {cfg.codes}, then give its --out as --codes"
         )
-    cells = ()  # an order that is no function of the grid is kept with the weights
+    grid, cells = codes.header["grid"], ()
     if isinstance(cfg.order, Path) or cfg.order == FIXED_RANDOM:
-        cells = tuple(scan(cfg.order, codes.header["grid"], seed=cfg.order_seed).tolist())
+        # an order that is no function of the grid is kept with the weights
+        cells = tuple(scan(cfg.order, grid, seed=cfg.order_seed).tolist())
+    dropouts = ("token_dropout", "residual_dropout", "ffn_dropout")
     return ModelConfig(
         vocab_size=codes.header["codebook_size"],
         classes=len(codes.header["classes"]),
-        grid=codes.header["grid"],
-        token_dropout=cfg.dropout,
-        residual_dropout=cfg.dropout,
-        ffn_dropout=cfg.dropout,
+        grid=grid,
         scan=cfg.policy.scan,
         cells=cells,
         regions=cfg.regions,
+        **dict.fromkeys(dropouts, cfg.dropout),
         **SIZES[cfg.model],
     )
 
@@ -163,9 +142,12 @@ def describe(cfg: TrainConfig, codes: Codes) -> dict:
         scan(cfg.order, codes.header["grid"])  # refuses what is no order
         inputs["order"] = sha256_of(cfg.order)
     inputs["labels"] = codes.header.get("labels")
-    about = {key: codes.header[key] for key in ("dataset", "classes")}
-    about["search"] = codes.header["config"].get("search", 0)
-    return header(KIND, "train_c2i.py", cfg, inputs) | {"method": cfg.method} | about
+    return header(KIND, "train_c2i.py", cfg, inputs) | {
+        "method": cfg.method,
+        "dataset": codes.header["dataset"],
+        "classes": codes.header["classes"],
+        "search": codes.header["config"].get("search", 0),
+    }
 
 
 def train_step(cfg: TrainConfig, fabric, net, model, optimizers, train: Codes, ece: float, step):
@@ -173,11 +155,12 @@ def train_step(cfg: TrainConfig, fabric, net, model, optimizers, train: Codes, e
 
     `ece` is the last one of held-out codes, for --order adaptive.
     """
-    generator = seed_step(cfg.seed, step, fabric.device, fabric.global_rank)
+    generator = training.seed_step(cfg.seed, step, fabric.device, fabric.global_rank)
+    rate = training.lr_at(step, cfg.lr, int(cfg.warmup * cfg.steps), cfg.steps, floor=0.05)
     for group in itertools.chain(*(optimizer.param_groups for optimizer in optimizers)):
-        group["lr"] = lr_at(step, cfg.lr, int(cfg.warmup * cfg.steps), cfg.steps, floor=0.05)
-    shard = slice(fabric.global_rank, None, fabric.world_size)
-    rows_B = batch_rows(len(train.label_N), cfg.batch, step, cfg.seed)[shard]
+        group["lr"] = rate
+    rows_B = training.batch_rows(len(train.label_N), cfg.batch, step, cfg.seed)
+    rows_B = rows_B[fabric.global_rank :: fabric.world_size]
     codes_BT, label_B = draw_batch(train, rows_B, cfg.drop_label, generator)
     base_T, progress = model.order(cfg.policy.scan), step / cfg.steps
     order_BS = cfg.policy.draw(base_T, len(codes_BT), progress, ece, generator)
@@ -197,26 +180,10 @@ def train_step(cfg: TrainConfig, fabric, net, model, optimizers, train: Codes, e
     return nats
 
 
-def save(out: Path, head: dict, model, ema, optimizers, rows: list[dict]) -> None:
-    """Write last.pth, from which the same command goes on."""
-    state = {"weights": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-    save_generator(out / "last.pth", head, ema.module, **state, step=rows[-1]["step"], rows=rows)
-
-
-def evaluate(model, ema, splits: dict[str, Codes], order: str) -> dict[str, float]:
-    """Return the bits per code of the averaged weights, and of the raw ones beside them."""
-    from metrics.likelihood import split_bits
-
-    bits = split_bits(ema.module, splits, order)
-    bits |= split_bits(model, {"raw_heldout_bits": splits["heldout_bits"]}, order)
-    model.train()
-    return bits
-
-
 def main(cfg: TrainConfig) -> Path:
     """Train, or go on training; return the run folder, which is locked meanwhile."""
     cfg = replace(cfg, order=cfg.order or METHODS[cfg.method].scans[0])
-    fabric = start_fabric(pick_device(cfg.device), cfg.devices)
+    fabric = training.start_fabric(training.pick_device(cfg.device), cfg.devices)
     train, test = (load_codes(cfg.codes, split).to(fabric.device) for split in SPLITS)
     head = describe(cfg, train)
     name = f"{cfg.method}_{Path(cfg.order_name).stem}_{cfg.model}_{head['dataset']}"
@@ -228,21 +195,23 @@ def main(cfg: TrainConfig) -> Path:
 
 def fit(cfg: TrainConfig, fabric, train: Codes, test: Codes, head: dict, out: Path) -> None:
     """Train from the last save in `out`, if there is one, to the end."""
-    from metrics.likelihood import token_ece
+    from metrics.likelihood import split_bits, token_ece
     from metrics.plots import show_progress, tokenizer_of
 
     torch.manual_seed(cfg.seed)
     model = build(cfg.method, model_config(cfg, train))
-    optimizers = make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
+    optimizers = training.make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
     net, *optimizers = fabric.setup(model, *optimizers)
-    ema = averaged(model, cfg.ema)
-    step, rows = resume(out / "last.pth", head, FREE, model, ema, optimizers)
+    ema = training.averaged(model, cfg.ema)
+    last = out / "last.pth"
+    step, rows = resume(last, head, FREE, model, ema, optimizers)
     train, heldout = split_heldout(train, cfg.heldout, cfg.seed)
     tokenizer, order = tokenizer_of(cfg.tokenizer, test), cfg.policy.asked
-    log = start_logger(cfg.logger if fabric.is_global_zero else "none", out, head)
+    log = training.start_logger(cfg.logger if fabric.is_global_zero else "none", out, head)
     if fabric.is_global_zero:
         write_text(out / "config.json", json.dumps(head, indent=1) + "\n")
-        print(f"{out}: {parameters(model):,} parameters, step {step} of {cfg.steps}", flush=True)
+        count = training.parameters(model)
+        print(f"{out}: {count:,} parameters, step {step} of {cfg.steps}", flush=True)
 
     bar = tqdm(initial=step, total=cfg.steps, unit="step", disable=not fabric.is_global_zero)
     ece = next((row[ECE] for row in reversed(rows) if ECE in row), 0.0)
@@ -255,12 +224,12 @@ def fit(cfg: TrainConfig, fabric, train: Codes, test: Codes, head: dict, out: Pa
         since, step = since + 1, step + 1
         bar.update()
         at_save = step % cfg.eval_every == 0 or step == cfg.steps
-        if not (at_save or step % LOG_EVERY == 0):
+        if not (at_save or step % training.LOG_EVERY == 0):
             continue
         nats = fabric.all_reduce(nats, reduce_op="mean")  # NaN on one device stops all
         bits, *of_cluster = (float(n) / since / math.log(2) for n in nats.flatten())
         speed = since * cfg.batch / (time.time() - began)
-        check_finite(bits, step, out / "last.pth")
+        training.check_finite(bits, step, last)
         row = {"step": step, "train_bits": bits, "lr": optimizers[0].param_groups[0]["lr"]}
         row |= {"images_per_second": speed} | dict(zip(["cluster_bits"], of_cluster, strict=False))
         rows.append(row)
@@ -268,11 +237,15 @@ def fit(cfg: TrainConfig, fabric, train: Codes, test: Codes, head: dict, out: Pa
         if at_save and cfg.order == "adaptive":  # on every device: all of them draw orders by it
             row[ECE] = ece = token_ece(ema.module, heldout, order)
         if at_save and fabric.is_global_zero:
-            row |= evaluate(model, ema, {"heldout_bits": heldout, "test_bits": test}, order)
-            row |= peak_memory(fabric.device)
-        check_finite(fabric.broadcast(row.get("test_bits", 0.0)), step, out / "last.pth")
+            row |= split_bits(ema.module, {"heldout_bits": heldout, "test_bits": test}, order)
+            row |= split_bits(model, {"raw_heldout_bits": heldout}, order)
+            model.train()
+            row |= training.peak_memory(fabric.device)
+        training.check_finite(fabric.broadcast(row.get("test_bits", 0.0)), step, last)
         if at_save and fabric.is_global_zero:
-            save(out, head, model, ema, optimizers, rows)
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            raw = {"weights": model.state_dict(), "optimizers": states}
+            save_generator(last, head, ema.module, **raw, step=step, rows=rows)
             show_progress(out, rows, ema.module, tokenizer, head["classes"], order)
         log(row)
         nats, since, began = 0.0, 0, time.time()

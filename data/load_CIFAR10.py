@@ -30,7 +30,6 @@ from models.artifacts import ROOT, as_written
 from models.command import InputError, one_line, run
 from models.data import CLASSES, IMAGE_SHAPE, SPLITS, SplitName, save_splits
 
-PRODUCER = "data/load_CIFAR10.py"
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 """images that are read, and what they must really be"""
 
@@ -56,27 +55,14 @@ class LoadConfig(command.Config):
     """folder that keeps the downloaded archive"""
 
 
-@dataclass(frozen=True)
-class Source:
-    """Both splits as read, before they are written."""
-
-    arrays: dict[SplitName, tuple[np.ndarray, np.ndarray]]
-    """images uint8 (N, 32, 32, 3) and labels int64 (N,) of each split"""
-    classes: tuple[str, ...]
-    dataset: str
+Source = tuple[dict[SplitName, tuple[np.ndarray, np.ndarray]], tuple[str, ...], str]
+"""What was read: images uint8 (N, 32, 32, 3) and labels int64 (N,) by split, classes, data set."""
 
 
 def md5_of(path: Path) -> str:
     """Return the MD5 hex digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
-
-
-def published(dataset: str) -> Any:
-    """Return torchvision's class of the data set; imported here only, because it takes seconds."""
-    from torchvision import datasets
-
-    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[dataset]
 
 
 def download(url: str, md5: str, archive: Path) -> Path:
@@ -100,10 +86,9 @@ def download(url: str, md5: str, archive: Path) -> Path:
 
 def read_archive(archive: Path, md5: str | None, kind: Any) -> Source:
     """Read an official archive. Raises InputError unless it has this MD5 (None: the official)."""
-    if (found := md5_of(archive)) != (md5 or kind.tgz_md5):
-        raise InputError(
-            f"{archive}: expected MD5 {md5 or kind.tgz_md5}, found {found}; get the archive anew"
-        )
+    expected, found = md5 or kind.tgz_md5, md5_of(archive)
+    if found != expected:
+        raise InputError(f"{archive}: expected MD5 {expected}, found {found}; get the archive anew")
     with tempfile.TemporaryDirectory() as folder:
         with as_written(archive, ".tar.gz", "get it anew"):
             shutil.unpack_archive(archive, folder, "gztar", filter="data")
@@ -121,7 +106,7 @@ def read_batches(folder: Path, kind: Any, vouched: bool = False) -> Source:
     for name in names:
         if not (folder / name).is_file():
             raise InputError(f"{folder}: expected {name} in it, found nothing")
-    changes: dict[str, Any] = {"base_folder": folder.name}
+    changes = {"base_folder": folder.name}
     if vouched:
         for split, files in lists.items():
             changes[f"{split}_list"] = [[name, md5_of(folder / name)] for name, _ in files]
@@ -137,7 +122,7 @@ def read_batches(folder: Path, kind: Any, vouched: bool = False) -> Source:
         ) from None
     except Exception as e:  # a vouched archive that is another thing: almost any type
         raise InputError(f"{folder} is no {kind.__name__} ({one_line(repr(e), 150)})") from None
-    return Source(arrays, tuple(both["train"].classes), kind.__name__.lower())
+    return arrays, tuple(both["train"].classes), kind.__name__.lower()
 
 
 def read_image(path: str, size: int | None, bar: tqdm) -> np.ndarray:
@@ -171,31 +156,31 @@ def read_image_folder(folder: Path, size: int | None) -> Source:
     """Read {train,test}/<class>/ images. Raises InputError with the path of a bad one."""
     from torchvision.datasets import ImageFolder
 
+    def is_image(path: str) -> bool:  # hidden files are none
+        return Path(path).suffix.lower() in SUFFIXES and not Path(path).name.startswith(".")
+
     arrays, classes = {}, {}
     for split in SPLITS:
         with tqdm(desc=split, unit="image") as bar:
             try:
-                found = ImageFolder(folder / split, is_valid_file=is_image)
+                files = ImageFolder(folder / split, is_valid_file=is_image)
             except FileNotFoundError as e:
-                raise InputError(f"{folder / split}: {' '.join(str(e).split())[:150]}") from None
-            images = [read_image(path, size, bar) for path, _ in found.samples]
-        arrays[split] = np.stack(images), np.array(found.targets, np.int64)
-        classes[split] = tuple(found.classes)
+                raise InputError(f"{folder / split}: {one_line(e, 150)}") from None
+            images = [read_image(path, size, bar) for path, _ in files.samples]
+        arrays[split] = np.stack(images), np.array(files.targets, np.int64)
+        classes[split] = tuple(files.classes)
     if classes["train"] != classes["test"]:
         differ = sorted(set(classes["train"]) ^ set(classes["test"]))
         raise InputError(f"{folder}: classes in one split only: {', '.join(differ[:12])}")
     cifar10 = classes["train"] == CLASSES["cifar10"] and size is None
-    return Source(arrays, classes["train"], "cifar10" if cifar10 else folder.resolve().name)
-
-
-def is_image(path: str) -> bool:
-    """Tell an image by its name, as ImageFolder wants it; hidden files are none."""
-    return Path(path).suffix.lower() in SUFFIXES and not Path(path).name.startswith(".")
+    return arrays, classes["train"], "cifar10" if cifar10 else folder.resolve().name
 
 
 def read_source(cfg: LoadConfig) -> Source:
     """Read what the config names, downloading it if it names nothing."""
-    kind = published(cfg.dataset)
+    from torchvision import datasets  # takes seconds
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[cfg.dataset]
     if cfg.source is None:
         archive = cfg.downloads / kind.filename
         download(cfg.url or kind.url, cfg.md5 or kind.tgz_md5, archive)
@@ -219,12 +204,12 @@ def main(cfg: LoadConfig) -> None:
     if cfg.out:
         cfg.out.mkdir(parents=True, exist_ok=True)  # before the long part, should it be impossible
     with contextlib.redirect_stdout(None):  # torchvision prints "Files already downloaded"
-        source = read_source(cfg)
-    out = cfg.out or ROOT / "data" / source.dataset
-    save_splits(out, source.arrays, source.classes, source.dataset, PRODUCER, cfg)
-    save_figure(plot_first_images(*source.arrays["train"], source.classes), out / "classes.png")
-    counts = ", ".join(f"{len(labels)} {split}" for split, (_, labels) in source.arrays.items())
-    print(f"{source.dataset}: {counts} images -> {out} in {time.perf_counter() - start:.1f} s")
+        arrays, classes, dataset = read_source(cfg)
+    out = cfg.out or ROOT / "data" / dataset
+    save_splits(out, arrays, classes, dataset, "data/load_CIFAR10.py", cfg)
+    save_figure(plot_first_images(*arrays["train"], classes), out / "classes.png")
+    counts = ", ".join(f"{len(labels)} {split}" for split, (_, labels) in arrays.items())
+    print(f"{dataset}: {counts} images -> {out} in {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ anti-aliased edge for free. In `x, y` the figure has radius about 1, x points ri
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,31 +35,6 @@ def box(x: np.ndarray, y: np.ndarray, half_x: float, half_y: float) -> np.ndarra
     return np.maximum(abs(x) - half_x, abs(y) - half_y)
 
 
-def disc(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Field of a filled circle."""
-    return np.hypot(x, y) - 0.9
-
-
-def ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Field of a circle with a wide hole."""
-    return abs(np.hypot(x, y) - 0.75) - 0.2
-
-
-def square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Field of a square."""
-    return box(x, y, 0.8, 0.8)
-
-
-def triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Field of an equilateral triangle with a corner on top."""
-    return np.maximum(abs(x) * math.sqrt(0.75) + y * 0.5, -y) - 0.5
-
-
-def plus(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Field of an upright cross."""
-    return np.minimum(box(x, y, 0.95, 0.28), box(x, y, 0.28, 0.95))
-
-
 def star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Field of a five-pointed star: one edge, mirrored into the ten half arms."""
     arm = 2 * math.pi / 5
@@ -79,17 +55,6 @@ def heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.minimum(turned, np.hypot(x - side, y - side) - 0.6)
 
 
-def crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Field of a moon, open to the right."""
-    return np.maximum(np.hypot(x, y) - 0.95, 0.75 - np.hypot(x - 0.45, y))
-
-
-def bars(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Field of three bars, one above the other."""
-    nearest = 0.68 * np.round(y / 0.68).clip(-1, 1)
-    return box(x, y - nearest, 0.95, 0.2)
-
-
 def checker(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Field of a 3x3 checkerboard: its corners and its middle."""
     cell = 0.6
@@ -97,8 +62,19 @@ def checker(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.maximum(box(x, y, 0.9, 0.9), -waves * cell / math.pi)
 
 
-FIGURES = (disc, ring, square, triangle, plus, star, heart, crescent, bars, checker)
-"""in the order of CLASSES["shapes"]"""
+FIGURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "disc": lambda x, y: np.hypot(x, y) - 0.9,
+    "ring": lambda x, y: abs(np.hypot(x, y) - 0.75) - 0.2,
+    "square": lambda x, y: box(x, y, 0.8, 0.8),
+    "triangle": lambda x, y: np.maximum(abs(x) * math.sqrt(0.75) + y * 0.5, -y) - 0.5,
+    "plus": lambda x, y: np.minimum(box(x, y, 0.95, 0.28), box(x, y, 0.28, 0.95)),
+    "star": star,
+    "heart": heart,
+    "crescent": lambda x, y: np.maximum(np.hypot(x, y) - 0.95, 0.75 - np.hypot(x - 0.45, y)),
+    "bars": lambda x, y: box(x, y - 0.68 * np.round(y / 0.68).clip(-1, 1), 0.95, 0.2),
+    "checker": checker,
+}
+"""Fields by class name, in the order of CLASSES["shapes"]."""
 
 
 def draw_colours(count: int, light: bool, rng: np.random.Generator) -> np.ndarray:
@@ -135,7 +111,7 @@ def draw_masks(labels_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     cos, sin = np.cos(tilt_N)[:, None, None], np.sin(tilt_N)[:, None, None]
     x_NHW, y_NHW = cos * right_NHW + sin * up_NHW, cos * up_NHW - sin * right_NHW
     field_NHW = np.empty((count, SIDE, SIDE))
-    for label, figure in enumerate(FIGURES):
+    for label, figure in enumerate(FIGURES.values()):
         of_class = labels_N == label
         field_NHW[of_class] = figure(x_NHW[of_class], y_NHW[of_class])
     pixels_NHW = field_NHW * radius_N[:, None, None]
@@ -184,11 +160,8 @@ class ShapesConfig(command.Config):
 def main(cfg: ShapesConfig) -> None:
     """Draw both splits and write them."""
     images_NHWC, labels_N = make_shapes(cfg.count_train + cfg.count_test, cfg.seed)
-    train, test = slice(cfg.count_train), slice(cfg.count_train, None)
-    arrays = {
-        "train": (images_NHWC[train], labels_N[train]),
-        "test": (images_NHWC[test], labels_N[test]),
-    }
+    rows = {"train": slice(cfg.count_train), "test": slice(cfg.count_train, None)}
+    arrays = {split: (images_NHWC[some], labels_N[some]) for split, some in rows.items()}
     save_splits(cfg.out, arrays, CLASSES["shapes"], "shapes", "data/shapes.py", cfg)
     save_figure(plot_first_images(*arrays["train"], CLASSES["shapes"]), cfg.out / "classes.png")
     print(f"shapes: {cfg.count_train} train, {cfg.count_test} test images -> {cfg.out}")

@@ -114,19 +114,12 @@ def replace_file(path: Path, write: Callable[[Any], None]) -> None:
 def _remove_leftovers(path: Path) -> None:
     """Delete the temporary files that killed processes left beside `path`."""
     for left in path.parent.glob(f".{path.name}.*.tmp"):
-        process = left.name.removeprefix(f".{path.name}.").split(".")[0]
-        if not process.isdigit() or not _is_alive(int(process)):
+        try:
+            os.kill(int(left.name.split(".")[-3]), 0)  # an error unless it is alive
+        except PermissionError:  # alive, and another user's
+            pass
+        except (OSError, OverflowError, ValueError):
             left.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except PermissionError:  # alive, and another user's
-        return True
-    except (OSError, OverflowError):
-        return False
-    return True
 
 
 @contextlib.contextmanager
@@ -207,12 +200,12 @@ def read_json(path: Path, limit: int = 1 << 24) -> dict:
     if len(raw) > limit:
         raise ValueError(f"{path}: expected at most {limit} bytes of JSON, found more")
     try:
-        found = json.loads(raw)
+        contents = json.loads(raw)
     except RecursionError:
         raise ValueError(f"{path}: the JSON is nested too deeply") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
+    if not isinstance(contents, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(contents).__name__}")
+    return contents
 
 
 def sidecar(path: Path) -> Path:
@@ -222,9 +215,13 @@ def sidecar(path: Path) -> Path:
 
 def save_array(path: Path, array: np.ndarray, head: dict) -> None:
     """Write an .npy, then its sidecar, so that a torn pair is noticed on reading."""
-    about = {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": sha256_of(array)}
+    head = head | {
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "sha256": sha256_of(array),
+    }
     replace_file(path, lambda file: np.save(file, array, allow_pickle=False))
-    write_text(sidecar(path), json.dumps(head | about, indent=1) + "\n")
+    write_text(sidecar(path), json.dumps(head, indent=1) + "\n")
 
 
 def load_array(path: Path, kind: str, rerun: str, dtype: type, ndim: int) -> tuple:
@@ -236,23 +233,24 @@ def load_array(path: Path, kind: str, rerun: str, dtype: type, ndim: int) -> tup
     path, mend = Path(path), f"run: {rerun}"
     array = np.array(map_array(path, kind, mend))
     try:
-        about = read_json(sidecar(path))
+        head = read_json(sidecar(path))
     except (OSError, ValueError) as e:
-        raise InputError(
-            f"cannot read the sidecar of {path} ({one_line(e, 150)}); {mend}"
-        ) from None
-    if about.get("kind") != kind:
-        raise InputError(f"{path}: expected {kind}, found {about.get('kind')}; run: {rerun}")
-    if sha256_of(array) != about.get("sha256"):
-        raise InputError(f"{path} is not the array its sidecar describes; run: {rerun}")
-    if array.dtype != dtype or array.ndim != ndim:
-        raise InputError(
-            f"{path}: expected {np.dtype(dtype)} of {ndim} dimensions, "
-            f"found {array.dtype} {array.shape}; run: {rerun}"
+        reason = one_line(e, 150)
+        raise InputError(f"cannot read the sidecar of {path} ({reason}); {mend}") from None
+    problem = None
+    if head.get("kind") != kind:
+        problem = f"expected {kind}, found {head.get('kind')}"
+    elif sha256_of(array) != head.get("sha256"):
+        problem = "it is not the array its sidecar describes"
+    elif (array.dtype, array.ndim) != (dtype, ndim):
+        problem = (
+            f"expected {np.dtype(dtype)} of {ndim} dimensions, found {array.dtype} {array.shape}"
         )
-    if not isinstance(about.get("inputs"), dict):
-        raise InputError(f"{sidecar(path)} does not say its inputs; run: {rerun}")
-    return array, about
+    elif not isinstance(head.get("inputs"), dict):
+        problem = "its sidecar does not say its inputs"
+    if problem:
+        raise InputError(f"{path}: {problem}; {mend}")
+    return array, head
 
 
 def save_checkpoint(path: Path, head: dict, **contents: Any) -> None:

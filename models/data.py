@@ -20,22 +20,13 @@ from models.command import InputError
 SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 CLASSES = {
-    "cifar10": tuple(
-        ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    "cifar10": (
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
     ),
-    "shapes": tuple(
-        [
-            "disc",
-            "ring",
-            "square",
-            "triangle",
-            "plus",
-            "star",
-            "heart",
-            "crescent",
-            "bars",
-            "checker",
-        ]
+    "shapes": (
+        *("disc", "ring", "square", "triangle", "plus"),
+        *("star", "heart", "crescent", "bars", "checker"),
     ),
 }
 """class names by label, of the data sets whose names are known beforehand"""
@@ -107,14 +98,13 @@ def save_splits(
             )
         if missing := set(range(len(classes))) - set(labels_N.tolist()):
             raise InputError(f"class {classes[min(missing)]!r} has no {split} images")
-    about = {"classes": list(classes), "dataset": dataset}
+    names = {"classes": list(classes), "dataset": dataset}
     for split, (images_NHWC, labels_N) in arrays.items():
         row_N = canonical_rows(images_NHWC, labels_N)
         images_NHWC, labels_N = images_NHWC[row_N], labels_N[row_N]
-        of_images = {"images": sha256_of(images_NHWC)}
-        head = header("images", producer, config) | about
+        head = header("images", producer, config) | names
         save_array(folder / f"{split}_images.npy", images_NHWC, head)
-        head = header("labels", producer, config, of_images) | about
+        head = header("labels", producer, config, {"images": sha256_of(images_NHWC)}) | names
         save_array(folder / f"{split}_labels.npy", labels_N, head)
 
 
@@ -126,25 +116,24 @@ def load_split(folder: Path, split: SplitName) -> Split:
     """
     folder = Path(folder)
     rerun = f"uv run {PRODUCERS.get(folder.name, PRODUCERS['cifar10'])} --out {folder}"
-    images_NHWC, about = load_array(folder / f"{split}_images.npy", "images", rerun, np.uint8, 4)
+    images_NHWC, head = load_array(folder / f"{split}_images.npy", "images", rerun, np.uint8, 4)
     path = folder / f"{split}_labels.npy"
-    labels_N, of_labels = load_array(path, "labels", rerun, np.int64, 1)
-    if of_labels["inputs"].get("images") != about["sha256"]:
+    labels_N, labels_head = load_array(path, "labels", rerun, np.int64, 1)
+    if labels_head["inputs"].get("images") != head["sha256"]:
         raise InputError(f"{path} was written for other images than lie beside it; run: {rerun}")
-    if images_NHWC.shape != (len(labels_N), *IMAGE_SHAPE):
-        raise InputError(
-            f"{folder}: expected images of {(len(labels_N), *IMAGE_SHAPE)}, "
-            f"found {images_NHWC.shape}; run: {rerun}"
-        )
-    classes = check_labels(path, labels_N, about, rerun)
-    hashes = about["sha256"], of_labels["sha256"]
-    return Split(images_NHWC, labels_N, classes, about["dataset"], *hashes)
+    shape = (len(labels_N), *IMAGE_SHAPE)
+    if images_NHWC.shape != shape:
+        found = images_NHWC.shape
+        raise InputError(f"{folder}: expected images of {shape}, found {found}; run: {rerun}")
+    classes = check_labels(path, labels_N, head, rerun)
+    hashes = head["sha256"], labels_head["sha256"]
+    return Split(images_NHWC, labels_N, classes, head["dataset"], *hashes)
 
 
-def check_labels(path: Path, labels_N: np.ndarray, about: dict, rerun: str) -> tuple[str, ...]:
+def check_labels(path: Path, labels_N: np.ndarray, head: dict, rerun: str) -> tuple[str, ...]:
     """Return the class names in a header. Raises InputError unless all labels are among them."""
-    classes = about.get("classes")
-    if not isinstance(classes, list) or not isinstance(about.get("dataset"), str):
+    classes = head.get("classes")
+    if not isinstance(classes, list) or not isinstance(head.get("dataset"), str):
         raise InputError(f"{path}: its header does not name data set and classes; run: {rerun}")
     if not ((labels_N >= 0) & (labels_N < len(classes))).all():
         raise InputError(
@@ -159,8 +148,6 @@ def evenly(total: int, count: int) -> np.ndarray:
 
 
 KIND = "codes"
-VIEWS = 2
-"""A, encodings of an image: as it is, and mirrored"""
 
 
 @dataclass(frozen=True)
@@ -168,7 +155,7 @@ class Codes:
     """One split's codes in memory."""
 
     codes_NAT: torch.Tensor
-    """int64 (N, A, T)"""
+    """int64 (N, A, T), A = 2 encodings of an image: as it is, and mirrored"""
     label_N: torch.Tensor
     """int64 (N,)"""
     header: dict
@@ -225,17 +212,16 @@ def load_codes_of(made_with: dict, folder: Path, split: str, whose: Path) -> Cod
     are read, and a line says so.
     """
     codes = load_codes(folder, split)
-    found, wanted = codes.header, made_with["inputs"]
-    search = made_with.get("search")
-    same = found["inputs"].get("tokenizer") == wanted["tokenizer"]
-    if not same or (search is not None and found["config"].get("search", 0) != search):
+    head, inputs, search = codes.header, made_with["inputs"], made_with.get("search")
+    same = head["inputs"].get("tokenizer") == inputs["tokenizer"]
+    if not same or (search is not None and head["config"].get("search", 0) != search):
         flags = f" --search {search}" * bool(search) + " --out NEW"
         raise InputError(
             f"{folder} holds codes of another {'--search' if same else 'tokenizer'} than {whose} "
             f"was trained on; run: uv run tools/extract_latent_codes.py --tokenizer ITS{flags}, "
             "then give --codes NEW"
         )
-    if split == "train" and wanted.get("codes") not in (None, found["sha256"]):
+    if split == "train" and inputs.get("codes") not in (None, head["sha256"]):
         print(
             f"{folder} differs from the codes that {whose} was trained on: other images, or the "
             "rounding of another machine"
@@ -262,7 +248,6 @@ def split_heldout(codes: Codes, heldout: int, seed: int) -> tuple[Codes, Codes]:
     """
     if not 1 <= heldout < len(codes.label_N):
         raise InputError(f"expected --heldout in 1..{len(codes.label_N) - 1}, got {heldout}")
-    shuffled_N = torch.randperm(
-        len(codes.label_N), generator=torch.Generator().manual_seed(seed)
-    ).to(codes.label_N.device)
+    generator = torch.Generator().manual_seed(seed)
+    shuffled_N = torch.randperm(len(codes.label_N), generator=generator).to(codes.label_N.device)
     return codes.rows(shuffled_N[heldout:]), codes.rows(shuffled_N[:heldout])

@@ -47,28 +47,29 @@ def diagonal(grid: int) -> torch.Tensor:
 
 def alternate(grid: int) -> torch.Tensor:
     """Row by row, every second one from the right."""
-    row_T, column_T = _rows_columns(grid)
-    return (row_T * grid + torch.where(row_T % 2 == 0, column_T, grid - 1 - column_T)).argsort()
+    cells = torch.arange(grid * grid).view(grid, grid)
+    cells[1::2] = cells[1::2].flip(1)
+    return cells.flatten()
 
 
-def _bit_pairs(grid: int, name: str) -> list[torch.Tensor]:
-    """Return 2 * row bit + column bit of the cells, lowest bit first."""
+def _by_bits(grid: int, name: str, lowest_first: bool) -> torch.Tensor:
+    """Return order_T by the interleaved bits of row and column, the first ones changing last."""
     levels = grid.bit_length() - 1
     if 2**levels != grid:
         raise InputError(f"{name} needs a grid side that is a power of two, got {grid}")
-    row_T, column_T = _rows_columns(grid)
-    return [2 * (row_T >> b & 1) + (column_T >> b & 1) for b in range(levels)]
+    bits = [(b, levels + b) for b in range(levels)]  # of row and column, highest first
+    axes = [axis for pair in (reversed(bits) if lowest_first else bits) for axis in pair]
+    return torch.arange(grid * grid).view([2] * 2 * levels).permute(axes).flatten()
 
 
 def z_curve(grid: int) -> torch.Tensor:
     """Quadrant by quadrant, and so within each."""
-    return sum((p << 2 * b for b, p in enumerate(_bit_pairs(grid, "z_curve"))), 0).argsort()
+    return _by_bits(grid, "z_curve", lowest_first=False)
 
 
 def subsample(grid: int) -> torch.Tensor:
     """The same place of every 2x2 block of blocks, before the next place of any."""
-    pairs = reversed(_bit_pairs(grid, "subsample"))
-    return sum((p << 2 * b for b, p in enumerate(pairs)), 0).argsort()
+    return _by_bits(grid, "subsample", lowest_first=True)
 
 
 def spiral_out(grid: int) -> torch.Tensor:
@@ -226,9 +227,7 @@ def random_fraction_at(progress: float, start: float, end: float) -> float:
     """
     if progress <= start:
         return 1.0
-    if progress >= end:
-        return 0.0
-    return 1 - (progress - start) / (end - start)
+    return 0.0 if progress >= end else 1 - (progress - start) / (end - start)
 
 
 def groups_of(tokens: int, steps: int, grouping: Grouping) -> list[int]:
@@ -241,16 +240,11 @@ def groups_of(tokens: int, steps: int, grouping: Grouping) -> list[int]:
         raise InputError(f"expected decode steps in 1..{tokens}, got {steps}")
     if grouping == "cosine":
         return cosine_groups(tokens, steps)
-    return arpg_groups(tokens, steps, grouping)
-
-
-def arpg_groups(tokens: int, steps: int, curve: Grouping) -> list[int]:
-    """Return ARPG's group sizes: `arccos` is flat with a large last step, `arpg_cosine` grows."""
     sizes, done = [], 0
     for step in range(1, steps):
-        if curve == "arccos":
+        if grouping == "arccos":  # flat, with a large last step
             ratio = (2 / math.pi) * math.acos(step / steps)
-        else:
+        else:  # growing
             ratio = math.cos((math.pi / 2) * step / steps)
         left = max(1, min(tokens - done - 1, math.floor(tokens * ratio)))
         sizes.append(tokens - done - left)

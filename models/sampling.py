@@ -82,17 +82,6 @@ def sample_chance(seed: int, samples: range, tokens: int) -> tuple[torch.Tensor,
     return torch.from_numpy(uniform_BS), torch.from_numpy(order_BS)
 
 
-def check_plan(model: Method, tokens: int, known: int, sizes: Sequence[int]) -> None:
-    """Raise InputError unless the groups fill the grid and the method can decode them."""
-    if sum(sizes) != tokens - known or min(sizes) < 1:
-        raise InputError(f"expected groups >= 1 with sum {tokens - known}, got {list(sizes)}")
-    if max(sizes) > 1 and not model.parallel:
-        raise InputError(
-            f"{type(model).__name__} decodes one code a step: expected {tokens - known} steps, "
-            f"got {len(sizes)}"
-        )
-
-
 @torch.no_grad()
 def generate(
     model: Method,
@@ -112,12 +101,17 @@ def generate(
     `sizes` and `scales` give each step's number of codes and guidance scale; guidance runs a second
     half-batch with the null label, unless all scales are 1. With `known_Bm`, the first m cells of
     each order hold these codes and are not sampled. `watch` is handed the codes after each step, -1
-    where there is none yet. Raises InputError for a plan that does not fill
-    the grid or that the method cannot follow.
+    where there is none yet. Raises InputError for a plan that does not fill the grid or that the
+    method cannot follow.
     """
     tokens = order_BS.shape[1]
     known_Bm = order_BS[:, :0] if known_Bm is None else known_Bm
-    check_plan(model, tokens, known_Bm.shape[1], sizes)
+    left = tokens - known_Bm.shape[1]
+    if sum(sizes) != left or min(sizes) < 1:
+        raise InputError(f"expected groups >= 1 with sum {left}, got {list(sizes)}")
+    if max(sizes) > 1 and not model.parallel:
+        name = type(model).__name__
+        raise InputError(f"{name} decodes one code a step: expected {left} steps, got {len(sizes)}")
     model.check_order(order_BS)
     guided = any(scale != 1 for scale in scales)
 

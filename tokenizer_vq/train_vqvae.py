@@ -23,24 +23,13 @@ from metrics.fidelity import reconstruction_report
 from metrics.pictures import plot_reconstructions, save_figure
 from metrics.plots import plot_curves
 from metrics.report import Run
-from models import command
-from models.artifacts import ROOT, header, load_checkpoint, save_checkpoint, sha256_of
+from models import command, training
+from models.artifacts import ROOT, header, save_checkpoint, sha256_of
 from models.classifier import PerceptualNet, load_perceptual, perceptual_distance
 from models.command import InputError, run
 from models.data import Split, evenly, load_split
 from models.tokenizer import decode_codes, encode_images, load_tokenizer, save_tokenizer, to_float
-from models.training import (
-    averaged,
-    batch_rows,
-    check_finite,
-    lr_at,
-    peak_memory,
-    pick_device,
-    same_run,
-    seed_step,
-    start_fabric,
-    write_log,
-)
+from models.training import batch_rows, seed_step, write_log
 from models.vqvae import VQVAE, VQVAEConfig
 
 STATE_KIND = "tokenizer training state"
@@ -95,7 +84,6 @@ class TokenizerConfig(command.Config):
     device: command.DeviceName = "auto"
 
     def check(self) -> None:
-        """Raise InputError for numbers that no run can have."""
         if self.train == "decoder" and self.init is None:
             raise InputError("--train decoder needs a trained encoder: give --init")
         if self.train == "all" and self.perturb:
@@ -116,6 +104,22 @@ FREE = ("data", "out", "init", "perceptual_weights", "device", "log_every", "sav
 """fields of the config that may change between the two halves of a run"""
 
 
+def start_weights(cfg: TokenizerConfig, model: VQVAE, images_NHWC: np.ndarray, device) -> None:
+    """Take the weights of --init, or place the codes by k-means on about 50 vectors each."""
+    if cfg.init:
+        first, _ = load_tokenizer(cfg.init)
+        if first.config != cfg.model:
+            raise InputError(
+                f"{cfg.init} is a tokenizer of another size than asked for: {first.config}"
+            )
+        model.load_state_dict(first.state_dict())
+        return
+    seed_step(cfg.seed, 0, device)
+    rows_N = evenly(len(images_NHWC), -(-50 * cfg.model.codebook_size // model.grid**2))
+    with torch.no_grad():
+        model.quantizer.start(model.vectors(to_float(images_NHWC[rows_N], device)))
+
+
 def draw_images(
     images_NHWC: np.ndarray, cfg: TokenizerConfig, step: int, generator
 ) -> torch.Tensor:
@@ -126,25 +130,14 @@ def draw_images(
     return torch.where(draw_N111 < 0.5, images_N3HW.flip(3), images_N3HW)
 
 
-def start_codebook(model: VQVAE, images_NHWC: np.ndarray, device: torch.device, seed: int) -> None:
-    """Place the codes by k-means on about 50 vectors each."""
-    seed_step(seed, 0, device)
-    wanted = -(-50 * model.config.codebook_size // model.grid**2)
-    rows = evenly(len(images_NHWC), wanted)
-    with torch.no_grad():
-        model.quantizer.start(model.vectors(to_float(images_NHWC[rows], device)))
-
-
 def train_step(
     net, images_N3HW: torch.Tensor, judge: PerceptualNet | None, cfg: TokenizerConfig, generator
 ) -> dict[str, torch.Tensor]:
     """Return the terms of the loss, weighted, by name; net is a VQVAE as Fabric wraps it."""
-    codes_NT = None
-    if cfg.train == "decoder":
-        codes_NT = net.module.encode(images_N3HW)
-        if cfg.perturb:
-            quantizer = net.module.quantizer
-            codes_NT = quantizer.perturb(codes_NT, cfg.perturb, NEIGHBOURS, generator)
+    codes_NT = net.module.encode(images_N3HW) if cfg.train == "decoder" else None
+    if cfg.perturb:  # which needs --train decoder
+        quantizer = net.module.quantizer
+        codes_NT = quantizer.perturb(codes_NT, cfg.perturb, NEIGHBOURS, generator)
     decoded_N3HW, _, commitment = net(images_N3HW, codes_NT)
     distance = F.mse_loss if cfg.loss == "l2" else F.l1_loss
     reconstruction = distance(decoded_N3HW.float() / SPREAD, images_N3HW / SPREAD)
@@ -165,41 +158,52 @@ def main(cfg: TokenizerConfig) -> dict:
     head |= {"dataset": train.dataset, "classes": list(train.classes)}
     if cfg.out.exists():
         _, saved = load_tokenizer(cfg.out)
-        same_run(saved["config"] | saved["inputs"], head["config"] | inputs, FREE, cfg.out)
+        training.same_run(saved["config"] | saved["inputs"], head["config"] | inputs, FREE, cfg.out)
         print(f"{cfg.out.name} is finished already: test PSNR {saved['test']['psnr']:.2f} dB")
         return saved["test"]
-    return _finish(cfg, head, *fit(cfg, head, train, test), test)
+    model, rows = fit(cfg, head, train, test)
+    model.half().float()  # rounded to what the file holds
+    report = _evaluate(model, test, len(test.labels_N))
+    rows[-1] |= report | training.peak_memory(next(model.parameters()).device)
+    write_log(cfg.log, rows)
+    save_figure(plot_curves([Run("tokenizer", {}, rows)], PANELS), cfg.out.with_suffix(".png"))
+    shown_NHWC = test.images_NHWC[evenly(len(test.labels_N), 16)]
+    figure = plot_reconstructions(shown_NHWC, decode_codes(model, encode_images(model, shown_NHWC)))
+    save_figure(figure, cfg.out.with_suffix(".reconstructions.png"))
+    save_tokenizer(cfg.out, model.half(), head | {"test": report})
+    cfg.state.unlink(missing_ok=True)
+    print(
+        f"wrote {cfg.out}: test PSNR {report['psnr']:.2f} dB, "
+        f"codebook usage {report['codebook_usage']:.1%}, perplexity {report['perplexity']:.0f}"
+    )
+    return report
 
 
 def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQVAE, list[dict]]:
     """Train, from the saved state if there is one; return the averaged model and the log."""
-    fabric = start_fabric(pick_device(cfg.device))
+    fabric = training.start_fabric(training.pick_device(cfg.device))
     torch.manual_seed(cfg.seed)
     revive_below = 0.1 * cfg.batch * VQVAE.grid**2 / cfg.model.codebook_size
     model = VQVAE(cfg.model, revive_below).to(memory_format=torch.channels_last)
     judge = load_perceptual(cfg.perceptual_weights).to(fabric.device) if cfg.perceptual else None
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.5, 0.99), weight_decay=1e-4)
     net, optimizer = fabric.setup(model, optimizer)
-    if cfg.init:
-        first, _ = load_tokenizer(cfg.init)
-        if first.config != cfg.model:
-            raise InputError(
-                f"{cfg.init} is a tokenizer of another size than asked for: {first.config}"
-            )
-        model.load_state_dict(first.state_dict())
-    elif not cfg.state.exists():
-        start_codebook(model, train.images_NHWC, fabric.device, cfg.seed)
-    ema, step, rows = averaged(model, cfg.ema), 0, []
+    if not cfg.state.exists():
+        start_weights(cfg, model, train.images_NHWC, fabric.device)
+    ema, step, rows = training.averaged(model, cfg.ema), 0, []
     parts = {"model": model, "ema": ema, "optimizer": optimizer}
     if cfg.state.exists():
-        step, rows = _resume(cfg, head, parts)
+        saved = training.load_state(cfg.state, STATE_KIND, head, FREE)
+        step, rows = saved["step"], saved["rows"]
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
 
     bar = tqdm(initial=step, total=cfg.steps, desc="tokenizer", unit="step")
     logged, began = step, time.time()
     while step < cfg.steps:
         generator = seed_step(cfg.seed, step + 1, fabric.device)
         for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, cfg.lr, cfg.warmup, cfg.steps, floor=0.05)
+            group["lr"] = training.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, floor=0.05)
         images_N3HW = draw_images(train.images_NHWC, cfg, step, generator)
         with fabric.autocast():
             terms = train_step(net, images_N3HW, judge, cfg, generator)
@@ -214,7 +218,7 @@ def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQ
         if not (at_save or step % cfg.log_every == 0 or step == cfg.steps):
             continue
         losses = {name: term.item() for name, term in terms.items()}
-        check_finite(sum(losses.values()), step, cfg.state)
+        training.check_finite(sum(losses.values()), step, cfg.state)
         bar.set_postfix({name: f"{loss:.4f}" for name, loss in losses.items()})
         speed = (step - logged) * cfg.batch / (time.time() - began)
         rows.append({"step": step} | losses | {"images_per_second": speed})
@@ -240,34 +244,6 @@ def _evaluate(model: VQVAE, test: Split, count: int) -> dict:
         decoded_NHWC = decode_codes(model, encode_images(model, images_NHWC))
         judge = load_classifier(classifier)[0]
         report["label_accuracy"] = label_accuracy(decoded_NHWC, test.labels_N[picked], judge)
-    return report
-
-
-def _resume(cfg: TokenizerConfig, head: dict, parts: dict) -> tuple[int, list[dict]]:
-    saved = load_checkpoint(cfg.state, STATE_KIND, rerun=f"rm {cfg.state}, then this command")
-    known = saved["header"]["config"] | saved["header"]["inputs"]
-    same_run(known, head["config"] | head["inputs"], FREE, cfg.state)
-    for name, part in parts.items():
-        part.load_state_dict(saved[name])
-    return saved["step"], saved["rows"]
-
-
-def _finish(cfg: TokenizerConfig, head: dict, model: VQVAE, rows: list, test: Split) -> dict:
-    """Evaluate on the whole test set, write everything, drop the training state."""
-    model.half().float()  # rounded to what the file holds
-    report = _evaluate(model, test, len(test.labels_N))
-    rows[-1] |= report | peak_memory(next(model.parameters()).device)
-    write_log(cfg.log, rows)
-    save_figure(plot_curves([Run("tokenizer", {}, rows)], PANELS), cfg.out.with_suffix(".png"))
-    shown_NHWC = test.images_NHWC[evenly(len(test.labels_N), 16)]
-    figure = plot_reconstructions(shown_NHWC, decode_codes(model, encode_images(model, shown_NHWC)))
-    save_figure(figure, cfg.out.with_suffix(".reconstructions.png"))
-    save_tokenizer(cfg.out, model.half(), head | {"test": report})
-    cfg.state.unlink(missing_ok=True)
-    print(
-        f"wrote {cfg.out}: test PSNR {report['psnr']:.2f} dB, "
-        f"codebook usage {report['codebook_usage']:.1%}, perplexity {report['perplexity']:.0f}"
-    )
     return report
 
 

@@ -41,27 +41,8 @@ class ClusterConfig(command.Config):
     seed: command.Seed = 0
 
     def check(self) -> None:
-        """Raise InputError for clusters of one, or for an --out that would overwrite an input."""
         if self.out.resolve() in (self.codes.resolve(), self.tokenizer.resolve().parent):
             raise InputError(f"expected another --out than the folder of an input, got {self.out}")
-
-
-def load_inputs(cfg: ClusterConfig) -> tuple[VQVAE, dict, dict[str, Codes]]:
-    """Return the tokenizer, its header and both splits. Raises InputError if they do not fit."""
-    model, about = load_tokenizer(cfg.tokenizer)
-    splits = {split: load_codes(cfg.codes, split) for split in SPLITS}
-    if any(codes.header["inputs"]["tokenizer"] != about["sha256"] for codes in splits.values()):
-        raise InputError(
-            f"{cfg.codes} holds codes of another tokenizer than {cfg.tokenizer}; run: uv run "
-            f"tools/extract_latent_codes.py --tokenizer {cfg.tokenizer} --out NEW, "
-            "then give --codes NEW"
-        )
-    if model.config.codebook_size % cfg.cluster_size:
-        raise InputError(
-            f"expected --cluster-size to divide the {model.config.codebook_size} codes of "
-            f"{cfg.tokenizer}, got {cfg.cluster_size}"
-        )
-    return model, about, splits
 
 
 def patches(model: VQVAE) -> np.ndarray:
@@ -73,32 +54,48 @@ def patches(model: VQVAE) -> np.ndarray:
     return images_VHWC[:, middle, middle]
 
 
-def write_relabelled(cfg: ClusterConfig, new_of_old_V: torch.Tensor, found: tuple) -> None:
-    """Write the tokenizer, then all that names it; `found` is of `load_inputs`."""
-    model, about, splits = found
+def write_relabelled(
+    cfg: ClusterConfig,
+    new_of_old_V: torch.Tensor,
+    model: VQVAE,
+    old: dict,
+    splits: dict[str, Codes],
+) -> None:
+    """Write the tokenizer, whose header was `old`, then all that names it."""
     old_of_new_V = new_of_old_V.argsort()
     model.quantizer.relabel(old_of_new_V)
-    head = header("tokenizer", PRODUCER, cfg, about["inputs"] | {"tokenizer": about["sha256"]})
-    kept = {key: value for key, value in about.items() if key not in (*head, "sha256")}
-    save_tokenizer(cfg.out / "tokenizer.pth", model, head | kept)
-    made = {"tokenizer": sha256_of(cfg.out / "tokenizer.pth")}
+    head = header("tokenizer", PRODUCER, cfg, old["inputs"] | {"tokenizer": old["sha256"]})
+    same = {key: value for key, value in old.items() if key != "sha256"}
+    save_tokenizer(cfg.out / "tokenizer.pth", model, same | head)
+    tokenizer = {"tokenizer": sha256_of(cfg.out / "tokenizer.pth")}
     for split, codes in splits.items():
-        inputs = codes.header["inputs"] | made | {"codes": codes.header["sha256"]}
-        kept = {key: codes.header[key] for key in ("codebook_size", "grid", "classes", "dataset")}
-        head = header("codes", PRODUCER, cfg, inputs) | kept | {"cluster_size": cfg.cluster_size}
+        inputs = codes.header["inputs"] | tokenizer | {"codes": codes.header["sha256"]}
+        same = {key: codes.header[key] for key in ("codebook_size", "grid", "classes", "dataset")}
+        head = header("codes", PRODUCER, cfg, inputs) | same | {"cluster_size": cfg.cluster_size}
         new_NAT = new_of_old_V[codes.codes_NAT]
         save_codes(cfg.out, split, new_NAT.numpy(), codes.label_N.numpy(), head)
-    inputs = made | {"old_tokenizer": about["sha256"]}
+    inputs = tokenizer | {"old_tokenizer": old["sha256"]}
     for name, ids_V in (("relabelling", new_of_old_V), ("inverse", old_of_new_V)):
         head = header(name, PRODUCER, cfg, inputs) | {"cluster_size": cfg.cluster_size}
         save_array(cfg.out / f"{name}.npy", ids_V.numpy(), head)
 
 
 def main(cfg: ClusterConfig) -> Path:
-    """Cluster, relabel, write; return the new folder."""
-    found = load_inputs(cfg)
-    model = found[0]
+    """Cluster, relabel, write; return the new folder. Raises InputError if inputs do not fit."""
+    model, old = load_tokenizer(cfg.tokenizer)
+    splits = {split: load_codes(cfg.codes, split) for split in SPLITS}
+    if any(codes.header["inputs"]["tokenizer"] != old["sha256"] for codes in splits.values()):
+        raise InputError(
+            f"{cfg.codes} holds codes of another tokenizer than {cfg.tokenizer}; run: uv run "
+            f"tools/extract_latent_codes.py --tokenizer {cfg.tokenizer} --out NEW, "
+            "then give --codes NEW"
+        )
     vectors_VC, size = model.quantizer.codebook_VC, cfg.cluster_size
+    if len(vectors_VC) % size:
+        raise InputError(
+            f"expected --cluster-size to divide the {len(vectors_VC)} codes of {cfg.tokenizer}, "
+            f"got {size}"
+        )
     clusters = len(vectors_VC) // size
     cluster_V = balanced_kmeans(vectors_VC, clusters, cfg.seed, cfg.iterations)
     generator = torch.Generator().manual_seed(cfg.seed)
@@ -107,7 +104,7 @@ def main(cfg: ClusterConfig) -> Path:
         f"{clusters} clusters of {size}: mean distance within {spread(vectors_VC, cluster_V):.3f}, "
         f"in random clusters {spread(vectors_VC, random_V):.3f}"
     )
-    write_relabelled(cfg, relabelling(cluster_V), found)
+    write_relabelled(cfg, relabelling(cluster_V), model, old, splits)
     save_figure(plot_clusters(patches(model), size), cfg.out / "clusters.png")
     print(
         f"wrote {cfg.out}; now: uv run train_c2i.py --cluster-weight 1 --codes {cfg.out} "

@@ -27,12 +27,12 @@ class ExportConfig(command.Config):
 def sampling_of(path: Path, method: str) -> dict:
     """Return how the samples of a metrics.json were made. Raises InputError if it does not say."""
     try:
-        found = read_json(path)
-        plan, of = asdict(Plan(**renewed("plan", found["plan"]))), found["method"]
+        metrics = read_json(path)
+        plan, sampled = asdict(Plan(**renewed("plan", metrics["plan"]))), metrics["method"]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"expected a metrics.json of eval_c2i.py at {path} ({e})") from None
-    if of != method:
-        raise InputError(f"expected samples of {method} in {path}, found those of {of}")
+    if sampled != method:
+        raise InputError(f"expected samples of {method} in {path}, found those of {sampled}")
     return plan
 
 

@@ -17,7 +17,7 @@ from metrics.fidelity import codebook_use, psnr
 from models import command
 from models.artifacts import ROOT, header
 from models.command import InputError, run
-from models.data import SPLITS, VIEWS, evenly, load_split, save_codes
+from models.data import SPLITS, evenly, load_split, save_codes
 from models.tokenizer import decode_codes, encode_images, load_tokenizer, mirror
 from models.training import pick_device
 from models.vqvae import VQVAE
@@ -44,55 +44,50 @@ class ExtractConfig(command.Config):
 def main(cfg: ExtractConfig) -> None:
     """Encode both splits; write nothing before everything is encoded."""
     began = time.time()
-    model, about = load_tokenizer(cfg.tokenizer)
+    model, head = load_tokenizer(cfg.tokenizer)
     if cfg.search and not isinstance(model, VQVAE):
         raise InputError(f"--search works with a VQVAE of ours, {cfg.tokenizer} is an imported one")
     splits = {split: load_split(cfg.data, split) for split in SPLITS}
-    for split, found in splits.items():
-        known = about["inputs"].get(f"{split}_images")  # an imported tokenizer does not say
-        if known not in (None, found.sha256):
+    for split, images in splits.items():
+        known = head["inputs"].get(f"{split}_images")  # an imported tokenizer does not say
+        if known not in (None, images.sha256):
             raise InputError(
-                f"{cfg.tokenizer} was trained on other images ({about['dataset']}) than the "
-                f"{split} images in {cfg.data} ({found.dataset}); give the --data it was trained "
+                f"{cfg.tokenizer} was trained on other images ({head['dataset']}) than the "
+                f"{split} images in {cfg.data} ({images.dataset}); give the --data it was trained "
                 f"on, or run: uv run tokenizer_vq/train_vqvae.py --data {cfg.data} --out NEW.pth"
             )
     model.to(pick_device(cfg.device)).to(memory_format=torch.channels_last)
     encoded, speed = {}, {}
-    for split, found in splits.items():
+    for split, images in splits.items():
         since = time.time()
-        chunks = np.array_split(found.images_NHWC, max(1, len(found.images_NHWC) // cfg.batch))
-        encoded[split] = np.concatenate(
-            [_views(model, chunk, cfg) for chunk in tqdm(chunks, desc=split, unit="batch")]
-        )
-        speed[split] = len(found.images_NHWC) / (time.time() - since)
-    shown = evenly(len(splits["test"].images_NHWC), 10_000)
-    decoded_NHWC = decode_codes(model, torch.from_numpy(encoded["test"][shown, 0]))
-    decibels = float(psnr(splits["test"].images_NHWC[shown], decoded_NHWC).mean())
-    for split, found in splits.items():
-        inputs = {"images": found.sha256, "tokenizer": about["sha256"]}
-        head = header("codes", "tools/extract_latent_codes.py", cfg, inputs) | {
+        parts = np.array_split(images.images_NHWC, max(1, len(images.labels_N) // cfg.batch))
+        views_NAT = [  # of each image, and of its mirror image
+            torch.stack([encode_images(model, v, cfg.batch, cfg.search) for v in (p, mirror(p))], 1)
+            for p in tqdm(parts, desc=split, unit="batch")
+        ]
+        encoded[split] = torch.cat(views_NAT)
+        speed[split] = len(images.labels_N) / (time.time() - since)
+    test_NHWC = splits["test"].images_NHWC
+    shown = evenly(len(test_NHWC), 10_000)
+    decoded_NHWC = decode_codes(model, encoded["test"][shown, 0])
+    decibels = float(psnr(test_NHWC[shown], decoded_NHWC).mean())
+    for split, images in splits.items():
+        inputs = {"images": images.sha256, "tokenizer": head["sha256"]}
+        codes_head = header("codes", "tools/extract_latent_codes.py", cfg, inputs) | {
             "codebook_size": model.config.codebook_size,
             "grid": model.grid,
-            "classes": list(found.classes),
-            "dataset": found.dataset,
+            "classes": list(images.classes),
+            "dataset": images.dataset,
             "test_psnr": decibels,
         }
-        save_codes(cfg.out, split, encoded[split], found.labels_N, head)
-        use = codebook_use(torch.from_numpy(encoded[split]), model.config.codebook_size)
+        save_codes(cfg.out, split, encoded[split].numpy(), images.labels_N, codes_head)
+        use = codebook_use(encoded[split], model.config.codebook_size)
         print(
-            f"wrote {cfg.out}/{split}_codes.npy {encoded[split].shape}: "
+            f"wrote {cfg.out}/{split}_codes.npy {tuple(encoded[split].shape)}: "
             f"usage {use['codebook_usage']:.1%}, perplexity {use['perplexity']:.0f}; "
             f"{speed[split]:.1f} images/s"
         )
     print(f"test images decode from their codes at {decibels:.2f} dB; {time.time() - began:.0f} s")
-
-
-def _views(model, images_NHWC: np.ndarray, cfg: ExtractConfig) -> np.ndarray:
-    """Return codes int64 (N, A, T) of each image and of its mirror image."""
-    views = (images_NHWC, mirror(images_NHWC))
-    assert len(views) == VIEWS
-    encoded = [encode_images(model, view, cfg.batch, cfg.search).numpy() for view in views]
-    return np.stack(encoded, axis=1)
 
 
 if __name__ == "__main__":

@@ -63,22 +63,20 @@ def class_names(dataset: str | None, count: int) -> tuple[str, list[str]]:
     return dataset, list(names)
 
 
-def trained_order(method: str, model: Method) -> str:
-    """Return the order that the paper trains the method in, as train_c2i.py's --order has it."""
-    if not model.any_order:
-        return model.config.scan
-    return "anneal" if method == "rar" else "random"
+def describe(cfg: ImportConfig, published: Published, model: nn.Module) -> dict:
+    """Return the header of what was imported; which images a tokenizer learned from is not known.
 
-
-def generator_header(cfg: ImportConfig, found: Published, model: Method) -> dict:
-    """Return the header of an imported generator, with all that eval_c2i.py asks for.
-
-    Raises InputError for a tokenizer of other codes or of another grid.
+    Raises InputError for a tokenizer of other codes or of another grid, or for a tokenizer's own.
     """
-    method = next(name for name, kind in METHODS.items() if kind is type(model))
-    inputs = {"published": sha256_of(found.path), "tokenizer": None}
+    inputs = {"published": sha256_of(published.path)}
+    if not isinstance(model, Method):
+        if cfg.tokenizer is not None:
+            raise InputError(f"{cfg.source} is a tokenizer itself; --tokenizer is for a generator")
+        usual = "imagenet" if isinstance(model, VQ16) else "cifar10"
+        return header(TOKENIZER_KIND, PRODUCER, cfg, inputs) | {"dataset": cfg.dataset or usual}
+    inputs["tokenizer"] = None
     if cfg.tokenizer is not None:
-        tokenizer, about = load_tokenizer(cfg.tokenizer)
+        tokenizer, head = load_tokenizer(cfg.tokenizer)
         theirs = (tokenizer.config.codebook_size, tokenizer.grid)
         ours = (model.config.vocab_size, model.config.grid)
         if theirs != ours:
@@ -86,45 +84,31 @@ def generator_header(cfg: ImportConfig, found: Published, model: Method) -> dict
                 f"{cfg.tokenizer} has {theirs[0]} codes on a grid of {theirs[1]}, the generator "
                 f"{ours[0]} on a grid of {ours[1]}; give its own tokenizer, or another --grid"
             )
-        inputs["tokenizer"] = about["sha256"]
+        inputs["tokenizer"] = head["sha256"]
     dataset, classes = class_names(cfg.dataset, model.config.classes)
-    training = {"order": trained_order(method, model), "steps": found.steps}
-    about = header(KIND, PRODUCER, asdict(cfg) | training, inputs)
-    return about | {"method": method, "dataset": dataset, "classes": classes}
-
-
-def tokenizer_header(cfg: ImportConfig, found: Published, model: nn.Module) -> dict:
-    """Return the header of an imported tokenizer; it does not say which images it learned from.
-
-    Raises InputError for --tokenizer, which only a generator has.
-    """
-    if cfg.tokenizer is not None:
-        raise InputError(f"{found.path} is a tokenizer itself; --tokenizer is for a generator")
-    about = header(TOKENIZER_KIND, PRODUCER, cfg, {"published": sha256_of(found.path)})
-    usual = "imagenet" if isinstance(model, VQ16) else "cifar10"
-    return about | {"dataset": cfg.dataset or usual}
-
-
-def mapping(found: Published) -> list[str]:
-    """Return a line for each tensor of the file: its name there, ours, and its shape."""
-    lines = [
-        f"{found.name_in_file[name]} -> {name} {tuple(value.shape)}"
-        for name, value in found.weights.items()
-    ]
-    return lines + [f"{name} -> dropped, it is computed" for name in found.dropped]
+    method = next(name for name, kind in METHODS.items() if kind is type(model))
+    order = model.config.scan  # that the paper trains it in, as train_c2i.py's --order has it
+    if model.any_order:
+        order = "anneal" if method == "rar" else "random"
+    training = {"order": order, "steps": published.steps}
+    head = header(KIND, PRODUCER, asdict(cfg) | training, inputs)
+    return head | {"method": method, "dataset": dataset, "classes": classes}
 
 
 def main(cfg: ImportConfig) -> Path | None:
     """Write the checkpoint and return its path; None for a dry run."""
-    found = read_published(cfg.source, cfg.weights)
-    model = restore(found, cfg.heads, cfg.grid)
-    generator = isinstance(model, Method)
-    head = (generator_header if generator else tokenizer_header)(cfg, found, model)
+    published = read_published(cfg.source, cfg.weights)
+    model = restore(published, cfg.heads, cfg.grid)
+    head = describe(cfg, published, model)
     if cfg.dry_run:
-        print("\n".join(mapping(found)))
+        for name, value in published.weights.items():
+            print(f"{published.name_in_file[name]} -> {name} {tuple(value.shape)}")
+        for name in published.dropped:
+            print(f"{name} -> dropped, it is computed")
     print(f"{type(model).__name__}, {parameters(model):,} parameters: {model.config}")
     if cfg.dry_run:
         return None
+    generator = isinstance(model, Method)
     folder = ROOT / ("checkpoints/runs" if generator else "tokenizer_vq")
     out = cfg.out or folder / f"{cfg.source.stem}_imported.pth"
     if generator:
