@@ -6,7 +6,6 @@ seed and the step, and the log, the EMA and the optimizer are in last.pth.
 """
 
 import contextlib
-import itertools
 import json
 import math
 import time
@@ -24,7 +23,7 @@ from models.cluster_loss import cluster_cross_entropy
 from models.command import InputError, run
 from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
 from models.methods import METHODS, build, check_order
-from models.orders import FIXED_RANDOM, OrderName, scan
+from models.orders import OrderName
 from models.training import Adaptive, Anneal, LoggerName, OptimizerName, OrderPolicy
 from models.transformer import SIZES, ModelConfig
 
@@ -90,17 +89,12 @@ class TrainConfig(command.Config):
         if start > end:
             raise InputError(f"expected --anneal.start <= --anneal.end, got {start} and {end}")
         if self.order is not None:
-            check_order(self.method, self.order_name)
-
-    @property
-    def order_name(self) -> str:
-        """The order by its name, or that of its file."""
-        return self.order.name if isinstance(self.order, Path) else self.order
+            check_order(self.method, self.policy.name)
 
     @property
     def policy(self) -> OrderPolicy:
         """The orders of every step."""
-        return OrderPolicy(self.order_name, self.anneal, self.adaptive)
+        return OrderPolicy(self.order, self.anneal, self.adaptive, self.order_seed)
 
 
 FREE = ("codes", "out", "tokenizer", "logger", "devices", "device")
@@ -118,17 +112,13 @@ def model_config(cfg: TrainConfig, codes: Codes) -> ModelConfig:
             f"--cluster-weight needs codes in clusters, which {cfg.codes} are not; run: uv run "
             f"tools/cluster_codebook.py --codes {cfg.codes}, then give its --out as --codes"
         )
-    grid, cells = codes.header["grid"], ()
-    if isinstance(cfg.order, Path) or cfg.order == FIXED_RANDOM:
-        # an order that is no function of the grid is kept with the weights
-        cells = tuple(scan(cfg.order, grid, seed=cfg.order_seed).tolist())
     dropouts = ("token_dropout", "residual_dropout", "ffn_dropout")
     return ModelConfig(
         vocab_size=codes.header["codebook_size"],
         classes=len(codes.header["classes"]),
-        grid=grid,
+        grid=codes.header["grid"],
         scan=cfg.policy.scan,
-        cells=cells,
+        cells=cfg.policy.cells(codes.header["grid"]),
         regions=cfg.regions,
         **dict.fromkeys(dropouts, cfg.dropout),
         **SIZES[cfg.model],
@@ -139,7 +129,6 @@ def describe(cfg: TrainConfig, codes: Codes) -> dict:
     """Return the header of everything this run writes."""
     inputs = {"tokenizer": codes.header["inputs"]["tokenizer"], "codes": codes.header["sha256"]}
     if isinstance(cfg.order, Path):
-        scan(cfg.order, codes.header["grid"])  # refuses what is no order
         inputs["order"] = sha256_of(cfg.order)
     inputs["labels"] = codes.header.get("labels")
     return header(KIND, "train_c2i.py", cfg, inputs) | {
@@ -156,9 +145,6 @@ def train_step(cfg: TrainConfig, fabric, net, model, optimizers, train: Codes, e
     `ece` is the last one of held-out codes, for --order adaptive.
     """
     generator = training.seed_step(cfg.seed, step, fabric.device, fabric.global_rank)
-    rate = training.lr_at(step, cfg.lr, int(cfg.warmup * cfg.steps), cfg.steps, floor=0.05)
-    for group in itertools.chain(*(optimizer.param_groups for optimizer in optimizers)):
-        group["lr"] = rate
     rows_B = training.batch_rows(len(train.label_N), cfg.batch, step, cfg.seed)
     rows_B = rows_B[fabric.global_rank :: fabric.world_size]
     codes_BT, label_B = draw_batch(train, rows_B, cfg.drop_label, generator)
@@ -172,11 +158,8 @@ def train_step(cfg: TrainConfig, fabric, net, model, optimizers, train: Codes, e
         cluster = cluster_cross_entropy(logits_BSV, target_BS, size)
         loss = loss + cfg.cluster_weight * cluster
         nats = torch.stack((nats, cluster.detach()))
-    fabric.backward(loss)
-    for optimizer in optimizers:
-        fabric.clip_gradients(net, optimizer, max_norm=1.0, error_if_nonfinite=False)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    lr = training.lr_at(step, cfg.lr, int(cfg.warmup * cfg.steps), cfg.steps, floor=0.05)
+    training.descend(fabric, net, optimizers, loss, lr)
     return nats
 
 
@@ -185,21 +168,23 @@ def main(cfg: TrainConfig) -> Path:
     cfg = replace(cfg, order=cfg.order or METHODS[cfg.method].scans[0])
     fabric = training.start_fabric(training.pick_device(cfg.device), cfg.devices)
     train, test = (load_codes(cfg.codes, split).to(fabric.device) for split in SPLITS)
-    head = describe(cfg, train)
-    name = f"{cfg.method}_{Path(cfg.order_name).stem}_{cfg.model}_{head['dataset']}"
+    config, head = model_config(cfg, train), describe(cfg, train)
+    name = f"{cfg.method}_{Path(cfg.policy.name).stem}_{cfg.model}_{head['dataset']}"
     out = cfg.out or ROOT / "checkpoints/runs" / (name + "_cluster" * (cfg.cluster_weight > 0))
     with locked(out) if fabric.is_global_zero else contextlib.nullcontext():
-        fit(cfg, fabric, train, test, head, out)
+        fit(cfg, fabric, config, train, test, head, out)
     return out
 
 
-def fit(cfg: TrainConfig, fabric, train: Codes, test: Codes, head: dict, out: Path) -> None:
+def fit(
+    cfg: TrainConfig, fabric, config: ModelConfig, train: Codes, test: Codes, head: dict, out: Path
+) -> None:
     """Train from the last save in `out`, if there is one, to the end."""
     from metrics.likelihood import split_bits, token_ece
     from metrics.plots import show_progress, tokenizer_of
 
     torch.manual_seed(cfg.seed)
-    model = build(cfg.method, model_config(cfg, train))
+    model = build(cfg.method, config)
     optimizers = training.make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
     net, *optimizers = fabric.setup(model, *optimizers)
     ema = training.averaged(model, cfg.ema)

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,11 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from models import command
+from models import command, orders
 from models.artifacts import load_checkpoint, write_text
 from models.command import InputError
 from models.method import Method
-from models.orders import ScanName, mixed_order, random_fraction_at, shuffled_order
+from models.orders import ScanName
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -65,8 +66,10 @@ class Anneal:
 
 @dataclass(frozen=True)
 class Adaptive:
-    """How --order adaptive shuffles cells of the raster order: not at a held-out token ECE of 0,
-    the more the larger it is (github.com/lime413/randar)."""
+    """How --order adaptive shuffles the raster order: the more, the larger the held-out token ECE.
+
+    As github.com/lime413/randar.
+    """
 
     most: command.Share = 1.0
     """largest share of an image's cells that is shuffled among themselves"""
@@ -76,12 +79,19 @@ class Adaptive:
 
 @dataclass(frozen=True)
 class OrderPolicy:
-    """Which orders a training sees: one, random ones, or as much chance as the step asks for."""
+    """Which orders a training sees: one, random ones, or as much chance as the step says."""
 
-    name: str
+    order: str | Path
     """of ORDERS, fixed_random, random, anneal, adaptive, or the path of an .npy"""
     anneal: Anneal
     adaptive: Adaptive
+    seed: int = 0
+    """of fixed_random"""
+
+    @property
+    def name(self) -> str:
+        """The order by its name, or that of its file."""
+        return self.order.name if isinstance(self.order, Path) else self.order
 
     @property
     def scan(self) -> str:
@@ -95,6 +105,15 @@ class OrderPolicy:
         """The order to measure and to sample in: `random` if it is all random, else the scan."""
         return "random" if self.name == "random" else self.scan
 
+    def cells(self, grid: int) -> tuple[int, ...]:
+        """Return the cells of an order that is no function of the grid, to keep with the weights.
+
+        Raises InputError for a file that holds no order.
+        """
+        if isinstance(self.order, Path) or self.order == orders.FIXED_RANDOM:
+            return tuple(orders.scan(self.order, grid, seed=self.seed).tolist())
+        return ()
+
     def draw(
         self, base_T: torch.Tensor, batch: int, progress: float, ece: float, generator
     ) -> torch.Tensor:
@@ -105,11 +124,11 @@ class OrderPolicy:
         """
         if self.name == "adaptive":
             share = min(1.0, ece / self.adaptive.threshold) * self.adaptive.most
-            return shuffled_order(base_T, batch, share, generator)
+            return orders.shuffled_order(base_T, batch, share, generator)
         share = float(self.name == "random")
         if self.name == "anneal":
-            share = random_fraction_at(progress, self.anneal.start, self.anneal.end)
-        return mixed_order(base_T, batch, share, generator)
+            share = orders.random_fraction_at(progress, self.anneal.start, self.anneal.end)
+        return orders.mixed_order(base_T, batch, share, generator)
 
 
 def lr_at(step: int, peak: float, warmup: int, total: int, floor: float = 0.0) -> float:
@@ -142,9 +161,8 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     if device.type == "cuda":
         return {"peak_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
     status = Path("/proc/self/status")  # getrusage would count the starter's memory too
-    lines = status.read_text().splitlines() if status.exists() else []
-    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
-    return {"peak_memory_gb": kilobytes[0] * 1024 / 1e9} if kilobytes else {}
+    peak = re.search(r"VmHWM:\s*(\d+)", status.read_text()) if status.exists() else None
+    return {"peak_memory_gb": int(peak[1]) * 1024 / 1e9} if peak else {}
 
 
 def bf16_is_native(device: torch.device) -> bool:
@@ -193,27 +211,34 @@ def make_optimizers(
         for module in model.modules()
         if isinstance(module, torch.nn.Linear) and module.out_features != model.config.vocab_size
     }
-    groups = {
-        (muon, exempt): {"params": [], "weight_decay": 0.0 if exempt else weight_decay}
-        for muon in (False, True)
-        for exempt in (False, True)
-    }
+    adamw, muon = (
+        [{"params": [], "weight_decay": w} for w in (weight_decay, 0.0)] for _ in range(2)
+    )
     for path, p in model.named_parameters():
         exempt = p.ndim < 2 or any(part in path for part in model.no_decay)
-        groups[name == "muon" and id(p) in hidden, exempt]["params"].append(p)
-    adamw, *muon = (
-        [group for (of_muon, _), group in groups.items() if of_muon == which and group["params"]]
-        for which in (False, True)
-    )
+        groups = muon if name == "muon" and id(p) in hidden else adamw
+        groups[exempt]["params"].append(p)
+    adamw, muon = ([group for group in groups if group["params"]] for groups in (adamw, muon))
     optimizers = [torch.optim.AdamW(adamw, lr=lr, betas=(0.9, 0.95))]
-    if any(muon):
-        optimizers.append(torch.optim.Muon(*muon, lr=lr, adjust_lr_fn="match_rms_adamw"))
+    if muon:
+        optimizers.append(torch.optim.Muon(muon, lr=lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
 def parameters(model: torch.nn.Module) -> int:
     """Return the number of learned values."""
     return sum(p.numel() for p in model.parameters())
+
+
+def descend(fabric: "Fabric", net, optimizers: list, loss: torch.Tensor, lr: float) -> None:
+    """Take one step of every optimizer down the gradient of a loss, clipped to norm 1."""
+    fabric.backward(loss)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        fabric.clip_gradients(net, optimizer, max_norm=1.0, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def check_finite(loss: float, step: int, kept: Path) -> None:

@@ -202,15 +202,11 @@ def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQ
     logged, began = step, time.time()
     while step < cfg.steps:
         generator = seed_step(cfg.seed, step + 1, fabric.device)
-        for group in optimizer.param_groups:
-            group["lr"] = training.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, floor=0.05)
         images_N3HW = draw_images(train.images_NHWC, cfg, step, generator)
         with fabric.autocast():
             terms = train_step(net, images_N3HW, judge, cfg, generator)
-        fabric.backward(sum(terms.values()))
-        fabric.clip_gradients(net, optimizer, max_norm=1.0, error_if_nonfinite=False)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        lr = training.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, floor=0.05)
+        training.descend(fabric, net, [optimizer], sum(terms.values()), lr)
         ema.update_parameters(model)
         step += 1
         bar.update()
