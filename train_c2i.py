@@ -93,7 +93,6 @@ class TrainConfig(command.Config):
 
     @property
     def policy(self) -> OrderPolicy:
-        """The orders of every step."""
         return OrderPolicy(self.order, self.anneal, self.adaptive, self.order_seed)
 
 

@@ -9,14 +9,13 @@ and values. Pass 2 runs one learned vector per cell to come through the second h
 turned by the RoPE of that cell, and it attends to the shared keys and values of what is known.
 Queries never attend to each other, so any number of cells can be asked at once.
 
-Differs from it in:
+Differs from it in what `method.py` says, and in:
 - causality is in the call, never in `self.training`: the official eval() lets query t see its own
   code, so its validation loss means nothing;
 - decoding feeds the new codes of a step to pass 1 causally, in their order. The official loop lets
   them see each other both ways, which training never shows; here every grouping gives the logits of
   teacher forcing;
-- each image has its own order, the order is an argument, and known codes can be committed first;
-- the null label is put in by the training script, not in here.
+- each image has its own order.
 """
 
 from dataclasses import dataclass

@@ -112,7 +112,7 @@ def load_split(folder: Path, split: SplitName) -> Split:
     """Read a split that stage 1 wrote.
 
     Raises InputError, naming the command to rerun, if a file is missing or changed, the labels were
-    written for other images, or a label is not in [0, 10).
+    written for other images, or a label is of no class.
     """
     folder = Path(folder)
     rerun = f"uv run {PRODUCERS.get(folder.name, PRODUCERS['cifar10'])} --out {folder}"
@@ -166,7 +166,6 @@ class Codes:
         return replace(self, codes_NAT=self.codes_NAT.to(device), label_N=self.label_N.to(device))
 
     def rows(self, rows_N: torch.Tensor) -> "Codes":
-        """Return the images of these row numbers."""
         return replace(self, codes_NAT=self.codes_NAT[rows_N], label_N=self.label_N[rows_N])
 
 

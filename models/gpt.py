@@ -6,8 +6,7 @@ arXiv 2406.06525. Code: github.com/FoundationVision/LlamaGen.
 The sequence is [c, x_1, .. x_{T-1}] and slot s predicts the code of step s. Each code carries the
 2-D RoPE of its own cell.
 
-Differs from it in: the null label is put in by the training script, not in here; fp32 logits in
-every mode; no stochastic depth; any scan can be the fixed order, raster being LlamaGen's.
+Differs from it in what `method.py` says, and in: any scan can be the fixed order.
 """
 
 from dataclasses import dataclass
@@ -56,12 +55,12 @@ class Llama(Method):
         self,
         x_BLD: torch.Tensor,
         cells_BL: torch.Tensor,
-        asked: slice = slice(None),
+        at: slice = slice(None),
         layers: list[LayerCache] | None = None,
         start: int = 0,
         seen_LL: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Run slots that lie at cells_BL (-1: nowhere) through the blocks; logits of those `asked`.
+        """Run slots that lie at cells_BL (-1: nowhere) through the blocks; logits of those `at`.
 
         With caches of the layers, the slots are start..start+L of them; see Attention for what a
         slot sees.
@@ -69,7 +68,7 @@ class Llama(Method):
         rotation_B1LR = rotation_at(self.config, cells_BL).unsqueeze(1)
         for i, block in enumerate(self.layers):
             x_BLD = block(x_BLD, rotation_B1LR, layers and layers[i], start, seen_LL)
-        return widened(self.output(self.norm(x_BLD[:, asked])))
+        return widened(self.output(self.norm(x_BLD[:, at])))
 
 
 @dataclass

@@ -16,9 +16,8 @@ see all of it and all before it, so the codes of a group are independent given t
 Each code carries the RoPE of its own cell; c and the specials have the zero row, so everything
 they see, and everything that sees them, does so with logit 0.
 
-Differs from it in: the wasted last n - 1 inputs are not fed, so the sequence has T slots instead
-of T + n - 1, with the same logits; the null label is put in by the training script, not in here;
-fp32 logits in every mode; no stochastic depth; groups can also be decoded code by code.
+Differs from it in what `method.py` says (the sequence has T slots, not T + n - 1), and in: groups
+can also be decoded code by code.
 """
 
 import functools

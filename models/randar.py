@@ -7,9 +7,7 @@ The sequence is [c, p_1, x_1, p_2, x_2, ..]. The instruction p_i is one learned 
 the 2-D RoPE of the cell to come; x_i is the code there. Both are turned again in attention by the
 same cell. The output of p_i predicts x_i.
 
-Differs from it in: the last code is not fed in training (nothing reads it), so the sequence has 2T
-slots instead of 2T + 1, with the same logits; the order is an argument; codes that are known can be
-committed first; the null label is put in by the training script, not in here.
+Differs from it in what `method.py` says: the sequence of training has 2T slots, not 2T + 1.
 """
 
 from dataclasses import dataclass
@@ -78,5 +76,5 @@ class RandAR(Llama):
         cache.asked_Bn = next_cells_Bn
         x_BLD = torch.cat((x_BLD, self._instructions(next_cells_Bn).to(x_BLD.dtype)), dim=1)
         cells_BL = torch.cat((cells_BL, next_cells_Bn), dim=1)
-        asked = slice(-next_cells_Bn.shape[1], None)
-        return self.logits(x_BLD, cells_BL, asked, cache.layers, start)
+        last = slice(-next_cells_Bn.shape[1], None)
+        return self.logits(x_BLD, cells_BL, last, cache.layers, start)

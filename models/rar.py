@@ -11,11 +11,10 @@ a condition, E[y] + S[s], from which every block draws its shift, scale and gate
 Names and layout of the parameters are RAR's, so that its checkpoints load: fused q | k | v rows,
 each head-major; block modulation shift, scale, gate twice; head modulation scale, then shift.
 
-Differs from it in: no dropout of attention probabilities (theirs is 0.1); the last code is not fed,
-so the sequence has T + 1 slots instead of T + 2, with the same logits; modulation is computed once
-per distinct label and slot instead of per image and slot, the codes having no part in it; the order
-is an argument, in sampling too; the null label is put in by the training script, not in here.
-There is no dropout of embeddings, as in theirs: `token_dropout` has no effect.
+Differs from it in what `method.py` says (the sequence has T + 1 slots, not T + 2), and in: no
+dropout of attention probabilities (theirs is 0.1); modulation is computed once per distinct label
+and slot instead of per image and slot, the codes having no part in it. There is no dropout of
+embeddings, as in theirs: `token_dropout` has no effect.
 """
 
 from dataclasses import dataclass
@@ -210,14 +209,14 @@ class RAR(Method):
         t_BSD = self.target_aware_pos_embed[0, 2 + next_BS]
         return x_BLD + F.pad(t_BSD, (0, 0, x_BLD.shape[1] - next_BS.shape[1], 0))
 
-    def _run(self, x_BLD, label_U, row_B, asked, caches=None, start=0) -> torch.Tensor:
-        """Run slots start..start+L through the blocks; return the logits of the last `asked`."""
+    def _run(self, x_BLD, label_U, row_B, last, caches=None, start=0) -> torch.Tensor:
+        """Run slots start..start+L through the blocks; return the logits of the `last` ones."""
         steps_LD = self.timesteps_embeddings[0, start : start + x_BLD.shape[1]]
         c_ULD = self._label(label_U) + steps_LD
         condition = Condition(c_ULD, row_B)
         for i, block in enumerate(self.blocks):
             x_BLD = block(x_BLD, condition, caches[i] if caches else None, start)
-        x_BSD = self.adaln_before_head(x_BLD[:, -asked:], Condition(c_ULD[:, -asked:], row_B))
+        x_BSD = self.adaln_before_head(x_BLD[:, -last:], Condition(c_ULD[:, -last:], row_B))
         return widened(self.lm_head(x_BSD))
 
     def forward(self, codes_BT, label_B, order_BS):

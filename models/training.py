@@ -241,12 +241,12 @@ def descend(fabric: "Fabric", net, optimizers: list, loss: torch.Tensor, lr: flo
         optimizer.zero_grad(set_to_none=True)
 
 
-def check_finite(loss: float, step: int, kept: Path) -> None:
+def check_finite(loss: float, step: int, checkpoint: Path) -> None:
     """Raise InputError when a loss is NaN or infinite, naming the last good checkpoint."""
     if not math.isfinite(loss):
         raise InputError(
-            f"the loss is {loss} at step {step}: stopped; the last good checkpoint is {kept}; "
-            "try a lower --lr"
+            f"the loss is {loss} at step {step}: stopped; "
+            f"the last good checkpoint is {checkpoint}; try a lower --lr"
         )
 
 

@@ -188,13 +188,11 @@ class ModelConfig(command.Config):
 
     @property
     def tokens(self) -> int:
-        """T, cells of the grid."""
-        return self.grid * self.grid
+        return self.grid * self.grid  # T
 
     @property
     def head_width(self) -> int:
-        """K."""
-        return self.width // self.heads
+        return self.width // self.heads  # K
 
 
 SIZES = {

@@ -79,8 +79,7 @@ class CosineQuantizer(nn.Module):
 
     @property
     def codebook_VC(self) -> torch.Tensor:
-        """The unit-length code vectors, float (V, C)."""
-        return self.vq.codebook
+        return self.vq.codebook  # of unit length
 
     @torch.no_grad()
     def start(self, vectors_NTC: torch.Tensor) -> None:

@@ -91,12 +91,10 @@ class TokenizerConfig(command.Config):
 
     @property
     def state(self) -> Path:
-        """The training state, deleted when the run is finished."""
-        return self.out.with_suffix(".state.pth")
+        return self.out.with_suffix(".state.pth")  # deleted when the run is finished
 
     @property
     def log(self) -> Path:
-        """One JSON object a line."""
         return self.out.with_suffix(".jsonl")
 
 

@@ -1,15 +1,12 @@
 """Weights that others published: read them safely, and put them into our models, strictly.
 
-Files of LlamaGen, RandAR, RAR, ARPG and PAR, of LlamaGen's tokenizers, and of the CIFAR-10 baseline
-lime413/randar. Our models keep their names and shapes, so nothing is renamed or reshaped: wrappers
-and prefixes come off, the size is read off the shapes, and then every name and shape must agree.
+Our models keep the published names and shapes, so nothing is renamed or reshaped: wrappers and
+prefixes come off, the size is read off the shapes (sizes.py), and every name and shape must agree.
 
 A file is data here. Pickles go through torch's restricted reader, which calls nothing but what
 rebuilds tensors. It is told one more class, argparse.Namespace, that LlamaGen and ARPG save their
 arguments in: a plain holder of attributes, whose constructor takes no positional argument from the
 file and runs no code of it. What else a file asks for is refused by name.
-
-Which model it is, and of which size: sizes.py.
 """
 
 import argparse
