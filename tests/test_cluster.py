@@ -192,7 +192,7 @@ def test_patches_are_those_of_the_codes(world):
     [
         ({"cluster_size": 5}, "--cluster-size to divide the 32 codes.*got 5"),
         ({"cluster_size": 64}, "--cluster-size to divide the 32 codes.*got 64"),
-        ({"out": "codes"}, "another --out"),
+        ({"out": "codes"}, "would overwrite --codes"),
         ({"codes": "nowhere"}, "extract_latent_codes"),
     ],
 )

@@ -41,8 +41,8 @@ class ClusterConfig(command.Config):
     seed: command.Seed = 0
 
     def check(self) -> None:
-        if self.out.resolve() in (self.codes.resolve(), self.tokenizer.resolve().parent):
-            raise InputError(f"expected another --out than the folder of an input, got {self.out}")
+        if self.out.resolve() == self.tokenizer.resolve().parent:
+            raise InputError(f"expected another --out than the tokenizer's folder, got {self.out}")
 
 
 def patches(model: VQVAE) -> np.ndarray:
