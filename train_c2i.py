@@ -17,13 +17,14 @@ import torch
 from tqdm import tqdm
 
 from models import command, training
-from models.artifacts import ROOT, header, locked, sha256_of, write_text
+from models.artifacts import ROOT, header, sha256_of, write_text
 from models.checkpoint import KIND, resume, save_generator
 from models.cluster_loss import cluster_cross_entropy
 from models.command import InputError, run
 from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
 from models.methods import METHODS, build, check_order
 from models.orders import OrderName
+from models.processes import locked
 from models.training import Adaptive, Anneal, LoggerName, OptimizerName, OrderPolicy
 from models.transformer import SIZES, ModelConfig
 

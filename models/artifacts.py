@@ -122,38 +122,6 @@ def _remove_leftovers(path: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing into a run's folder; the system ends a dead one's lock.
-
-    Raises InputError naming the process that holds it. Without `fcntl` (Windows) nothing is locked.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(
-                f"{folder} is being written by process {file.read(20).strip() or 'unknown'}; "
-                "wait for it, or choose another --out"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield
-        finally:
-            Path(file.name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # nothing came of it
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a small text file in one rename."""
     replace_file(path, lambda file: file.write(text.encode()))
@@ -215,13 +183,9 @@ def sidecar(path: Path) -> Path:
 
 def save_array(path: Path, array: np.ndarray, head: dict) -> None:
     """Write an .npy, then its sidecar, so that a torn pair is noticed on reading."""
-    head = head | {
-        "shape": list(array.shape),
-        "dtype": str(array.dtype),
-        "sha256": sha256_of(array),
-    }
+    values = {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": sha256_of(array)}
     replace_file(path, lambda file: np.save(file, array, allow_pickle=False))
-    write_text(sidecar(path), json.dumps(head, indent=1) + "\n")
+    write_text(sidecar(path), json.dumps(head | values, indent=1) + "\n")
 
 
 def load_array(path: Path, kind: str, rerun: str, dtype: type, ndim: int) -> tuple:
@@ -234,22 +198,17 @@ def load_array(path: Path, kind: str, rerun: str, dtype: type, ndim: int) -> tup
     array = np.array(map_array(path, kind, mend))
     try:
         head = read_json(sidecar(path))
+        if head.get("kind") != kind:
+            raise ValueError(f"expected {kind}, found {head.get('kind')}")
+        if sha256_of(array) != head.get("sha256"):
+            raise ValueError("it is not the array its sidecar describes")
+        if array.dtype != dtype or array.ndim != ndim:
+            found = f"{array.dtype} {array.shape}"
+            raise ValueError(f"expected {np.dtype(dtype)} of {ndim} dimensions, found {found}")
+        if not isinstance(head.get("inputs"), dict):
+            raise ValueError("its sidecar does not say its inputs")
     except (OSError, ValueError) as e:
-        reason = one_line(e, 150)
-        raise InputError(f"cannot read the sidecar of {path} ({reason}); {mend}") from None
-    problem = None
-    if head.get("kind") != kind:
-        problem = f"expected {kind}, found {head.get('kind')}"
-    elif sha256_of(array) != head.get("sha256"):
-        problem = "it is not the array its sidecar describes"
-    elif (array.dtype, array.ndim) != (dtype, ndim):
-        problem = (
-            f"expected {np.dtype(dtype)} of {ndim} dimensions, found {array.dtype} {array.shape}"
-        )
-    elif not isinstance(head.get("inputs"), dict):
-        problem = "its sidecar does not say its inputs"
-    if problem:
-        raise InputError(f"{path}: {problem}; {mend}")
+        raise InputError(f"{path} with its sidecar: {one_line(e, 200)}; {mend}") from None
     return array, head
 
 

@@ -1,4 +1,4 @@
-"""Stages as commands that other commands run, and end; and what they record of their speed."""
+"""Stages as processes: one a folder, or run by other commands; and what they record of speed."""
 
 import contextlib
 import ctypes
@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -61,6 +61,38 @@ def run_stages(stages: Sequence[Stage], threads: int, output: IO | None = None) 
             for child in children:
                 child.terminate()
                 child.wait()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into a run's folder; the system ends a dead one's lock.
+
+    Raises InputError naming the process that holds it. Without `fcntl` (Windows) nothing is locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(
+                f"{folder} is being written by process {file.read(20).strip() or 'unknown'}; "
+                "wait for it, or choose another --out"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # nothing came of it
 
 
 def recorded(record: dict) -> dict:

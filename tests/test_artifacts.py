@@ -21,7 +21,6 @@ from models.artifacts import (
     header,
     load_array,
     load_checkpoint,
-    locked,
     replace_file,
     save_array,
     save_checkpoint,
@@ -29,6 +28,7 @@ from models.artifacts import (
     sidecar,
 )
 from models.command import InputError, one_line_errors
+from models.processes import locked
 
 HEAD = header("thing", "tests", {"a": 1})
 
@@ -233,7 +233,7 @@ def test_a_run_folder_is_locked_while_its_process_lives(tmp_path):
     hold = f"""
 import time
 from pathlib import Path
-from models.artifacts import locked
+from models.processes import locked
 with locked(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(60)
