@@ -1,4 +1,4 @@
-"""A generator as a file: saved and resumed by stage 4, read by all that samples or measures."""
+"""What trainings save and resume, and the generator as a file that all else samples from."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -12,7 +12,6 @@ from models.command import InputError
 from models.method import Method
 from models.methods import build
 from models.sampling import Plan
-from models.training import same_run
 from models.transformer import ModelConfig
 
 KIND = "generator"
@@ -60,6 +59,39 @@ def resume(
             optimizer.load_state_dict(state)
         ema.n_averaged.fill_(saved["step"])
         return int(saved["step"]), list(saved["rows"])
+
+
+def load_state(path: Path, head: dict, free: Iterable[str], parts: dict) -> tuple[int, list[dict]]:
+    """Load what a cut run saved into its parts (model, ..); return (step, log rows).
+
+    Raises InputError unless it is of the run that `head` describes, but for the fields `free`.
+    """
+    mend = f"rm {path}, then this command"
+    saved = load_checkpoint(path, f"{head['kind']} training state", mend)
+    config = saved["header"]["config"] | saved["header"]["inputs"]
+    same_run(config, head["config"] | head["inputs"], free, path)
+    with as_written(path, "training state", f"run: {mend}"):
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        return int(saved["step"]), list(saved["rows"])
+
+
+def save_state(path: Path, head: dict, step: int, rows: list[dict], parts: dict) -> None:
+    """Write what `load_state` reads."""
+    states = {name: part.state_dict() for name, part in parts.items()}
+    head = head | {"kind": f"{head['kind']} training state"}
+    save_checkpoint(path, head, step=step, rows=rows, **states)
+
+
+def same_run(saved: dict, wanted: dict, free: Iterable[str], path: Path) -> None:
+    """Raise InputError if two configs differ in more than the fields `free`, naming them."""
+    keys = sorted((saved.keys() | wanted.keys()) - set(free))
+    if differ := [key for key in keys if saved.get(key) != wanted.get(key)]:
+        pairs = ", ".join(f"{key} {saved.get(key)} -> {wanted.get(key)}" for key in differ)
+        raise InputError(
+            f"{path} was made with another config ({pairs}); "
+            "choose another --out, or delete the file to start over"
+        )
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from models import command
 from models.artifacts import ROOT, as_written, header, load_checkpoint, save_checkpoint
+from models.checkpoint import load_state, save_state
 from models.data import SPLITS, Split, load_split
-from models.training import batch_rows, load_state, lr_at, pick_device, seed_step, start_fabric
+from models.training import batch_rows, lr_at, pick_device, seed_step, start_fabric
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -102,13 +103,9 @@ def fit_classifier(
         model.parameters(), lr=cfg.lr, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
     net, optimizer = fabric.setup(model, optimizer)
-    kind, begin, rows = f"{head['kind']} training state", 0, len(label_N)
+    parts, begin, rows = {"model": model, "optimizer": optimizer}, 0, len(label_N)
     if state.exists():
-        saved = load_state(state, kind, head, free=("data", "out", "device"))
-        with as_written(state, kind, f"run: rm {state}, then this command"):
-            model.load_state_dict(saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
-            begin = int(saved["step"])
+        begin, _ = load_state(state, head, ("data", "out", "device"), parts)
     steps = math.ceil(cfg.epochs * rows / cfg.batch)
     bar = tqdm(range(begin, steps), head["kind"], steps, initial=begin, unit="step", mininterval=1)
     for step in bar:
@@ -126,8 +123,7 @@ def fit_classifier(
             right = (logits_BC.argmax(1) == label_N[pick_B]).float().mean().item()
             bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right:.3f}", refresh=False)
         if (step + 1) % SAVE_EVERY == 0:
-            learned = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            save_checkpoint(state, head | {"kind": kind}, step=step + 1, **learned)
+            save_state(state, head, step + 1, [], parts)
 
 
 def crop_and_flip(

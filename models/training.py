@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,7 +14,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel
 
 from models import command, orders
-from models.artifacts import load_checkpoint, write_text
+from models.artifacts import write_text
 from models.command import InputError
 from models.method import Method
 from models.orders import ScanName
@@ -247,28 +247,6 @@ def check_finite(loss: float, step: int, checkpoint: Path) -> None:
         raise InputError(
             f"the loss is {loss} at step {step}: stopped; "
             f"the last good checkpoint is {checkpoint}; try a lower --lr"
-        )
-
-
-def load_state(path: Path, kind: str, head: dict, free: Iterable[str]) -> dict:
-    """Read what a cut run saved. Raises InputError unless it is of the run that `head` describes.
-
-    `free` are the fields of the config that may differ.
-    """
-    saved = load_checkpoint(path, kind, rerun=f"rm {path}, then this command")
-    config = saved["header"]["config"] | saved["header"]["inputs"]
-    same_run(config, head["config"] | head["inputs"], free, path)
-    return saved
-
-
-def same_run(saved: dict, wanted: dict, free: Iterable[str], path: Path) -> None:
-    """Raise InputError if two configs differ in more than the fields `free`, naming them."""
-    keys = sorted((saved.keys() | wanted.keys()) - set(free))
-    if differ := [key for key in keys if saved.get(key) != wanted.get(key)]:
-        pairs = ", ".join(f"{key} {saved.get(key)} -> {wanted.get(key)}" for key in differ)
-        raise InputError(
-            f"{path} was made with another config ({pairs}); "
-            "choose another --out, or delete the file to start over"
         )
 
 

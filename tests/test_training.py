@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
         ({"method": "gpt", "order": "random"}, "random needs a method that is told"),
         ({"devices": 3}, "--devices to divide --batch 8"),
         ({"heldout": 120}, "--heldout in 1..119"),
-        ({"device": "tpu"}, "device auto, cpu or"),
+        ({"device": "tpu"}, "--device to be auto or cpu"),
     ],
 )
 def test_impossible_runs_are_refused_before_anything_is_written(world, tmp_path, changes, message):

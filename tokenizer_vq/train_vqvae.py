@@ -24,7 +24,8 @@ from metrics.pictures import plot_reconstructions, save_figure
 from metrics.plots import plot_curves
 from metrics.report import Run
 from models import command, training
-from models.artifacts import ROOT, header, save_checkpoint, sha256_of
+from models.artifacts import ROOT, header, sha256_of
+from models.checkpoint import load_state, same_run, save_state
 from models.classifier import PerceptualNet, load_perceptual, perceptual_distance
 from models.command import InputError, run
 from models.data import Split, evenly, load_split
@@ -32,7 +33,6 @@ from models.tokenizer import decode_codes, encode_images, load_tokenizer, save_t
 from models.training import batch_rows, seed_step, write_log
 from models.vqvae import VQVAE, VQVAEConfig
 
-STATE_KIND = "tokenizer training state"
 PANELS = {
     "loss": ["loss", "perceptual", "commitment"],
     "PSNR, dB": ["psnr"],
@@ -156,7 +156,7 @@ def main(cfg: TokenizerConfig) -> dict:
     head |= {"dataset": train.dataset, "classes": list(train.classes)}
     if cfg.out.exists():
         _, saved = load_tokenizer(cfg.out)
-        training.same_run(saved["config"] | saved["inputs"], head["config"] | inputs, FREE, cfg.out)
+        same_run(saved["config"] | saved["inputs"], head["config"] | inputs, FREE, cfg.out)
         print(f"{cfg.out.name} is finished already: test PSNR {saved['test']['psnr']:.2f} dB")
         return saved["test"]
     model, rows = fit(cfg, head, train, test)
@@ -191,10 +191,7 @@ def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQ
     ema, step, rows = training.averaged(model, cfg.ema), 0, []
     parts = {"model": model, "ema": ema, "optimizer": optimizer}
     if cfg.state.exists():
-        saved = training.load_state(cfg.state, STATE_KIND, head, FREE)
-        step, rows = saved["step"], saved["rows"]
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
+        step, rows = load_state(cfg.state, head, FREE, parts)
 
     bar = tqdm(initial=step, total=cfg.steps, desc="tokenizer", unit="step")
     logged, began = step, time.time()
@@ -218,8 +215,7 @@ def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQ
         rows.append({"step": step} | losses | {"images_per_second": speed})
         if at_save:
             rows[-1] |= _evaluate(ema.module, test, 1000)
-            states = {name: part.state_dict() for name, part in parts.items()}
-            save_checkpoint(cfg.state, head | {"kind": STATE_KIND}, step=step, rows=rows, **states)
+            save_state(cfg.state, head, step, rows, parts)
             write_log(cfg.log, rows)
         logged, began = step, time.time()  # without the evaluation and the save
     bar.close()
