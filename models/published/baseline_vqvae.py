@@ -68,6 +68,11 @@ class Codebook(nn.Module):
         self._ema_w = nn.Parameter(torch.zeros(shape))
         self.register_buffer("_ema_cluster_size", torch.zeros(config.codebook_size))
 
+    def nearest(self, vectors_NTC: torch.Tensor) -> torch.Tensor:
+        """Return codes_NT: those at the smallest distance."""
+        table_VC = self._embedding.weight
+        return (table_VC.square().sum(1) - 2 * vectors_NTC @ table_VC.T).argmin(-1)
+
 
 class BaselineVQVAE(nn.Module):
     """Images (N, 3, 32, 32) in [0, 1] <-> codes (N, T) int64 in [0, V), T = 64 in raster order."""
@@ -101,14 +106,10 @@ class BaselineVQVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, images_N3HW: torch.Tensor) -> torch.Tensor:
-        """Return codes_NT of images in [0, 1]: the code at the smallest distance.
-
-        Raises InputError unless they are 32 x 32.
-        """
+        """Return codes_NT of images in [0, 1]. Raises InputError unless they are 32 x 32."""
         check_images(images_N3HW, 32)
         maps = self._pre_vq_conv(self._encoder(images_N3HW - 0.5))
-        vectors_NTC, table_VC = maps.flatten(2).transpose(1, 2), self._vq_vae._embedding.weight
-        return (table_VC.square().sum(1) - 2 * vectors_NTC @ table_VC.T).argmin(-1)
+        return self._vq_vae.nearest(maps.flatten(2).transpose(1, 2))
 
     @torch.no_grad()
     def decode(self, codes_NT: torch.Tensor) -> torch.Tensor:
