@@ -110,7 +110,7 @@ def write_perceptual(folder: Path) -> None:
 def read_archive(folder: Path) -> tuple:
     path = folder / "a.tar.gz"
     md5 = load.md5_of(path) if path.is_file() else "0" * 32
-    return load.read_source(load.LoadConfig(source=path, md5=md5)).classes
+    return load.read_source(load.LoadConfig(source=path, md5=md5))[1]
 
 
 def write_png(folder: Path) -> None:
