@@ -112,13 +112,11 @@ def first_samples(
     done: Done, subject: Subject, label_N: torch.Tensor, plan: Plan, cfg: EvalConfig
 ) -> tuple[np.ndarray, float]:
     """Return samples of the first seed and images/s, from samples.npz if a cut run wrote it."""
-    before, file = done.parts.pop("samples", None), subject.out / "samples.npz"
-    classes = subject.header["classes"]
-    if before and file.exists():
+    classes, file = subject.header["classes"], subject.out / "samples.npz"
+    if (before := done.parts.pop("samples", None)) and file.exists():
         images_NHWC, _ = read_samples(file, 32, len(classes))
         if sha256_of(images_NHWC) == before["sha256"]:
-            done.parts["samples"] = before
-            return images_NHWC, before["images_per_second"]
+            return images_NHWC, done("samples", lambda: before)["images_per_second"]
     sampler = subject.model, subject.tokenizer
     sample_images(*sampler, label_N[:2], plan, cfg.seed, cfg.batch)  # warm-up, not timed
     began = time.time()
@@ -186,18 +184,13 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
             images_NHWC = sample_images(model, subject.tokenizer, label_N, plan, seed, cfg.batch)
             return reference.measure(images_NHWC, label_N.numpy())
 
-        others = [done(f"seed {seed}", again, seed) for seed in seeds[1:]]
-        metrics["over_seeds"] = over_seeds([metrics["samples"], *others])
+        every = [metrics["samples"], *(done(f"seed {seed}", again, seed) for seed in seeds[1:])]
+        values = {name: [one[name] for one in every] for name in every[0]}
+        metrics["over_seeds"] = {
+            name: {"mean": statistics.mean(of_one), "sd": statistics.stdev(of_one)}
+            for name, of_one in values.items()
+        }
     return metrics, inputs, subject.out
-
-
-def over_seeds(samplings: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Return {name: {"mean", "sd"}} of the same measures of several samplings, two or more."""
-    values = {name: [one[name] for one in samplings] for name in samplings[0]}
-    return {
-        name: {"mean": statistics.mean(of_one), "sd": statistics.stdev(of_one)}
-        for name, of_one in values.items()
-    }
 
 
 def main(cfg: EvalConfig) -> dict:

@@ -25,6 +25,7 @@ from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
 from models.methods import METHODS, build, check_order
 from models.orders import OrderName
 from models.processes import locked
+from models.tokenizer import tokenizer_of
 from models.training import Adaptive, Anneal, LoggerName, OptimizerName, OrderPolicy
 from models.transformer import SIZES, ModelConfig
 
@@ -181,7 +182,7 @@ def fit(
 ) -> None:
     """Train from the last save in `out`, if there is one, to the end."""
     from metrics.likelihood import split_bits, token_ece
-    from metrics.plots import show_progress, tokenizer_of
+    from metrics.plots import show_progress
 
     torch.manual_seed(cfg.seed)
     model = build(cfg.method, config)

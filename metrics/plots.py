@@ -13,21 +13,14 @@ import torch
 
 from metrics.pictures import blank, plot_class_grid, save_figure
 from metrics.report import Run
-from models.data import Codes
 from models.method import Method
 from models.sampling import Plan, sample_codes
-from models.tokenizer import Tokenizer, decode_codes, load_tokenizer
+from models.tokenizer import Tokenizer, decode_codes
 from models.training import write_log
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PANELS = {
-    "bits per code": ["train_bits", "heldout_bits", "test_bits", "cluster_bits"],
-    "learning rate": ["lr"],
-    "images per second": ["images_per_second"],
-}
-"""of the curves of a training"""
 HIGHER_IS_BETTER = ("IS", "precision", "recall", "label_accuracy")
 """starts of the names of measures; of all others less is better"""
 
@@ -42,19 +35,25 @@ def ends(value: Any) -> tuple[float, float, float]:
     return value["mean"], value["mean"] - half, value["mean"] + half
 
 
-def draw_line(axes: Any, x: Sequence[float], values: Sequence[Any], **style: Any) -> None:
+def columns(values: Any) -> np.ndarray:
+    """Return (values, lows, highs) of a list of numbers, or of one estimate of a list."""
+    if isinstance(values, dict):
+        return np.array([values[key] for key in ("value", "low", "high")], float)
+    return np.array([ends(one) for one in values], float).reshape(-1, 3).T
+
+
+def draw_line(axes: Any, x: Sequence[float], values: Any, **style: Any) -> None:
     """Draw values against x, their intervals shaded."""
-    if len(values):
-        value, low, high = np.array([ends(one) for one in values], float).T
-        (line,) = axes.plot(x, value, **style)
-        axes.fill_between(x, low, high, alpha=0.15, color=line.get_color(), lw=0)
+    value, low, high = columns(values)
+    (line,) = axes.plot(x, value, **style)
+    axes.fill_between(x, low, high, alpha=0.15, color=line.get_color(), lw=0)
 
 
 def draw_points(axes: Any, x: Any, y: Any, along: str = "y", **style: Any) -> None:
     """Draw points with bars for the intervals of their x or their y."""
-    values = np.array([ends(one) for one in (y if along == "y" else x)], float).T
-    bars = np.maximum([values[0] - values[1], values[2] - values[0]], 0)  # an ECE's may lie beside
-    x, y = (x, values[0]) if along == "y" else (values[0], y)
+    value, low, high = columns(y if along == "y" else x)
+    bars = np.maximum([value - low, high - value], 0)  # the interval of an ECE may lie beside it
+    x, y = (x, value) if along == "y" else (value, y)
     axes.errorbar(x, y, **{f"{along}err": bars}, fmt="o", ms=4, capsize=2, lw=1, **style)
 
 
@@ -85,12 +84,6 @@ def stacked(count: int, height: float = 2.0, **more: Any) -> tuple["Figure", lis
     return figure, list(axes.flat)
 
 
-def intervals(estimate: dict) -> list[dict]:
-    """Return an estimate of a list as a list of estimates."""
-    keys = ("value", "low", "high")
-    return [dict(zip(keys, x, strict=True)) for x in zip(*(estimate[k] for k in keys), strict=True)]
-
-
 def with_part(runs: Sequence[Run], path: str) -> list[Run]:
     """Return the runs that have something at a path."""
     return [run for run in runs if run.at(path, optional=True)]
@@ -104,26 +97,27 @@ def plot_curves(
     One run has a colour for each key; of several each has a colour, and its first key is faint.
     """
     figure, every = stacked(len(panels), sharex=True)
+    one = len(runs) == 1
     for axes, (label, keys) in zip(every, panels.items(), strict=True):
         for i, run in enumerate(runs):
             for k, key in enumerate(keys):
                 points = [(row["step"], row[key]) for row in run.curve if row.get(key) is not None]
-                if not points:
-                    continue
-                name = key if len(runs) == 1 else run.name if k == len(keys) - 1 else None
-                faint = len(runs) > 1 and k < len(keys) - 1
-                style = {"color": f"C{k if len(runs) == 1 else i}", "alpha": 0.3 if faint else 1}
-                marker = "." if len(points) < 40 else None
-                axes.plot(*zip(*points, strict=True), label=name, marker=marker, **style)
+                last = k == len(keys) - 1
+                style = {"color": f"C{k if one else i}", "alpha": 1 if one or last else 0.3}
+                style |= {"marker": "." if len(points) < 40 else None}
+                style |= {"label": key if one else run.name if last else None}
+                if points:
+                    axes.plot(*zip(*points, strict=True), **style)
         axes.set_ylabel(label)
-        if len(runs) == 1 and len(keys) > 1 and axes.lines:
+        if one and len(keys) > 1 and axes.lines:
             axes.legend(frameon=False, fontsize=9)
     if ceiling:
         reference(every[0], ceiling, f"a uniform guess: {ceiling:g} bits")
-    if len(runs) > 1:
-        every[0].set_title("Training; faint: of the batches, strong: held out", fontsize=10)
     every[-1].set_xlabel("training step")
-    return name_lines(figure, every[0]) if len(runs) > 1 else figure
+    if one:
+        return figure
+    every[0].set_title("Training; faint: of the batches, strong: held out", fontsize=10)
+    return name_lines(figure, every[0])
 
 
 def plot_usage(counts_V: np.ndarray) -> "Figure":
@@ -169,8 +163,8 @@ def plot_steps(runs: Sequence[Run], ceiling: float | None = None) -> "Figure":
     figure, axes = blank()
     for i, run in enumerate(with_part(runs, "calibration.entropy.held_out_bits_per_step")):
         for kind, style in (("held_out", {"label": run.name}), ("entropy", {"ls": "--"})):
-            values = intervals(run.at(f"calibration.entropy.{kind}_bits_per_step"))
-            draw_line(axes, range(len(values)), values, color=f"C{i}", **style)
+            curve = run.at(f"calibration.entropy.{kind}_bits_per_step")
+            draw_line(axes, range(len(curve["value"])), curve, color=f"C{i}", **style)
     if ceiling:
         reference(axes, ceiling, f"a uniform guess: {ceiling:g} bits")
     axes.set(xlabel="step of decoding", ylabel="bits per code")
@@ -185,10 +179,9 @@ def plot_reliability(runs: Sequence[Run], part: str = "tokens.overall") -> "Figu
     for i, run in enumerate(runs):
         diagram = run.at(f"calibration.{part}.reliability")
         share = np.array(diagram["count"]) / sum(diagram["count"])
-        x, values = diagram["confidence"]["value"], intervals(diagram["accuracy"])
-        y = [one["value"] for one in values]
+        x, y = diagram["confidence"]["value"], diagram["accuracy"]["value"]
         most = max([most, *(max(x[k], y[k]) for k in np.flatnonzero(share > 0.01))])
-        draw_points(axes, x, values, color=f"C{i}", alpha=0.8)
+        draw_points(axes, x, diagram["accuracy"], color=f"C{i}", alpha=0.8)
         axes.plot(x, y, color=f"C{i}", lw=1, alpha=0.6)
         error = run.at(f"calibration.{part}.ece_equal_width")
         name = f"{run.name}: ECE {error['value']:.4f} [{error['low']:.4f}, {error['high']:.4f}]"
@@ -215,17 +208,16 @@ def plot_risk(runs: Sequence[Run]) -> "Figure":
 
 
 def _against(
-    runs: Sequence[Run], path: str, x: str, measures: dict[str, str], xlabel: str, title: str
+    runs: Sequence[Run], path: str, measures: dict[str, str], xlabel: str, title: str
 ) -> "Figure":
-    """Draw measures {y label: key} of a list of rows against their x, a panel each."""
-    runs = with_part(runs, path)
+    """Draw measures {y label: start of its key} of a list of rows, whose first key is the x."""
     figure, every = stacked(len(measures), sharex=True)
-    for axes, (label, key) in zip(every, measures.items(), strict=True):
-        for i, run in enumerate(runs):
+    for axes, (label, start) in zip(every, measures.items(), strict=True):
+        for i, run in enumerate(with_part(runs, path)):
             rows = run.at(path)
-            values = [next(v for k, v in row.items() if k.startswith(key)) for row in rows]
-            style = {"color": f"C{i}", "marker": ".", "label": run.name}
-            draw_line(axes, [row[x] for row in rows], values, **style)
+            x = [next(iter(row.values())) for row in rows]
+            values = [next(v for k, v in row.items() if k.startswith(start)) for row in rows]
+            draw_line(axes, x, values, color=f"C{i}", marker=".", label=run.name)
         axes.set_ylabel(label)
     every[0].set_title(title, fontsize=10)
     every[-1].set_xlabel(xlabel)
@@ -237,22 +229,22 @@ def plot_corruptions(runs: Sequence[Run]) -> "Figure":
     measures = {"bits per image": "bits_per_image", "ECE of codes": "ece_equal_width"}
     measures["class accuracy by Bayes"] = "class_accuracy"
     path = "robustness.corruptions.by_severity"
-    return _against(runs, path, "severity", measures, "severity", "Corrupted test images")
+    return _against(runs, path, measures, "severity", "Corrupted test images")
 
 
 def plot_context(runs: Sequence[Run], kind: str = "uniform") -> "Figure":
     """Draw what replaced codes in the context cost, by any others or by `neighbours`."""
-    by = {"uniform": "any others", "neighbours": "similar ones"}[kind]
+    others = {"uniform": "any others", "neighbours": "similar ones"}[kind]
     measures = {"more bits per image": "more_bits_per_image", "ECE of codes": "ece_equal_width"}
-    about = ("share of the codes replaced", f"Codes of test images replaced by {by}")
-    return _against(runs, f"robustness.context.{kind}", "rho", measures, *about)
+    label, title = "share of the codes replaced", f"Codes of test images replaced by {others}"
+    return _against(runs, f"robustness.context.{kind}", measures, label, title)
 
 
 def plot_misread(runs: Sequence[Run]) -> "Figure":
     """Draw samples of a model that misreads a share of its own codes."""
     measures = {"label accuracy": "label_accuracy", "FD of samples": "FD_"}
-    about = ("share of its own codes misread", "Samples made of misread codes")
-    return _against(runs, "robustness.sampling", "rho", measures, *about)
+    label, title = "share of its own codes misread", "Samples made of misread codes"
+    return _against(runs, "robustness.sampling", measures, label, title)
 
 
 def plot_sweep(
@@ -263,8 +255,9 @@ def plot_sweep(
     The best row at each value is drawn; a run without a sweep is the point of its metrics.json.
     """
     labels = {"cfg_scale": "guidance scale", "decode_steps": "network calls"}
-    figure, every = stacked(len(against), 2.6)
     old = {"cfg_scale": "cfg", "decode_steps": "steps"}  # names in plans of before
+    best = max if measure.startswith(HIGHER_IS_BETTER) else min
+    figure, every = stacked(len(against), 2.6)
     for axes, key in zip(every, against, strict=True):
         for i, run in enumerate(runs):
             points: dict[float, list[float]] = {}
@@ -275,7 +268,6 @@ def plot_sweep(
             value = run.at(f"metrics.samples.{measure}", True)
             if not points and value is not None and key == "decode_steps":
                 points = {run.at("metrics.network_calls", True) or 64: [value]}
-            best = max if measure.startswith(HIGHER_IS_BETTER) else min
             xs = sorted(points)
             axes.plot(xs, [best(points[x]) for x in xs], "o-", color=f"C{i}", label=run.name)
         axes.set(xlabel=labels.get(key, "images per second"), ylabel=measure)
@@ -284,13 +276,12 @@ def plot_sweep(
     return name_lines(figure, every[0])
 
 
-def tokenizer_of(path: Path, codes: Codes) -> Tokenizer | None:
-    """Return the tokenizer at `path` if it is the one that made the codes, else None."""
-    if not path.exists():
-        return None
-    tokenizer, header = load_tokenizer(path)
-    made_them = header["sha256"] == codes.header["inputs"]["tokenizer"]
-    return tokenizer.to(codes.label_N.device) if made_them else None
+PANELS = {
+    "bits per code": ["train_bits", "heldout_bits", "test_bits", "cluster_bits"],
+    "learning rate": ["lr"],
+    "images per second": ["images_per_second"],
+}
+"""of the curves of a training"""
 
 
 def show_progress(

@@ -166,9 +166,9 @@ def shared(runs: Sequence[Run], path: str) -> Any:
     return next(iter(values.values()))
 
 
-def names(dicts: Sequence[dict | None]) -> list[str]:
-    """Return the keys of all dicts, each once, in the order in which they come."""
-    return list(dict.fromkeys(key for one in dicts for key in one or {}))
+def names(runs: Sequence[Run], path: str) -> list[str]:
+    """Return the keys that runs have at a path, each once, in the order in which they come."""
+    return list(dict.fromkeys(key for run in runs for key in run.at(path, optional=True) or {}))
 
 
 def _short(value: Any) -> Any:

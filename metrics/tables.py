@@ -12,128 +12,135 @@ from models.command import InputError
 
 Runs = dict[str, Run]
 REAL = "real test images"
-ORDERS = ("raster", "random")
+PAIR = ("raster", "random")
 IMAGES = 60_000
 """of CIFAR-10, each encoded together with its mirror image"""
 SHORT = ("label_accuracy", "FD_c10")
 """measures of samples in the tables with a row for each run"""
+SAMPLING = {
+    "guidance": ("metrics.plan.cfg", 0),
+    "guidance scale": ("metrics.plan.cfg_scale", 0),
+    "samples": ("metrics.num_samples", 0),
+    "network calls": ("metrics.network_calls", 0),
+    "train images as reference": ("metrics.reference_images", 0),
+}
+
+
+def lines(runs: Runs, measures: dict[str, tuple]) -> list[list[str]]:
+    """Return a row for each measure, {title: (path, how to show it ..)}, that a run has."""
+    rows = []
+    for title, (path, *how) in measures.items():
+        cells = [show(run.at(path, True), *how) for run in runs.values()]
+        rows += [[title, *cells]] if any(cells) else []
+    return rows
 
 
 def quality(runs: Runs) -> str:
     """Return likelihood by order and the quality of samples, beside real images in their place."""
     every, measures = list(runs.values()), {}
-    for name in names([run.at("metrics.bits_per_image", True) for run in every]):
-        counts = [run.at(f"metrics.bits_per_image.{name}.orders", True) or 1 for run in every]
-        several = f"mean of {max(counts)} {name} orders" if max(counts) > 1 else f"{name} order"
-        measures[f"bits per test image, {several}"] = (f"bits_per_image.{name}", 1)
-    for name in names([run.at("metrics.baseline_bits", True) for run in every]):
-        measures[f"the same without a network: {name}"] = (f"baseline_bits.{name}", 1)
-    rows = [[*row, ""] for row in lines(runs, "metrics", measures)]
-    control = [run.at("metrics.control", True) or {} for run in every]
-    for name in names([run.at("metrics.samples", True) for run in every]):
-        cells = [show_measure(name, of_samples(run, name)) for run in every]
-        real = dict.fromkeys(show_measure(name, one[name]) for one in control if name in one)
-        rows.append([name, *cells, " / ".join(real)])
-    about = {"guidance": "plan.cfg", "guidance scale": "plan.cfg_scale", "samples": "num_samples"}
-    about |= {"network calls": "network_calls", "train images as reference": "reference_images"}
-    about = {title: (path, 0) for title, path in about.items()}
-    rows += [[*row, ""] for row in lines(runs, "metrics", about)]
+    for name in names(every, "metrics.bits_per_image"):
+        path = f"metrics.bits_per_image.{name}"
+        count = max(run.at(f"{path}.orders", True) or 1 for run in every)
+        several = f"mean of {count} {name} orders" if count > 1 else f"{name} order"
+        measures[f"bits per test image, {several}"] = (path, 1)
+    for name in names(every, "metrics.baseline_bits"):
+        measures[f"the same without a network: {name}"] = (f"metrics.baseline_bits.{name}", 1)
+    rows = lines(runs, measures)
+    for name in names(every, "metrics.samples"):
+        control = [run.at(f"metrics.control.{name}", True) for run in every]
+        real = dict.fromkeys(show_measure(name, value) for value in control)
+        cells = [of_samples(run, name) for run in every]
+        rows.append([name, *cells, " / ".join(filter(None, real))])
+    rows += lines(runs, SAMPLING)
+    rows = [[*row, ""][: len(runs) + 2] for row in rows]  # only samples have a real one beside them
     text = "± of bits: standard error over test images; of samples: sd over sampling seeds."
     return table(["", *runs, REAL], rows) + below(every, text, "metrics")
 
 
-def of_samples(run: Run, name: str) -> Any:
+def of_samples(run: Run, name: str) -> str:
     """Return a measure of the samples: over seeds if it was sampled with several, else of one."""
-    return run.at(f"metrics.over_seeds.{name}", True) or run.at(f"metrics.samples.{name}", True)
+    several = run.at(f"metrics.over_seeds.{name}", True)
+    return show_measure(name, several or run.at(f"metrics.samples.{name}", True))
 
 
-def scale_of(plan: dict | None) -> float | None:
+def scale_of(plan: dict) -> float:
     """Return the guidance scale of a plan, also of those written before it was cfg_scale."""
-    return plan and plan.get("cfg_scale", plan.get("cfg"))
-
-
-def lines(runs: Runs, file: str, measures: dict[str, tuple]) -> list[list[str]]:
-    """Return a row for each measure, {title: (path, how to show it)}, that a run has."""
-    rows = []
-    for title, (path, *how) in measures.items():
-        cells = [show(run.at(f"{file}.{path}", True), *how) for run in runs.values()]
-        rows += [[title, *cells]] if any(cells) else []
-    return rows
+    return plan.get("cfg_scale", plan.get("cfg"))
 
 
 def by_order(runs: Runs) -> str:
     """Return bits per test image in every order that calibrate.py read, and ensembles."""
-    every = list(runs.values())
-    orders = names([run.at("calibration.orders.bits_per_image") for run in every])
-    groups = names([run.at("calibration.orders.ensemble", True) for run in every])
-    measures = {name: (f"orders.bits_per_image.{name}", 1) for name in orders}
-    for group in groups:
-        gain = f"orders.ensemble.{group}.gain"
-        measures[f"gain of averaging p over {group} orders"] = (gain, 1)
+    every, orders = list(runs.values()), "calibration.orders"
+    bits = names(every, f"{orders}.bits_per_image")
+    measures = {name: (f"{orders}.bits_per_image.{name}", 1) for name in bits}
+    for group in names(every, f"{orders}.ensemble"):
+        title = f"gain of averaging p over {group} orders"
+        measures[title] = (f"{orders}.ensemble.{group}.gain", 1)
     text = f"{shared(every, 'calibration.images'):,} test images; in brackets: 95% interval."
-    rows = lines(runs, "calibration", measures)
-    return table(["bits per test image", *runs], rows) + below(every, text, "calibration")
+    head = ["bits per test image", *runs]
+    return table(head, lines(runs, measures)) + below(every, text, "calibration")
 
 
 CALIBRATION = {
-    "token NLL, bits": ("tokens.overall.nll_bits", 3),
-    "accuracy of the likeliest code": ("tokens.overall.accuracy", 1, True),
-    "top-label ECE": ("tokens.overall.ece_equal_width", 4),
-    "ECE by chance alone": ("tokens.overall.ece_equal_width_if_calibrated", 4),
-    "ECE, t < 8": ("tokens.by_step.t < 8.ece_equal_width", 4),
-    "ECE, t 8-32": ("tokens.by_step.t 8-32.ece_equal_width", 4),
-    "ECE, t > 32": ("tokens.by_step.t > 32.ece_equal_width", 4),
-    "best temperature": ("tokens.temperature.temperature", 3),
-    "NLL it gains, bits per image": ("tokens.temperature.gain_bits_per_image", 2),
-    "class accuracy by Bayes": ("classes.before.accuracy", 1, True),
-    "class ECE by Bayes": ("classes.before.ece_equal_width", 3),
-    "entropy of own samples - NLL, bits per image": ("entropy.difference_bits_per_image", 1),
+    "token NLL, bits": ("calibration.tokens.overall.nll_bits", 3),
+    "accuracy of the likeliest code": ("calibration.tokens.overall.accuracy", 1, True),
+    "top-label ECE": ("calibration.tokens.overall.ece_equal_width", 4),
+    "ECE by chance alone": ("calibration.tokens.overall.ece_equal_width_if_calibrated", 4),
+    "ECE, t < 8": ("calibration.tokens.by_step.t < 8.ece_equal_width", 4),
+    "ECE, t 8-32": ("calibration.tokens.by_step.t 8-32.ece_equal_width", 4),
+    "ECE, t > 32": ("calibration.tokens.by_step.t > 32.ece_equal_width", 4),
+    "best temperature": ("calibration.tokens.temperature.temperature", 3),
+    "NLL it gains, bits per image": ("calibration.tokens.temperature.gain_bits_per_image", 2),
+    "class accuracy by Bayes": ("calibration.classes.before.accuracy", 1, True),
+    "class ECE by Bayes": ("calibration.classes.before.ece_equal_width", 3),
+    "entropy of own samples - NLL, bits per image": (
+        "calibration.entropy.difference_bits_per_image",
+        1,
+    ),
 }
 
 
 def calibration(runs: Runs) -> str:
     """Return calibration of codes and classes, every number with its interval."""
-    every, rows = list(runs.values()), lines(runs, "calibration", CALIBRATION)
+    every = list(runs.values())
     text = (
         f"{shared(every, 'calibration.images'):,} test images (temperature, classes and entropy: "
         "half of them or as many samples); in brackets: 95% interval over images."
     )
-    return table(["", *runs], rows) + below(every, text, "calibration")
+    return table(["", *runs], lines(runs, CALIBRATION)) + below(every, text, "calibration")
 
 
 ROBUSTNESS = {
-    "bits per image": ("corruptions.by_severity", "severity", "bits_per_image", 1),
-    "ECE": ("corruptions.by_severity", "severity", "ece_equal_width", 4),
-    "class accuracy by Bayes": ("corruptions.by_severity", "severity", "class_accuracy", 1, True),
-    "more bits, codes replaced by any others": ("context.uniform", "rho", "more_bits_per_image", 1),
-    "more bits, by similar ones": ("context.neighbours", "rho", "more_bits_per_image", 1),
-    "label accuracy": ("sampling", "rho", "label_accuracy", 1, True),
-    "FD": ("sampling", "rho", "FD_", 2),
+    ("severity of corrupted test images", "corruptions.by_severity", "severity"): {
+        "bits per image": ("corruptions.by_severity", "bits_per_image", 1),
+        "ECE": ("corruptions.by_severity", "ece_equal_width", 4),
+        "class accuracy by Bayes": ("corruptions.by_severity", "class_accuracy", 1, True),
+    },
+    ("share of the codes replaced in test images", "context.uniform", "rho"): {
+        "more bits, codes replaced by any others": ("context.uniform", "more_bits_per_image", 1),
+        "more bits, by similar ones": ("context.neighbours", "more_bits_per_image", 1),
+    },
+    ("share of its own codes that it misreads while sampling, unguided", "sampling", "rho"): {
+        "label accuracy": ("sampling", "label_accuracy", 1, True),
+        "FD": ("sampling", "FD_", 2),
+    },
 }
-"""measure: list of rows, what it is measured against, key, how it is shown"""
+"""(title, rows, what they are measured against) -> measure: rows, start of its key, how to show"""
 
 
 def robustness(runs: Runs) -> str:
     """Return what corrupted images, wrong codes read and wrong codes sampled cost."""
     every, parts = list(runs.values()), []
-    titles = {
-        "corruptions.by_severity": "severity of corrupted test images",
-        "context": "share of the codes replaced in test images",
-        "sampling": "share of its own codes that it misreads while sampling, unguided",
-    }
-    for where, title in titles.items():
-        shown = {k: how for k, how in ROBUSTNESS.items() if how[0].startswith(where)}
-        first, against, *_ = next(iter(shown.values()))
-        steps = [row[against] for row in every[0].at(f"robustness.{first}")]
+    for (title, first, against), measures in ROBUSTNESS.items():
         rows = []
-        for step in steps:
+        for step in (row[against] for row in every[0].at(f"robustness.{first}")):
             cells = [
-                show(_starting(run.at(f"robustness.{path}", **{key: step}), name), *how)
-                for path, key, name, *how in shown.values()
+                show(_starting(run.at(f"robustness.{path}", **{against: step}), name), *how)
+                for path, name, *how in measures.values()
                 for run in every
             ]
             rows.append([f"{step:.0%}" if against == "rho" else str(step), *cells])
-        head = [f"{measure}, {run}" for measure in shown for run in runs]
+        head = [f"{measure}, {run}" for measure in measures for run in runs]
         parts += [table([title, *head], rows)] if rows else []
     counts = [shared(every, f"robustness.{n}") for n in ("corruptions.images", "images")]
     text = "{:,} corrupted test images, {:,} of replaced codes; in brackets: 95% interval."
@@ -149,25 +156,23 @@ def methods(runs: Runs) -> str:
     """Return a row for each run; they must be trained for as long and sampled alike."""
     every, rows = list(runs.values()), []
     for run in every:
-        bits, plan = run.at("metrics.bits_per_image"), run.at("metrics.plan")
-        own = bits.get(run.at("metrics.trained_order"), bits.get(plan["order"]))
+        method, order = run.at("metrics.method"), run.at("metrics.trained_order")
+        bits = run.at("metrics.bits_per_image")
+        own = bits.get(order, bits.get(run.at("metrics.plan.order")))
         several = bits.get("random", {})
-        rows.append(
-            [run.at("metrics.method"), run.at("metrics.trained_order")]
-            + [show(run.at("metrics.cluster_weight") or None, 0)]
-            + [f"{run.at('metrics.parameters'):,}", show(own, 1)]
-            + [show(several, 1) if several.get("orders", 1) > 1 else ""]
-            + [show_measure(name, of_samples(run, name)) for name in SHORT]
-            + [show(run.at("metrics.network_calls"), 0)]
-        )
+        row = [method, order, show(run.at("metrics.cluster_weight") or None, 0)]
+        row += [show(run.at("metrics.parameters"), 0), show(own, 1)]
+        row += [show(several, 1) if several.get("orders", 1) > 1 else ""]
+        row += [of_samples(run, name) for name in SHORT]
+        rows.append([*row, show(run.at("metrics.network_calls"), 0)])
     control = shared(every, "metrics.control")
     rows.append([REAL, *[""] * 5, *(show_measure(name, control[name]) for name in SHORT), ""])
     head = ["method", "order", "cluster term", "parameters", "bits per test image, own order"]
     head += ["mean of 8 random orders", *SHORT, "network calls"]
+    steps, count = (shared(every, f"metrics.{key}") for key in ("train_steps", "num_samples"))
     text = (
-        f"{shared(every, 'metrics.train_steps'):,} steps, {shared(every, 'metrics.num_samples'):,} "
-        f"samples each, guidance {scale_of(every[0].at('metrics.plan')):g}; ± of bits: standard "
-        "error over test images."
+        f"{steps:,} steps, {count:,} samples each, guidance "
+        f"{scale_of(every[0].at('metrics.plan')):g}; ± of bits: standard error over test images."
     )
     return table(head, rows) + below(every, text, "metrics")
 
@@ -179,9 +184,10 @@ def calls(runs: Runs) -> str:
         for row in run.at("sweep.rows"):
             plan, control = row["plan"], row["control"]
             steps = plan.get("decode_steps", plan.get("steps"))
-            about = [run.at("metrics.method"), run.at("metrics.trained_order")]
             counts = [show(x, 0) for x in (steps, scale_of(plan), row["num_samples"])]
-            rows.append(about + counts + [show_measure(n, row["samples"][n]) for n in SHORT])
+            measures = [show_measure(name, row["samples"][name]) for name in SHORT]
+            kind = [run.at("metrics.method"), run.at("metrics.trained_order")]
+            rows.append(kind + counts + measures)
     rows.append([REAL, *[""] * 4, *(show_measure(name, control.get(name)) for name in SHORT)])
     head = ["method", "order", "network calls", "guidance", "samples", *SHORT]
     return table(head, rows) + below(list(runs.values()), "", "sweep")
@@ -192,29 +198,30 @@ SEEDS = {
     "bits per test image, mean of 8 random orders": ("metrics.bits_per_image.random.mean", 1),
     "label_accuracy": ("metrics.samples.label_accuracy", 1, True),
     "FD_c10": ("metrics.samples.FD_c10", 2),
-    "more bits per image, 40% of the codes replaced by any others": ("context.uniform", 1),
-    "more bits per image, 40% of the codes replaced by similar ones": ("context.neighbours", 1),
-}
+    "more bits per image, 40% of the codes replaced by any others": (
+        "robustness.context.uniform", 1),
+    "more bits per image, 40% of the codes replaced by similar ones": (
+        "robustness.context.neighbours", 1),
+}  # fmt: skip
 
 
 def training_seeds(runs: Runs) -> str:
     """Return raster against random order over training seeds, paired by seed."""
     every = sorted(runs.values(), key=lambda run: run.at("config.config.seed"))
-    found = {o: [run for run in every if run.at("config.config.order") == o] for o in ORDERS}
-    seeds = [[run.at("config.config.seed") for run in some] for some in found.values()]
+    pair = [[run for run in every if run.at("config.config.order") == order] for order in PAIR]
+    seeds = [[run.at("config.config.seed") for run in some] for some in pair]
     if seeds[0] != seeds[1] or len(seeds[0]) < 2:
         raise InputError(f"expected two or more equal training seeds of both orders, got {seeds}")
 
     def value(run: Run, path: str) -> float:
-        if path.startswith("metrics"):
-            return run.at(path.format(own=run.at("metrics.trained_order")))
-        return run.at(f"robustness.{path}", rho=0.4)["more_bits_per_image"]["value"]
+        if path.startswith("robustness"):
+            return run.at(path, rho=0.4)["more_bits_per_image"]["value"]
+        return run.at(path.format(own=run.at("metrics.trained_order")))
 
     rows = []
     for title, (path, *how) in SEEDS.items():
-        raster, random = ([value(run, path) for run in some] for some in found.values())
-        pairs = zip(raster, random, strict=True)
-        columns = (raster, random, [b - a for a, b in pairs])
+        raster, random = ([value(run, path) for run in some] for some in pair)
+        columns = (raster, random, [b - a for a, b in zip(raster, random, strict=True)])
         cells = [{"mean": statistics.mean(x), "sd": statistics.stdev(x)} for x in columns]
         rows.append([title, *(show(x, *how) for x in cells)])
     steps, count = (shared(every, f"metrics.{key}") for key in ("train_steps", "num_samples"))
@@ -224,18 +231,18 @@ def training_seeds(runs: Runs) -> str:
 
 
 TOKENIZER = {
-    "test images": ("images", 0),
-    "PSNR, dB": ("psnr", 2),
-    "codebook usage": ("codebook_usage", 1, True),
-    "perplexity": ("perplexity", 0),
-    "parameters": ("parameters", 0),
-    "rFD_c10": ("rFD_c10", 3),
-    "rFID768": ("rFID768", 3),
-    "rFID": ("rFID", 3),
-    "label_accuracy, decoded images as samples": ("as_samples.label_accuracy", 1, True),
-    "FD_c10, decoded images as samples": ("as_samples.FD_c10", 3),
-    "FID768, decoded images as samples": ("as_samples.FID768", 3),
-    "recall768, decoded images as samples": ("as_samples.recall768", 3),
+    "test images": ("tokenizer.images", 0),
+    "PSNR, dB": ("tokenizer.psnr", 2),
+    "codebook usage": ("tokenizer.codebook_usage", 1, True),
+    "perplexity": ("tokenizer.perplexity", 0),
+    "parameters": ("tokenizer.parameters", 0),
+    "rFD_c10": ("tokenizer.rFD_c10", 3),
+    "rFID768": ("tokenizer.rFID768", 3),
+    "rFID": ("tokenizer.rFID", 3),
+    "label_accuracy, decoded images as samples": ("tokenizer.as_samples.label_accuracy", 1, True),
+    "FD_c10, decoded images as samples": ("tokenizer.as_samples.FD_c10", 3),
+    "FID768, decoded images as samples": ("tokenizer.as_samples.FID768", 3),
+    "recall768, decoded images as samples": ("tokenizer.as_samples.recall768", 3),
 }
 
 
@@ -243,11 +250,11 @@ def tokenizers(runs: Runs) -> str:
     """Return what tokenizers keep of test images, from the nearest codes and from stored ones."""
     every = list(runs.values())
     columns = {
-        f"{run.name}, {kind} codes": Run(run.name, {"codes": codes | run.at("tokenizer")}, [])
+        f"{run.name}, {kind} codes": Run(run.name, {"tokenizer": codes | run.at("tokenizer")}, [])
         for run in every
         for kind, codes in run.at("tokenizer.codes").items()
     }
-    at, rows = every[0].at, lines(columns, "codes", TOKENIZER)
+    at, rows = every[0].at, lines(columns, TOKENIZER)
     text = (
         f"{at('tokenizer.images'):,} test images, of which the offline classifier gets "
         f"{show(at('tokenizer.control.label_accuracy'), 2, True)} right; in brackets: 95% interval."
@@ -258,14 +265,12 @@ def tokenizers(runs: Runs) -> str:
 def speed(runs: Runs) -> str:
     """Return images/s and memory of every stage and method, by tools/benchmark.py."""
     (run,) = runs.values()
-    head = ["stage", "method", "order", "what", "network calls", "images/s", "GB"]
-    keys = ("stage", "method", "order", "what", "network_calls")
-    rows = [
-        [*(str(row[key] or "") for key in keys), show(row["images_per_second"], 0)]
-        + [show(row["peak_memory_gb"], 1)]
-        for row in run.at("benchmark.rows")
-    ]
-    at = run.at
+    at, rows = run.at, []
+    keys = ["stage", "method", "order", "what", "network_calls"]
+    for row in at("benchmark.rows"):
+        numbers = [show(row["images_per_second"], 0), show(row["peak_memory_gb"], 1)]
+        rows.append([*(str(row[key] or "") for key in keys), *numbers])
+    head = [*keys[:-1], "network calls", "images/s", "GB"]
     where = at("benchmark.cpu") if at("benchmark.device") == "cpu" else at("benchmark.device")
     text = f"{at('benchmark.threads')} threads on {where}; GB: {at('benchmark.peak_memory')}."
     return table(head, rows) + below([run], text, "benchmark")
@@ -288,7 +293,7 @@ def minutes(runs: Runs) -> str:
         rows.append([stage, f"{images:,}", f"{images / rate / 60:.0f}"])
     at = every["quickstart"].at
     rows.append(["quickstart, all of it", "", show(at("quickstart.minutes"), 0)])
-    accuracy = [show(at(f"quickstart.orders.{o}.label_accuracy"), 0, True) for o in ORDERS]
+    accuracy = [show(at(f"quickstart.orders.{o}.label_accuracy"), 0, True) for o in PAIR]
     text = (
         f"Without evaluations. Samples of the quickstart show their label in {accuracy[0]} of "
         f"cases in raster and {accuracy[1]} in random order."

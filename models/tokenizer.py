@@ -15,6 +15,7 @@ from torch import nn
 
 from models.artifacts import ROOT, as_written, load_checkpoint, save_checkpoint, sha256_of
 from models.command import InputError
+from models.data import Codes
 from models.training import bf16_is_native
 
 KIND = "tokenizer"
@@ -96,6 +97,15 @@ def find_tokenizer(sha256: str | None, asked: Path | None = None) -> Path:
         f"the generator was trained on codes of tokenizer {sha256[:12]}.., and {tried}; give its "
         "--tokenizer, or train on the codes of the one you have"
     )
+
+
+def tokenizer_of(path: Path, codes: Codes) -> Tokenizer | None:
+    """Return the tokenizer at `path` if it is the one that made the codes, else None."""
+    if not path.exists():
+        return None
+    tokenizer, header = load_tokenizer(path)
+    made_them = header["sha256"] == codes.header["inputs"]["tokenizer"]
+    return tokenizer.to(codes.label_N.device) if made_them else None
 
 
 def to_float(images_NHWC: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
