@@ -77,15 +77,11 @@ class EvalConfig(GeneratorConfig):
     """test codes for the likelihood, from stage 3"""
 
     def check(self) -> None:
-        """Raise InputError for numbers that no evaluation can have."""
         if (self.checkpoint is None) == (self.samples is None):
             raise InputError("expected either --checkpoint or --samples")
 
     def plan(self, generator: Generator) -> Plan:
-        """Return how to sample: as asked, else as the checkpoint recommends, else by default.
-
-        Raises InputError for what the method cannot do.
-        """
+        """Return how to sample: as asked, else as the checkpoint recommends, else by default."""
         asked = {f.name: getattr(self, f.name) for f in fields(Plan)}
         asked = {name: value for name, value in asked.items() if value is not None}
         if self.order is not None:
@@ -214,8 +210,7 @@ def report(metrics: dict, out: Path) -> None:
     for name, value in metrics.get("samples", {}).items():
         print(f"  {name:>14}: {value:10.4f}   real test images: {metrics['control'][name]:10.4f}")
     for name, both in metrics.get("over_seeds", {}).items():
-        seeds = len(metrics["seeds"])
-        print(f"  {name:>14}: {both['mean']:10.4f} +- {both['sd']:.4f}, sd over {seeds} seeds")
+        print(f"  {name:>14}: {both['mean']:10.4f} +- {both['sd']:.4f}, sd over the seeds")
     speed = f", {metrics['images_per_second']:.1f} images/s" if "method" in metrics else ""
     print(f"  {metrics['num_samples']} samples{speed} -> {out}")
 

@@ -1,7 +1,6 @@
 """Figures of measured runs: each takes a list of runs, one colour a run; one run is a list of one.
 
-Each is as wide as half a screen or a telephone, so that its text stays readable there. A run that
-lacks what a figure shows is left out of it.
+Each is as wide as half a screen, for its text to be readable; a run without its numbers is left out.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from metrics.pictures import blank, plot_class_grid, save_figure
-from metrics.report import Run
+from metrics.report import HIGHER_IS_BETTER, Run
 from models.method import Method
 from models.sampling import Plan, sample_codes
 from models.tokenizer import Tokenizer, decode_codes
@@ -20,9 +19,6 @@ from models.training import write_log
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-HIGHER_IS_BETTER = ("IS", "precision", "recall", "label_accuracy")
-"""starts of the names of measures; of all others less is better"""
 
 
 def ends(value: Any) -> tuple[float, float, float]:
@@ -60,8 +56,8 @@ def draw_points(axes: Any, x: Any, y: Any, along: str = "y", **style: Any) -> No
 def reference(axes: Any, value: float, text: str) -> None:
     """Draw what a value is to be compared with, a dashed line with its name on it."""
     axes.axhline(value, color="black", lw=0.8, ls="--")
-    axes.annotate(text, (1, value), xycoords=("axes fraction", "data"), ha="right", va="top",
-                  fontsize=8)  # fmt: skip
+    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
+    axes.annotate(text, (1, value), **place, fontsize=8)
 
 
 def name_lines(figure: "Figure", axes: Any) -> "Figure":
@@ -79,8 +75,7 @@ def name_lines(figure: "Figure", axes: Any) -> "Figure":
 
 def stacked(count: int, height: float = 2.0, **more: Any) -> tuple["Figure", list[Any]]:
     """Return a figure of panels one above the other."""
-    height = max(3.4, 0.9 + height * count)
-    figure, axes = blank(5.2, height, count, 1, squeeze=False, **more)
+    figure, axes = blank(5.2, max(3.4, 0.9 + height * count), count, 1, squeeze=False, **more)
     return figure, list(axes.flat)
 
 
@@ -132,10 +127,10 @@ def plot_usage(counts_V: np.ndarray) -> "Figure":
 
 def plot_histogram(values_N: np.ndarray, label: str) -> "Figure":
     """Draw how values spread over images, and their mean."""
-    figure, axes = blank(5.2, 3)
+    (figure, axes), mean = blank(5.2, 3), values_N.mean()
     axes.hist(values_N, bins=40, alpha=0.7)
-    axes.axvline(values_N.mean(), color="black", lw=0.8, ls="--")
-    axes.set(xlabel=label, ylabel="images", title=f"mean {values_N.mean():.2f}")
+    axes.axvline(mean, color="black", lw=0.8, ls="--")
+    axes.set(xlabel=label, ylabel="images", title=f"mean {mean:.2f}")
     return figure
 
 
@@ -148,12 +143,12 @@ def plot_by_order(runs: Sequence[Run]) -> "Figure":
     figure, axes = blank(5.2, 1.4 + 0.28 * len(rows))
     for i, (run, one) in enumerate(zip(runs, bits, strict=True)):
         shift = (i - (len(runs) - 1) / 2) * 0.5 / len(runs)  # else runs hide one another
-        y = [rows.index(drawn[i][name]) + shift for name in one]
         if one:
+            y = [rows.index(drawn[i][name]) + shift for name in one]
             draw_points(axes, list(one.values()), y, "x", color=f"C{i}", label=run.name)
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
-    axes.set(xlabel="bits per test image, 95% intervals")
+    axes.set_xlabel("bits per test image, 95% intervals")
     axes.set_title("Likelihood by the order an image is read in", fontsize=10)
     return name_lines(figure, axes)
 
@@ -227,9 +222,9 @@ def _against(
 def plot_corruptions(runs: Sequence[Run]) -> "Figure":
     """Draw likelihood, calibration and class accuracy of corrupted images by severity."""
     measures = {"bits per image": "bits_per_image", "ECE of codes": "ece_equal_width"}
-    measures["class accuracy by Bayes"] = "class_accuracy"
-    path = "robustness.corruptions.by_severity"
-    return _against(runs, path, measures, "severity", "Corrupted test images")
+    measures |= {"class accuracy by Bayes": "class_accuracy"}
+    where = "robustness.corruptions.by_severity"
+    return _against(runs, where, measures, "severity", "Corrupted test images")
 
 
 def plot_context(runs: Sequence[Run], kind: str = "uniform") -> "Figure":
@@ -276,8 +271,9 @@ def plot_sweep(
     return name_lines(figure, every[0])
 
 
+BITS = ["train_bits", "heldout_bits", "test_bits", "cluster_bits"]
 PANELS = {
-    "bits per code": ["train_bits", "heldout_bits", "test_bits", "cluster_bits"],
+    "bits per code": BITS,
     "learning rate": ["lr"],
     "images per second": ["images_per_second"],
 }
@@ -300,5 +296,5 @@ def show_progress(
     model.eval()
     label_N = torch.arange(len(classes)).repeat_interleave(8)
     codes_NT = sample_codes(model, label_N, Plan(order=order, cfg_scale=2.0), seed=0)
-    figure = plot_class_grid(decode_codes(tokenizer, codes_NT), label_N.numpy(), classes)
-    save_figure(figure, out / f"samples/{rows[-1]['step']:07d}.png")
+    grid = plot_class_grid(decode_codes(tokenizer, codes_NT), label_N.numpy(), classes)
+    save_figure(grid, out / f"samples/{rows[-1]['step']:07d}.png")

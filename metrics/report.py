@@ -25,6 +25,8 @@ LEFT_OUT = {"bits_per_step", "risk_coverage"} | {
     f"{name}_bits_per_step" for name in ("difference", "entropy", "held_out")
 }
 """long lists that no kept file holds"""
+HIGHER_IS_BETTER = ("IS", "precision", "recall", "label_accuracy")
+"""starts of the names of measures; of all others less is better"""
 CURVE_ROWS = 300
 """rows of a kept curve, besides those with a likelihood"""
 OUTSIDE = re.compile(r"(?<=[\"\s=])(?:/|\.\./)(?:[\w.+-]+/)*(?=[\w.+-])")

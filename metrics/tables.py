@@ -157,9 +157,8 @@ def methods(runs: Runs) -> str:
     every, rows = list(runs.values()), []
     for run in every:
         method, order = run.at("metrics.method"), run.at("metrics.trained_order")
-        bits = run.at("metrics.bits_per_image")
-        own = bits.get(order, bits.get(run.at("metrics.plan.order")))
-        several = bits.get("random", {})
+        bits, plan = run.at("metrics.bits_per_image"), run.at("metrics.plan")
+        own, several = bits.get(order, bits.get(plan["order"])), bits.get("random", {})
         row = [method, order, show(run.at("metrics.cluster_weight") or None, 0)]
         row += [show(run.at("metrics.parameters"), 0), show(own, 1)]
         row += [show(several, 1) if several.get("orders", 1) > 1 else ""]
@@ -170,10 +169,8 @@ def methods(runs: Runs) -> str:
     head = ["method", "order", "cluster term", "parameters", "bits per test image, own order"]
     head += ["mean of 8 random orders", *SHORT, "network calls"]
     steps, count = (shared(every, f"metrics.{key}") for key in ("train_steps", "num_samples"))
-    text = (
-        f"{steps:,} steps, {count:,} samples each, guidance "
-        f"{scale_of(every[0].at('metrics.plan')):g}; ± of bits: standard error over test images."
-    )
+    text = f"{steps:,} steps, {count:,} samples each, guidance {scale_of(plan):g}; "
+    text += "± of bits: standard error over test images."
     return table(head, rows) + below(every, text, "metrics")
 
 
@@ -295,7 +292,7 @@ def minutes(runs: Runs) -> str:
     rows.append(["quickstart, all of it", "", show(at("quickstart.minutes"), 0)])
     accuracy = [show(at(f"quickstart.orders.{o}.label_accuracy"), 0, True) for o in PAIR]
     text = (
-        f"Without evaluations. Samples of the quickstart show their label in {accuracy[0]} of "
-        f"cases in raster and {accuracy[1]} in random order."
+        "Without evaluations. Samples of the quickstart show their label in {} of cases in raster "
     )
+    text = (text + "and {} in random order.").format(*accuracy)
     return table(["stage", "images", "minutes"], rows) + below(list(runs.values()), text)

@@ -13,7 +13,6 @@ memory      what stages 2, 4 and 5 record: the largest resident set of the proce
             torch and evaluations; on a GPU the most that tensors took there
 """
 
-import json
 import os
 import tempfile
 import time
@@ -24,12 +23,20 @@ from typing import Annotated, Literal
 
 import torch
 
+from metrics.report import write_record
 from models import command
-from models.artifacts import ROOT, git_commit, plain, this_command, write_text
+from models.artifacts import ROOT
 from models.checkpoint import load_generator
 from models.command import InputError, run
 from models.methods import METHODS
-from models.processes import of_encoding, of_sampling, of_training, processor, run_stages
+from models.processes import (
+    device_name,
+    of_encoding,
+    of_sampling,
+    of_training,
+    processor,
+    run_stages,
+)
 from models.tokenizer import load_tokenizer
 from models.training import LOG_EVERY, parameters, pick_device
 from models.transformer import SIZES
@@ -141,12 +148,8 @@ def method_measurements(
     found = [Measurement(about | {"batch": cfg.batch}, [*train, device], read_training)]
     for steps in CALLS if kind.parallel and kind.any_order else (None,):
         out = run / f"samples_{steps or 'own'}"
-        sample = [
-            "eval_c2i.py",
-            f"--checkpoint={run / 'last.pth'}",
-            f"--out={out}",
-            "--cfg-scale=3",
-        ]
+        sample = ["eval_c2i.py", f"--checkpoint={run / 'last.pth'}", f"--out={out}"]
+        sample += ["--cfg-scale=3"]
         sample += [f"--tokenizer={work / 'tokenizer.pth'}", f"--codes={work / 'left_out'}", seed]
         sample += [f"--data={work / 'data'}", "--inception-weights=none", "--reference=10", device]
         sample += [f"--num-samples={cfg.num_samples}", f"--batch={cfg.sample_batch}"]
@@ -193,24 +196,23 @@ def report(rows: list[dict]) -> None:
 
 def main(cfg: BenchmarkConfig) -> Path:
     """Measure everything, write and print it; return the path of benchmark.json."""
-    kind = pick_device(cfg.device).type
-    on_gpu = kind == "cuda"
-    about = {
-        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+    device = pick_device(cfg.device)
+    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+        work = (cfg.work or Path(folder)).absolute()
+        rows = measure(cfg, work, f"--device={device.type}")
+    on_gpu = device.type == "cuda"
+    numbers = {
+        "device": device_name(device),
         "cpu": processor(),
         "threads": cfg.threads,
         "torch": torch.__version__,
-        "git_commit": git_commit(),
-        "command": this_command(),
-        "config": plain(cfg),
         "peak_memory": "tensors on the GPU" if on_gpu else "resident set of the process",
+        "rows": rows,
     }
-    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-        rows = measure(cfg, (cfg.work or Path(folder)).absolute(), f"--device={kind}")
     path = cfg.out / "benchmark.json"
-    write_text(path, json.dumps(about | {"rows": rows}, indent=1) + "\n")
+    record = write_record(path, numbers, cfg, {})
     report(rows)
-    print(f"on {about['device']} ({about['cpu']}, {cfg.threads} threads) -> {path}")
+    print("on {device} ({cpu}, {threads} threads) -> ".format(**record) + str(path))
     return path
 
 

@@ -16,8 +16,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
+from metrics.report import write_record
 from models import command
-from models.artifacts import ROOT, git_commit, plain, this_command, write_text
+from models.artifacts import ROOT, write_text
 from models.command import InputError, run
 from models.methods import METHODS
 from models.processes import Stage, run_stages
@@ -107,12 +108,8 @@ def generator_stages(cfg: QuickstartConfig, order: str) -> list[Stage]:
             f"5 evaluate, {order} order",
             ["eval_c2i.py", f"--checkpoint={run / 'last.pth'}", f"--tokenizer={tokenizer}"]
             + [f"--codes={codes}", f"--data={out / 'data'}", seed, "--inception-weights=none"]
-            + [
-                f"--extractor={out / 'extractor.pth'}",
-                "--num-samples=500",
-                f"--cfg-scale={GUIDANCE}",
-            ]
-            + [f"--out={run}"],
+            + [f"--extractor={out / 'extractor.pth'}", "--num-samples=500", f"--out={run}"]
+            + [f"--cfg-scale={GUIDANCE}"],
         ),
     ]
 
@@ -154,14 +151,13 @@ def write_page(parameters: str, head: str, foot: str, out: Path) -> None:
     write_text(out, re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL))
 
 
-def write_numbers(cfg: QuickstartConfig, about: dict) -> None:
+def write_numbers(cfg: QuickstartConfig, timing: dict) -> None:
     """Write quickstart.json, what tools/report.py keeps of it."""
-    folders = {order: cfg.out / f"{cfg.method}_{order}" for order in cfg.orders}
-    found = {o: json.loads((path / "metrics.json").read_text()) for o, path in folders.items()}
-    numbers = {o: {"num_samples": one["num_samples"], **one["samples"]} for o, one in found.items()}
-    about |= {"orders": numbers, "config": plain(cfg), "command": this_command()}
-    text = json.dumps(about | {"git_commit": git_commit()}, indent=1)
-    write_text(cfg.out / "quickstart.json", text + "\n")
+    orders = {}
+    for order in cfg.orders:
+        metrics = json.loads((cfg.out / f"{cfg.method}_{order}/metrics.json").read_text())
+        orders[order] = {"num_samples": metrics["num_samples"], **metrics["samples"]}
+    write_record(cfg.out / "quickstart.json", timing | {"orders": orders}, cfg, {})
 
 
 def main(cfg: QuickstartConfig) -> Path:
@@ -178,10 +174,9 @@ def main(cfg: QuickstartConfig) -> Path:
         seconds[" and ".join(name for name, _ in stages)] = time.time() - since
         commands += [shlex.join(["uv", "run", *line]) for _, line in stages]
     minutes = (time.time() - began) / 60
-    head = (
-        f"# Images in any token order\n\nAn image becomes an 8x8 grid of codes, and {cfg.method} "
-    )
-    head += f"learned them in {' and in '.join(cfg.orders)} order, in {minutes:.1f} minutes."
+    head = "# Images in any token order\n\nAn image becomes an 8x8 grid of codes, and "
+    head += f"{cfg.method} learned them in {' and in '.join(cfg.orders)} order, "
+    head += f"in {minutes:.1f} minutes."
     if resumed:
         head += f" Resumed at {datetime.fromtimestamp(began):%Y-%m-%d %H:%M}: a part is older."
     foot = "## How this was made\n\n```\n" + "\n".join(commands) + "\n```"

@@ -15,8 +15,8 @@ from tyro.conf import OmitArgPrefixes
 
 from metrics.evaluation import GeneratorConfig, MeasureConfig, Reference, Subject, sample_images
 from metrics.pictures import save_figure
-from metrics.plots import HIGHER_IS_BETTER, plot_sweep
-from metrics.report import Run, write_record
+from metrics.plots import plot_sweep
+from metrics.report import HIGHER_IS_BETTER, Run, write_record
 from models import command
 from models.artifacts import read_json
 from models.checkpoint import Generator
