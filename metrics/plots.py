@@ -1,6 +1,6 @@
 """Figures of measured runs: each takes a list of runs, one colour a run; one run is a list of one.
 
-Each is as wide as half a screen, for its text to be readable; a run without its numbers is left out.
+Each is as wide as half a screen, so its text is readable; a run without its numbers is left out.
 """
 
 from collections.abc import Sequence

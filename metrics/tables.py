@@ -291,8 +291,6 @@ def minutes(runs: Runs) -> str:
     at = every["quickstart"].at
     rows.append(["quickstart, all of it", "", show(at("quickstart.minutes"), 0)])
     accuracy = [show(at(f"quickstart.orders.{o}.label_accuracy"), 0, True) for o in PAIR]
-    text = (
-        "Without evaluations. Samples of the quickstart show their label in {} of cases in raster "
-    )
-    text = (text + "and {} in random order.").format(*accuracy)
+    text = "Without evaluations. Samples of the quickstart show their label in "
+    text += f"{accuracy[0]} of cases in raster and {accuracy[1]} in random order."
     return table(["stage", "images", "minutes"], rows) + below(list(runs.values()), text)
