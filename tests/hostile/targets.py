@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from helpers import script
+from metrics.samples import read_samples
 from PIL import Image
 from published_layouts import draw
 from safetensors.torch import save_file
@@ -25,7 +26,6 @@ from metrics.evaluation import Done
 from metrics.extractor import load_classifier
 from metrics.fidelity import FeatureExtractor, features_of
 from metrics.report import read_run
-from metrics.samples import read_samples
 from models.artifacts import header
 from models.checkpoint import load_generator, save_generator
 from models.classifier import PerceptualNet, load_perceptual, save_perceptual
