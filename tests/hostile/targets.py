@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from helpers import script
-from metrics.samples import read_samples
 from PIL import Image
 from published_layouts import draw
 from safetensors.torch import save_file
@@ -22,10 +21,10 @@ from tiny_extractor import write_extractor
 from tiny_published import layout
 
 from metrics.corruptions import OFFICIAL, official
-from metrics.evaluation import Done
+from metrics.evaluation import read_samples
 from metrics.extractor import load_classifier
 from metrics.fidelity import FeatureExtractor, features_of
-from metrics.report import read_run
+from metrics.report import Done, read_run
 from models.artifacts import header
 from models.checkpoint import load_generator, save_generator
 from models.classifier import PerceptualNet, load_perceptual, save_perceptual
