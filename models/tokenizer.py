@@ -68,7 +68,7 @@ def code_vectors(tokenizer: Tokenizer) -> torch.Tensor:
     from models.published.vq16 import VQ16
 
     if isinstance(tokenizer, VQ16):
-        return tokenizer.quantize.vectors_VC
+        return F.normalize(tokenizer.quantize.embedding.weight, dim=-1)
     if isinstance(tokenizer, BaselineVQVAE):
         return tokenizer._vq_vae._embedding.weight
     return tokenizer.quantizer.codebook_VC

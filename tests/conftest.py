@@ -1,13 +1,18 @@
 """A tiny world that the stage tests share: shapes, a tokenizer of 32 codes, their codes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import script
+from tiny_extractor import write_extractor
 
+from models.classifier import KIND, PerceptualNet, save_perceptual
+from models.transformer import SIZES
 from models.vqvae import VQVAEConfig
+
+SIZES["tiny"] = {"layers": 2, "heads": 2, "width": 16}  # before train_c2i.py lists its --model
 
 
 @dataclass(frozen=True)
@@ -34,18 +39,8 @@ def world(tmp_path_factory) -> World:
     made = World(root / "data", root / "tokenizer.pth", root / "codes")
     shapes.main(shapes.ShapesConfig(out=made.data, count_train=120, count_test=40))
     size = VQVAEConfig(codebook_size=32, width=8, blocks=1)
-    train.main(
-        train.TokenizerConfig(
-            data=made.data,
-            out=made.tokenizer,
-            model=size,
-            steps=6,
-            batch=16,
-            warmup=2,
-            init=None,
-            perceptual=0,
-        )
-    )
+    short = {"model": size, "steps": 6, "batch": 16, "warmup": 2, "init": None, "perceptual": 0}
+    train.main(train.TokenizerConfig(data=made.data, out=made.tokenizer, **short))
     extract.main(extract.ExtractConfig(tokenizer=made.tokenizer, data=made.data, out=made.codes))
     return made
 
@@ -53,3 +48,35 @@ def world(tmp_path_factory) -> World:
 def pytest_addoption(parser):
     parser.addoption("--cases", type=int, default=400, help="of the campaign in tests/hostile")
     parser.addoption("--first-case", type=int, default=0)
+
+
+@pytest.fixture(scope="session")
+def clustered(world, tmp_path_factory) -> World:
+    """The world with its codes in 8 clusters of 4."""
+    tool, out = script("tools/cluster_codebook.py"), tmp_path_factory.mktemp("clustered")
+    tool.main(tool.ClusterConfig(world.tokenizer, world.codes, out, cluster_size=4))
+    return replace(world, tokenizer=out / "tokenizer.pth", codes=out)
+
+
+@pytest.fixture(scope="session")
+def judge(tmp_path_factory) -> Path:
+    """An untrained classifier of shapes: distances need no training to be distances."""
+    path = tmp_path_factory.mktemp("judge") / "extractor.pth"
+    write_extractor(path, dataset="shapes")
+    return path
+
+
+@pytest.fixture(scope="session")
+def perceptual(tmp_path_factory) -> Path:
+    """An untrained net for the perceptual loss."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("perceptual") / "perceptual.pth"
+    save_perceptual(path, PerceptualNet((4, 6, 8, 10)).fold(), {"kind": KIND})
+    return path
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Trainings draw no curves: that takes longer than their steps."""
+    for name in ("plot_curves", "save_figure"):
+        monkeypatch.setattr(f"metrics.plots.{name}", lambda *_: None)

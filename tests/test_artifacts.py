@@ -1,9 +1,7 @@
 """Artifacts: written whole or not at all, read only if they are what they claim to be."""
 
 import contextlib
-import json
 import multiprocessing
-import os
 import pickle
 import resource
 import subprocess
@@ -13,6 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from helpers import Evil
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -41,56 +40,29 @@ def test_arrays_and_checkpoints_come_back(tmp_path):
     assert about["shape"] == [2, 3] and about["dtype"] == "uint16"
     save_checkpoint(tmp_path / "a.pth", HEAD, x=torch.ones(2), rows=[{"step": 1}])
     found = load_checkpoint(tmp_path / "a.pth", "thing", "remake")
-    assert found["header"] == HEAD | {"sha256": sha256_of(tmp_path / "a.pth")} and found[
-        "rows"
-    ] == [{"step": 1}]
+    assert found["header"] == HEAD | {"sha256": sha256_of(tmp_path / "a.pth")}
+    assert found["rows"] == [{"step": 1}]
 
 
-def damage_missing(path):
-    path.unlink()
-
-
-def damage_sidecar(path):
-    sidecar(path).unlink()
-
-
-def damage_cut(path):
-    path.write_bytes(path.read_bytes()[:-3])
-
-
-def damage_changed(path):
-    np.save(path, np.load(path) + 1)
-
-
-def damage_kind(path):
-    about = json.loads(sidecar(path).read_text())
-    sidecar(path).write_text(json.dumps(about | {"kind": "other"}))
-
-
-@pytest.mark.parametrize(
-    "damage", [damage_missing, damage_sidecar, damage_cut, damage_changed, damage_kind]
-)
-def test_damaged_arrays_are_refused_with_the_command_to_rerun(tmp_path, damage):
-    save_array(tmp_path / "a.npy", np.arange(100), HEAD)
-    damage(tmp_path / "a.npy")
-    with pytest.raises(InputError, match="remake it"):
-        load_array(tmp_path / "a.npy", "thing", "remake it", np.int64, 1)
-
-
-class Bomb:
-    """A pickle that makes a file when it is read."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
+def test_damaged_arrays_are_refused_with_the_command_to_rerun(tmp_path):
+    path = tmp_path / "a.npy"
+    for damage in (
+        lambda: path.unlink(),
+        lambda: sidecar(path).unlink(),
+        lambda: path.write_bytes(path.read_bytes()[:-3]),
+        lambda: np.save(path, np.load(path) + 1),
+        lambda: sidecar(path).write_text(sidecar(path).read_text().replace("thing", "other")),
+    ):
+        save_array(path, np.arange(100), HEAD)
+        damage()
+        with pytest.raises(InputError, match="remake it"):
+            load_array(path, "thing", "remake it", np.int64, 1)
 
 
 def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run(tmp_path):
     for write in (
-        lambda p: torch.save({"header": HEAD, "x": Bomb(tmp_path / "ran")}, p),
-        lambda p: p.write_bytes(pickle.dumps(Bomb(tmp_path / "ran"))),
+        lambda p: torch.save({"header": HEAD, "x": Evil(tmp_path / "ran")}, p),
+        lambda p: p.write_bytes(pickle.dumps(Evil(tmp_path / "ran"))),
     ):
         write(tmp_path / "a.pth")
         with pytest.raises(InputError, match="broken or unsafe.*remake it"):
@@ -100,26 +72,22 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run(tmp_path):
 
 def test_broken_and_foreign_checkpoints_are_refused(tmp_path):
     path = tmp_path / "a.pth"
-    with pytest.raises(InputError, match="found nothing"):
-        load_checkpoint(path, "thing", "remake it")
+
+    def refused(message, kind="thing"):
+        with pytest.raises(InputError, match=message):
+            load_checkpoint(path, kind, "remake it")
+
+    refused("found nothing")
     save_checkpoint(path, HEAD, x=torch.ones(1000))
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(InputError, match="broken or unsafe"):
-        load_checkpoint(path, "thing", "remake it")
+    refused("broken or unsafe")
     torch.save({"model": torch.ones(1)}, path)
-    with pytest.raises(InputError, match="without our header"):
-        load_checkpoint(path, "thing", "remake it")
+    refused("without our header")
     save_checkpoint(path, HEAD)
-    with pytest.raises(InputError, match="expected other, found thing"):
-        load_checkpoint(path, "other", "remake it")
-
-
-def same(found, wanted) -> bool:
-    if isinstance(wanted, torch.Tensor):
-        return torch.equal(found, wanted)
-    if isinstance(wanted, dict):
-        return found.keys() >= wanted.keys() and all(same(found[k], wanted[k]) for k in wanted)
-    return found == wanted
+    refused("expected other, found thing", "other")
+    for value in (torch.nan, torch.inf):
+        save_checkpoint(path, HEAD, model={"w": torch.tensor([1.0, value])})
+        refused("model.w holds NaN or infinite")
 
 
 DAMAGES = st.one_of(
@@ -140,7 +108,7 @@ def damage(raw: bytes, kind: str, where: float, more: int) -> bytes:
     return raw[:at] + change + raw[at + len(change) :]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(["a.npy", "a.npy.json", "a.pth"]), st.lists(DAMAGES, min_size=1, max_size=3))
 def test_a_damaged_file_is_refused_in_one_line_or_reads_as_it_was(tmp_path_factory, name, damages):
     folder = tmp_path_factory.mktemp("damaged")
@@ -157,7 +125,7 @@ def test_a_damaged_file_is_refused_in_one_line_or_reads_as_it_was(tmp_path_facto
         found, _ = load_array(folder / "a.npy", "thing", "remake it", np.int64, 2)
         assert np.array_equal(found, array)
         contents = load_checkpoint(folder / "a.pth", "thing", "remake it")
-        assert same(contents["x"], weights) and contents["rows"] == [{"step": 1}]
+        assert torch.equal(contents["x"], weights) and contents["rows"] == [{"step": 1}]
     except InputError as e:
         assert "remake it" in str(e) and "\n" not in str(e)
 
@@ -192,13 +160,6 @@ def test_one_changed_bit_of_a_weight_is_noticed(tmp_path):
     assert not torch.equal(torch.load(path, weights_only=True)["x"], weights)  # torch does not look
     with pytest.raises(InputError, match="not what was written.*remake it"):
         load_checkpoint(path, "thing", "remake it")
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
-    save_checkpoint(tmp_path / "a.pth", HEAD, model={"w": torch.tensor([1.0, value])})
-    with pytest.raises(InputError, match="model.w holds NaN or infinite"):
-        load_checkpoint(tmp_path / "a.pth", "thing", "remake it")
 
 
 def test_two_writers_never_tear_and_leftovers_of_the_dead_go(tmp_path):
@@ -269,30 +230,10 @@ def test_a_save_that_does_not_fit_leaves_the_old_file(tmp_path):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a.txt"
-    replace_file(path, lambda file: file.write(b"old"))
-
-    def half(file):
-        file.write(b"ne")
-        raise OSError("unplugged")
-
-    with pytest.raises(OSError, match="unplugged"):
-        replace_file(path, half)
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-
-
 def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="cannot write .*file/a.pth"):
         save_checkpoint(tmp_path / "file/a.pth", HEAD)
-
-
-@pytest.mark.parametrize("error", [InputError("expected\n this"), OSError("expected\n this")])
-def test_mendable_errors_are_one_line_and_a_status(error):
-    with pytest.raises(SystemExit) as stopped, one_line_errors():
-        raise error
-    assert stopped.value.code == "error: expected this"
 
 
 def test_bugs_keep_their_traceback():

@@ -3,32 +3,20 @@
 import contextlib
 import io
 import json
-import re
 import statistics
 import typing
 
 import pytest
 import tyro
-from helpers import script
+from helpers import log_of, script
 
 from models import processes
 from models.artifacts import load_checkpoint
 from models.command import InputError, one_line_errors
-from models.methods import METHODS
 
 tool = script("tools/benchmark.py")
-SMALL = {
-    "methods": ("par", "randar"),
-    "batch": 4,
-    "steps": 5,
-    "tokenizer_steps": 2,
-    "images": 20,
-    "num_samples": 12,
-    "sample_batch": 10,
-    "threads": 1,
-    "seed": 3,
-    "device": "cpu",
-}
+SMALL = {"methods": ("par", "randar"), "batch": 4, "steps": 5, "tokenizer_steps": 2, "images": 20}
+SMALL |= {"num_samples": 12, "sample_batch": 10, "threads": 1, "seed": 3, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +66,10 @@ def test_there_is_a_row_for_every_measurement_in_order(finished):
     assert all(row["seconds"] > 0 for row in rows)
 
 
-def test_every_speed_is_the_stages_own_record(finished):
-    found, ran, _, _ = finished
+def test_every_speed_is_the_stages_own_record_and_in_the_table(finished):
+    found, ran, _, table = finished
+    assert {"device": "cpu", "threads": 1}.items() <= found.items()
+    assert {"cpu", "torch", "git_commit", "command", "peak_memory"} < found.keys()
     for row, (_, line, said) in zip(found["rows"], ran[1:], strict=True):
         out = tool.Path(option(line, "out"))
         if row["stage"] == 3:
@@ -92,64 +82,30 @@ def test_every_speed_is_the_stages_own_record(finished):
                 assert row[key] == record[key]
             assert record["plan"]["order"] == row["order"] and record["num_samples"] == 12
         else:
-            log = out.with_suffix(".jsonl") if row["stage"] == 2 else out / "metrics.jsonl"
-            rows = [json.loads(text) for text in log.read_text().splitlines()]
+            rows = log_of(out.with_suffix(".jsonl") if row["stage"] == 2 else out / "metrics.jsonl")
             assert rows[-1]["step"] == (2 if row["stage"] == 2 else 5)
             speeds = [one["images_per_second"] for one in rows[1:]]
             assert row["images_per_second"] == statistics.median(speeds)
             assert row["peak_memory_gb"] == rows[-1]["peak_memory_gb"]
+        memory = "" if row["peak_memory_gb"] is None else f"{row['peak_memory_gb']:.2f}"
+        ends = f"{row['images_per_second']:9.1f} {memory:>6}\n"
+        assert f"{row['parameters']:,}" in table and ends in table
 
 
 def test_what_was_trained_is_what_the_row_says(finished):
-    found, ran, work, _ = finished
+    found, _, work, _ = finished
     head = load_checkpoint(work / "tokenizer.pth", "tokenizer", "")["header"]
     assert head["dataset"] == "shapes" and head["config"]["batch"] == 128
     size = {"codebook_size": 1024, "width": 64, "blocks": 2}  # the README's
     assert size.items() <= head["config"]["model"].items()
-    for row in (row for row in found["rows"] if row["stage"] == 4):
-        config = json.loads((work / row["method"] / "config.json").read_text())["config"]
-        asked = {key: row[key] for key in ("method", "order", "model", "batch")}
-        assert (asked | {"optimizer": "muon", "seed": 3}).items() <= config.items()
-    size = {row["method"]: set() for row in found["rows"]}
+    sizes = {}
     for row in found["rows"]:
-        size[row["method"]].add(row["parameters"])
-    assert all(len(sizes) == 1 for sizes in size.values())  # training and sampling agree
-    assert size[None] != size["par"] != size["randar"]
-
-
-def test_the_record_says_where_and_how_and_the_table_shows_it(finished):
-    found, _, _, said = finished
-    assert {"device": "cpu", "threads": 1}.items() <= found.items()
-    assert {"cpu", "torch", "git_commit", "command", "peak_memory"} < found.keys()
-    assert found["config"]["methods"] == ["par", "randar"] and found["config"]["steps"] == 5
-    for row in found["rows"]:
-        memory = "" if row["peak_memory_gb"] is None else f"{row['peak_memory_gb']:.2f}"
-        ends = f"{row['images_per_second']:9.1f} {memory:>6}\n"
-        assert f"{row['parameters']:,}" in said and ends in said
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_in_its_own_order_and_in_the_calls_it_can_take(tmp_path, method):
-    asked = {
-        "gpt": ("raster", [None]),
-        "randar": ("random", ["64", "16"]),
-        "rar": ("random", [None]),
-        "arpg": ("random", ["64", "16"]),
-        "par": ("regions", [None]),
-    }
-    train, *samples = tool.method_measurements(
-        tool.BenchmarkConfig(), method, tmp_path, "--device=cpu"
-    )
-    calls = [re.findall(r"--decode-steps=(\d+)", " ".join(sample.line)) for sample in samples]
-    assert (option(train.line, "order"), [c[0] if c else None for c in calls]) == asked[method]
-    assert len({option(sample.line, "out") for sample in samples}) == len(samples)
-
-
-@pytest.mark.parametrize(("steps", "first"), [(2, 1), (51, 26), (99, 50), (100, 100), (150, 150)])
-def test_a_short_training_has_a_warm_up_and_a_row_after_it(tmp_path, steps, first):
-    cfg = tool.BenchmarkConfig(steps=steps)
-    train, *_ = tool.method_measurements(cfg, "gpt", tmp_path, "--device=cpu")
-    assert int(option(train.line, "eval-every")) == first
+        sizes.setdefault(row["method"], set()).add(row["parameters"])
+        if row["stage"] == 4:
+            config = json.loads((work / row["method"] / "config.json").read_text())["config"]
+            wanted = {key: row[key] for key in ("method", "order", "model", "batch")}
+            assert (wanted | {"optimizer": "muon", "seed": 3}).items() <= config.items()
+    assert all(len(each) == 1 for each in sizes.values())  # training and sampling agree
 
 
 def test_a_stage_that_fails_is_one_line_and_leaves_the_last_record(tmp_path, monkeypatch, capfd):
@@ -168,27 +124,18 @@ def test_a_stage_that_fails_is_one_line_and_leaves_the_last_record(tmp_path, mon
     assert old.read_text() == "measured before" and list(old.parent.iterdir()) == [old]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_what_cannot_be_measured_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "run_stages", lambda *args: pytest.fail("a stage ran"))
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/tokenizer.pth").write_bytes(b"finished")
+    for changes, message in (
         ({"methods": ("gpt", "magic")}, "--methods of gpt, .* got .*magic"),
         ({"methods": ("gpt", "gpt")}, "each once"),
         ({"methods": ()}, "--methods of"),
-        ({"device": "tpu"}, "device auto, cpu or"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused_before_anything_runs(
-    tmp_path, monkeypatch, changes, message
-):
-    monkeypatch.setattr(tool, "run_stages", lambda *args: pytest.fail("a stage ran"))
-    with pytest.raises(InputError, match=message):
-        tool.main(tool.BenchmarkConfig(out=tmp_path / "out", **{**SMALL, **changes}))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_of_finished_stages_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, "run_stages", lambda *args: pytest.fail("a stage ran"))
-    (tmp_path / "tokenizer.pth").write_bytes(b"finished")
-    for work in (tmp_path, tmp_path / "tokenizer.pth"):
-        with pytest.raises(InputError, match="new or empty folder"):
-            tool.main(tool.BenchmarkConfig(out=tmp_path / "out", work=work, **SMALL))
+        ({"device": "tpu"}, "device auto, cpu or|--device to be auto or cpu"),
+        ({"work": tmp_path / "work"}, "new or empty folder"),
+        ({"work": tmp_path / "work/tokenizer.pth"}, "new or empty folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            tool.main(tool.BenchmarkConfig(out=tmp_path / "out", **{**SMALL, **changes}))
+        assert not (tmp_path / "out").exists()

@@ -1,10 +1,10 @@
 """Calibration of predicted codes, against predictors whose calibration is known."""
 
-import json
 import math
 
 import pytest
 import torch
+from helpers import numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,10 +89,7 @@ def test_bins_by_hand():
     assert table["count"] == [5, 1]
     assert table["confidence"]["value"] == [0.35, 0.625]
     assert table["accuracy"]["value"] == [0.6, 0.0]
-
-
-def test_two_levels_are_two_bins_of_equal_mass():
-    """30 tokens say 0.6 and are right 0.5; 70 say 0.9 and are right 0.7: ties share a bin."""
+    # 30 tokens say 0.6 and are right 0.5; 70 say 0.9 and are right 0.7: ties share a bin
     confidence_NS = torch.tensor([0.6] * 30 + [0.9] * 70).double().view(10, 10)
     correct_NS = torch.tensor([1, 0] * 15 + [1] * 49 + [0] * 21).view(10, 10)
     tokens = tokens_of(confidence_NS, correct_NS)
@@ -111,7 +108,7 @@ def test_a_uniform_model_needs_exactly_the_logarithm_of_the_codebook():
     assert uniform == {"value": 1.0, "low": 0.01, "high": 100.0, "images": 3}
 
 
-@pytest.mark.parametrize("factor", [0.25, 1.0, 3.0, 20.0])
+@pytest.mark.parametrize("factor", [0.25, 3.0, 20.0])
 def test_the_best_temperature_undoes_a_factor(factor):
     logits_NSV = random_logits(400, 50, 8)
     target_NS = drawn(logits_NSV)
@@ -171,30 +168,20 @@ def test_intervals_are_over_images_not_tokens():
     assert (narrow["high"] - narrow["low"]) * 6 < accuracy["high"] - accuracy["low"]
 
 
-def test_resamples_draw_every_image_equally_often():
-    weights_RN = calibration.bootstrap_weights(50, 1000, 4)
-    assert (weights_RN.sum(1) == 50).all()
-    assert weights_RN.mean(0).sub(1).abs().max() < 0.2 and weights_RN.var(0).mean() > 0.9
-    assert torch.equal(weights_RN, calibration.bootstrap_weights(50, 1000, 4))
-    assert not torch.equal(weights_RN, calibration.bootstrap_weights(50, 1000, 5))
-
-
 def test_streaming_gives_what_one_batch_gives():
     logits_NSV = random_logits(50, 16, 9).float()
     target_NS = drawn(logits_NSV, seed=5)
-    found = []
-    for batch in (50, 7):
+
+    def report(logits_NSV, batch, temperature):
         class_bins = ClassBins(9, 50)
         batches = zip(logits_NSV.split(batch), target_NS.split(batch), strict=True)
-        tokens = collect(batches, 1.7, class_bins)
-        found.append(calibration_report(tokens) | {"class_wise": class_bins.ece()})
-    class_bins = ClassBins(9, 50)
-    tokens = collect([(logits_NSV / 1.7, target_NS)], class_bins=class_bins)
-    found.append(calibration_report(tokens) | {"class_wise": class_bins.ece()})
-    one, many, scaled = (
-        json.loads(json.dumps(x), parse_float=lambda x: round(float(x), 6)) for x in found
-    )
-    assert one == many == scaled
+        tokens = collect(batches, temperature, class_bins)
+        return calibration_report(tokens) | {"class_wise": class_bins.ece()}
+
+    one, many = report(logits_NSV, 50, 1.7), report(logits_NSV, 7, 1.7)
+    scaled = report(logits_NSV / 1.7, 50, 1.0)
+    for other in (many, scaled):
+        assert numbers(other) == pytest.approx(numbers(one), abs=2e-6)
     assert one["class_wise"]["low"] < one["class_wise"]["high"]
 
 

@@ -2,9 +2,9 @@
 
 import http.server
 import os
-import runpy
-import sys
+import struct
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -24,15 +24,11 @@ from tiny_cifar import (
     write_image_folder,
 )
 
-from models.artifacts import ROOT, sidecar
-from models.command import InputError, one_line_errors
+from models.artifacts import sidecar
+from models.command import InputError
 from models.data import CLASSES, canonical_rows, load_split, save_splits
 
 ARCHIVE = "cifar-10-python.tar.gz"
-
-
-def arrays_in(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.npy"))}
 
 
 def test_every_source_gives_the_same_bytes_whatever_its_row_order(tmp_path, monkeypatch):
@@ -48,9 +44,10 @@ def test_every_source_gives_the_same_bytes_whatever_its_row_order(tmp_path, monk
     }
     made = {}
     for name, options in sources.items():
-        assert_tiny(load(tmp_path / "out" / name, **options))
-        made[name] = arrays_in(tmp_path / "out" / name)
-        with Image.open(tmp_path / "out" / name / "classes.png") as picture:
+        out = tmp_path / "out" / name
+        assert_tiny(load(out, **options))
+        made[name] = {path.name: path.read_bytes() for path in sorted(out.glob("*.npy"))}
+        with Image.open(out / "classes.png") as picture:
             assert min(picture.size) > 200
     assert all(arrays == made["archive"] for arrays in made.values())
 
@@ -74,10 +71,8 @@ def test_other_classes_in_any_number_go_through_under_the_folders_name(tmp_path)
 def test_images_of_another_size_are_resized_on_request_only(tmp_path):
     folder = write_image_folder(tmp_path / "big", size=(48, 40))
     refused("it is 48x40; --size 32 would resize it", tmp_path, source=folder)
-    assert load(tmp_path / "out", source=folder, size=32)["train"].images_NHWC.shape[1:3] == (
-        32,
-        32,
-    )
+    images_NHWC = load(tmp_path / "out", source=folder, size=32)["train"].images_NHWC
+    assert images_NHWC.shape[1:3] == (32, 32)
 
 
 def test_cifar100_is_read_with_its_hundred_classes(tmp_path):
@@ -109,34 +104,17 @@ def test_a_bad_archive_is_refused(tmp_path):
     whole = archive.read_bytes()
     for cut in (0, 5, len(whole) // 2):
         archive.write_bytes(whole[:cut])
-        refused("cifar.tgz", tmp_path, source=archive, md5=md5(archive))
+        refused("cifar.tgz|is no CIFAR10", tmp_path, source=archive, md5=md5(archive))
     for name, message in (("data_batch_5", "expected data_batch_5"), ("batches.meta", "meta")):
         files = {key: content for key, content in tiny_batches().items() if key != name}
         write_archive(archive, files)
         refused(message, tmp_path, source=archive, md5=md5(archive))
     write_archive(archive, tiny_batches() | {"test_batch": b"no pickle"})
-    refused("", tmp_path, source=archive, md5=md5(archive))
-
-
-def repaint(change):
-    """Return a way to spoil a frog: `change` of its image, saved under its name."""
-
-    def spoil(folder):
-        with Image.open(folder / FROG) as image:
-            change(image.copy(), folder / FROG)
-
-    return spoil
-
-
-def to_fifo(folder):
-    (folder / FROG).unlink()
-    os.mkfifo(folder / FROG)
+    refused("cifar.tgz|is no CIFAR10", tmp_path, source=archive, md5=md5(archive))
 
 
 def sixteen_bits(image, path):
     """Write a 16-bit RGB PNG by hand: Pillow reads such files, but writes none."""
-    import struct
-    import zlib
 
     def chunk(kind, data):
         check = struct.pack(">I", zlib.crc32(kind + data))
@@ -144,38 +122,40 @@ def sixteen_bits(image, path):
 
     rows = zlib.compress(bytes(32 * (1 + 32 * 6)))
     head = struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    )
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+def to_fifo(image, path):
+    path.unlink()
+    os.mkfifo(path)
 
 
 FROG = "test/frog/06.png"
 SPOILERS = {
-    "mode L": repaint(lambda image, path: image.convert("L").save(path)),
-    "mode P": repaint(lambda image, path: image.convert("P").save(path)),
-    "mode RGBA": repaint(lambda image, path: image.convert("RGBA").save(path)),
-    "transparent": repaint(lambda image, path: image.save(path, transparency=(1, 2, 3))),
-    "2 frames": repaint(
-        lambda image, path: image.save(path, save_all=True, append_images=[image.rotate(90)])
+    "mode L": lambda image, path: image.convert("L").save(path),
+    "mode P": lambda image, path: image.convert("P").save(path),
+    "mode RGBA": lambda image, path: image.convert("RGBA").save(path),
+    "transparent": lambda image, path: image.save(path, transparency=(1, 2, 3)),
+    "2 frames": lambda image, path: image.save(
+        path, save_all=True, append_images=[image.rotate(90)]
     ),
-    "it is JPEG": repaint(lambda image, path: image.save(path, "JPEG")),
-    "16 bits": repaint(sixteen_bits),
-    "it is 28x28": repaint(lambda image, path: image.resize((28, 28)).save(path)),
+    "it is JPEG": lambda image, path: image.save(path, "JPEG"),
+    "16 bits": sixteen_bits,
+    "it is 28x28": lambda image, path: image.resize((28, 28)).save(path),
     "it is no file": to_fifo,
-    "cannot identify": lambda folder: (folder / FROG).write_bytes(b"no"),
-    "RGB still": lambda folder: os.truncate(folder / FROG, 900),
+    "cannot identify": lambda image, path: path.write_bytes(b"no"),
+    "RGB still": lambda image, path: os.truncate(path, 900),
 }
+"""what the frog's picture becomes, by what is said of it"""
 
 
 @pytest.mark.parametrize("message", SPOILERS)
 def test_images_that_are_no_8_bit_rgb_stills_are_refused_by_name(tmp_path, message):
     folder = write_image_folder(tmp_path / "pngs")
-    SPOILERS[message](folder)
-    refused(
-        f"{FROG}: expected an 8-bit RGB still .*{message}|{FROG}.*{message}",
-        tmp_path,
-        source=folder,
-    )
+    with Image.open(folder / FROG) as image:
+        SPOILERS[message](image.copy(), folder / FROG)
+    refused(f"{FROG}.*{message}", tmp_path, source=folder)
 
 
 def test_classes_must_agree_and_have_images(tmp_path):
@@ -187,18 +167,6 @@ def test_classes_must_agree_and_have_images(tmp_path):
     refused("pngs/test: .*zebra", tmp_path, source=folder)
     one = write_image_folder(tmp_path / "one", classes=("cat",))
     refused("at least 2 classes", tmp_path, source=one)
-
-
-def test_a_source_of_no_known_kind_is_refused(tmp_path):
-    (tmp_path / "empty").mkdir()
-    for source in (tmp_path / "nowhere", tmp_path / "empty"):
-        refused("expected cifar-10-python.tar.gz, .* found none of them", tmp_path, source=source)
-
-
-def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SystemExit, match=r"^error: .*file/out'$"), one_line_errors():
-        load(tmp_path / "file" / "out", source=tmp_path)
 
 
 @pytest.fixture
@@ -214,7 +182,6 @@ def test_load_split_refuses_labels_of_other_images(split_folder):
         (other / name).replace(split_folder / name)
     with pytest.raises(InputError, match="other images .*run: uv run data/load_CIFAR10.py --out"):
         load_split(split_folder, "train")
-    load_split(split_folder, "test")
 
 
 @pytest.mark.parametrize("name", ["train_images.npy", "train_labels.npy"])
@@ -235,11 +202,10 @@ def test_load_split_refuses_a_changed_torn_or_missing_file(split_folder, name):
 def test_save_splits_refuses_labels_outside_the_classes_and_empty_ones(tmp_path):
     arrays = tiny_images()
     images, labels = arrays["test"]
-    bad = {
-        "labels in 0..9, found": (images, labels + 1),
-        "'truck' has no": (images[:9], labels[:9]),
-    }
-    for message, test in bad.items():
+    for message, test in (
+        ("labels in 0..9, found", (images, labels + 1)),
+        ("'truck' has no", (images[:9], labels[:9])),
+    ):
         with pytest.raises(InputError, match=message):
             save_splits(tmp_path, arrays | {"test": test}, CLASSES["cifar10"], "cifar10", "t", {})
     assert bytes_in(tmp_path) == {}
@@ -299,15 +265,6 @@ def test_a_cut_or_wrong_download_is_one_line_and_the_next_one_mends_it(tmp_path,
     server.cut = None
     refused("failed .* --source", tmp_path, **options | {"md5": "0" * 32})
     assert_tiny(load(tmp_path / "out", **options))
-
-
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1/x", "nonsense", "file:///nowhere"])
-def test_no_network_is_one_line(tmp_path, url):
-    refused(f"download of {url} failed", tmp_path, url=url, downloads=tmp_path / "downloads")
-
-
-def test_the_command_line_ends_in_one_line(tmp_path, monkeypatch):
-    options = ["--source", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", ["load_CIFAR10.py", *options])
-    with pytest.raises(SystemExit, match=r"^error: --source [^\n]* found none of them$"):
-        runpy.run_path(str(ROOT / "data/load_CIFAR10.py"), run_name="__main__")
+    for url in ("http://127.0.0.1:1/x", "nonsense", "file:///nowhere"):
+        elsewhere = options | {"url": url, "downloads": tmp_path / "elsewhere"}
+        refused(f"download of {url} failed", tmp_path, **elsewhere)

@@ -6,20 +6,11 @@ from argparse import Namespace
 
 import pytest
 import torch
+from helpers import Evil
 from published_layouts import draw
 from tiny_published import imported, layout, save_legacy
 
 from models.command import InputError, one_line_errors
-
-
-class Evil:
-    """Unpickled, it calls `what` with `argument`."""
-
-    def __init__(self, what, argument: str):
-        self.what, self.argument = what, argument
-
-    def __reduce__(self):
-        return self.what, (self.argument,)
 
 
 @pytest.mark.parametrize("inside", ["beside", "namespace", "weights"])
@@ -27,7 +18,8 @@ class Evil:
 @pytest.mark.parametrize(("what", "asks"), [(os.system, "system"), (eval, "eval")])
 def test_code_in_a_file_is_not_run(what, asks, save, inside, tmp_path):
     mark = tmp_path / "it_ran"
-    evil = Evil(what, f"touch {mark}" if what is os.system else f"open({str(mark)!r}, 'w').close()")
+    code = f"touch {mark}" if what is os.system else f"open({str(mark)!r}, 'w').close()"
+    evil = Evil(code, what)
     contents = {"model": draw(layout("gpt"))}
     if inside == "beside":
         contents["args"] = evil

@@ -5,21 +5,20 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import changed, config_of, script
-from tiny_extractor import write_extractor
+from helpers import changed, config_of, other_codes, script
 
-from metrics.extractor import classifier_extractor, label_accuracy
+from metrics.extractor import classifier_extractor, label_accuracy, load_classifier
 from metrics.fidelity import codebook_use, features_of, fidelity, psnr, reconstruction_report
 from models.command import InputError
-from models.data import evenly, load_codes, load_split, save_codes
-from models.tokenizer import decode_codes, encode_images, load_tokenizer, save_tokenizer
+from models.data import evenly, load_codes, load_split
+from models.tokenizer import decode_codes, encode_images, load_tokenizer
 
 tool = script("tools/measure_tokenizer.py")
 
 
 @pytest.fixture
-def judge(tmp_path):
-    return write_extractor(tmp_path / "extractor.pth", dataset="shapes")
+def extractor(judge):
+    return classifier_extractor(judge)
 
 
 @pytest.fixture
@@ -27,24 +26,15 @@ def config(world, tmp_path, judge):
     return config_of(
         tool.MeasureTokenizerConfig,
         tokenizer=world.tokenizer, codes=world.codes, data=world.data, images=40,
-        inception_weights="none", extractor=tmp_path / "extractor.pth", out=tmp_path / "out",
+        inception_weights="none", extractor=judge, out=tmp_path / "out",
         device="cpu",
     )  # fmt: skip
 
 
-def change_codes(world, folder, rows=slice(None), **more):
-    """Write test codes that are one higher than stage 3's; `more` changes their header's inputs."""
-    for split in ("train", "test"):
-        codes = load_codes(world.codes, split)
-        codes_NAT = (codes.codes_NAT.numpy() + 1) % codes.header["codebook_size"]
-        head = codes.header | {"inputs": codes.header["inputs"] | more}
-        head = head | {"config": head["config"] | {"search": 3}}
-        save_codes(folder, split, codes_NAT[rows], codes.label_N.numpy()[rows], head)
-    return folder
-
-
-def test_the_command_measures_both_kinds_of_codes(world, config, tmp_path, judge, capsys):
-    folder = change_codes(world, tmp_path / "codes")
+def test_the_command_measures_both_kinds_of_codes(
+    world, config, tmp_path, judge, extractor, capsys
+):
+    folder = other_codes(world, tmp_path / "codes", change=1)
     found = tool.main(changed(config, codes=folder))
     assert json.loads((tmp_path / "out/tokenizer.json").read_text()) == found
     assert (tmp_path / "out/reconstructions.png").read_bytes().startswith(b"\x89PNG")
@@ -57,8 +47,7 @@ def test_the_command_measures_both_kinds_of_codes(world, config, tmp_path, judge
     decoded_NHWC = decode_codes(model, codes_NT)
     assert stored["perplexity"] == codebook_use(codes_NT, 32)["perplexity"]
     assert stored["psnr"]["value"] == pytest.approx(psnr(test.images_NHWC, decoded_NHWC).mean())
-    assert (nearest["search"], stored["search"]) == (0, 3)
-    extractor = classifier_extractor(tmp_path / "extractor.pth")
+    assert nearest["search"] == stored["search"] == 0
     features, of_test, of_train = (
         features_of(images, extractor)
         for images in (decoded_NHWC, test.images_NHWC, load_split(world.data, "train").images_NHWC)
@@ -70,7 +59,7 @@ def test_the_command_measures_both_kinds_of_codes(world, config, tmp_path, judge
     assert stored["rFD_shapes"] == frechet(features, of_test)
     assert stored["as_samples"]["FD_shapes"] == frechet(features, of_train)
     assert found["control"]["FD_shapes"] == frechet(of_test, of_train)
-    accuracy = label_accuracy(decoded_NHWC, test.labels_N, judge)
+    accuracy = label_accuracy(decoded_NHWC, test.labels_N, load_classifier(judge)[0])
     assert stored["as_samples"]["label_accuracy"] == accuracy
     assert "FID" not in json.dumps(found["codes"])
     said = capsys.readouterr().out
@@ -97,13 +86,10 @@ def test_some_images_are_evenly_spaced(world, config):
     assert value == pytest.approx(psnr(images_NHWC, decoded_NHWC).mean())
 
 
-def test_codes_of_others_are_refused(world, config, tmp_path):
-    model, head = load_tokenizer(world.tokenizer)
-    other = tmp_path / "other.pth"
-    save_tokenizer(other, model, {k: v for k, v in head.items() if k != "sha256"} | {"note": 1})
-    images = change_codes(world, tmp_path / "images", images="0" * 64)
+def test_codes_of_others_are_refused(world, clustered, config, tmp_path):
+    images = other_codes(world, tmp_path / "images", images="0" * 64)
     for changes, message in (
-        ({"tokenizer": other}, "codes of another tokenizer than .*other.pth"),
+        ({"tokenizer": clustered.tokenizer}, "codes of another tokenizer than .*tokenizer.pth"),
         ({"codes": images}, "codes of other test images"),
         ({"codes": tmp_path / "nothing"}, "nothing"),
         ({"tokenizer": tmp_path / "no.pth"}, "no.pth"),

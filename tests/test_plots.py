@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from metrics import plots
-from metrics.pictures import gif, plot_orders, stacked_frames, tile
+from metrics.pictures import gif, plot_orders, stacked_frames
 from metrics.report import KEPT, Run, read_kept
 from models.orders import SCANS, scan
 
@@ -68,14 +68,6 @@ def test_a_sweep_draws_the_best_at_each_value_and_single_runs_as_points():
     assert list(alone.get_xdata()) == [19] and list(alone.get_ydata()) == [3]
 
 
-def test_reliability_is_zoomed_to_where_the_tokens_are():
-    axes = plots.plot_reliability(PAIR).axes[0]
-    diagram = PAIR[0].at("calibration.tokens.overall.reliability")
-    share = np.array(diagram["count"]) / sum(diagram["count"])
-    most = max(x for x, s in zip(diagram["confidence"]["value"], share, strict=True) if s > 0.01)
-    assert most < axes.get_xlim()[1] < 1.6 * most
-
-
 def test_orders_are_drawn_as_ranks():
     drawn = plot_orders({name: scan(name, 4).numpy() for name in SCANS[:5]}, 4).axes
     assert [axes.get_title() for axes in drawn] == [*SCANS[:5], "", "", ""]
@@ -91,10 +83,3 @@ def test_animations_together_start_together_and_wait_for_each_other():
     assert [frame[14, 0, 0] for frame in frames] == [0, 1, 1, 1]
     assert [frame[40, 0, 0] for frame in frames] == [0, 1, 2, 3]
     assert gif(frames).startswith(b"GIF89a")
-
-
-def test_tiles_are_row_by_row():
-    images = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
-    sheet = tile(images, columns=2)
-    assert sheet.shape == (6, 6, 3)
-    assert (sheet[0, 0, 0], sheet[0, 3, 0], sheet[3, 0, 0], sheet[3, 3, 0]) == (0, 1, 2, 255)

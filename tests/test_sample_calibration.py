@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import tiny
 
 from metrics.likelihood import (
     bits_by_order,
@@ -23,7 +24,7 @@ from metrics.sample_calibration import (
     risk_coverage,
     spearman,
 )
-from models.methods import METHODS, build
+from models.methods import METHODS
 from models.orders import scan
 from models.sampling import sample_chance
 from models.transformer import ModelConfig
@@ -39,19 +40,6 @@ def test_an_ensemble_of_orders_is_no_worse_than_a_random_one():
         torch.testing.assert_close(one, bits_KN[0].double())
     far_N = ensemble(torch.tensor([[5000.0], [6000.0]]))[0]  # 2 ** -5000 is 0 in floats
     assert far_N.item() == pytest.approx(5001)
-
-
-def tiny(method: str, codes: int = 7, grid: int = 4, scale: float = 0.3):
-    torch.manual_seed(0)
-    own = METHODS[method].scans[0]
-    config = ModelConfig(
-        vocab_size=codes, classes=3, grid=grid, scan=own, layers=2, heads=2, width=16,
-        token_dropout=0, residual_dropout=0, ffn_dropout=0,
-    )  # fmt: skip
-    model = build(method, config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=scale)
-    return model.eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -80,10 +68,8 @@ def test_orders_are_those_that_a_method_takes(method):
         assert mixed["orders"] == 3 and mixed["gain"]["low"] >= 0
         means = [found["bits_per_image"][f"random_{k}"]["value"] for k in range(3)]
         assert mixed["mean_of_logs"]["value"] == pytest.approx(sum(means) / 3)
-        spread = found["sd_over_random_orders"]
-        assert spread["of_their_means"]["value"] == pytest.approx(
-            torch.tensor(means).std().item(), rel=1e-4
-        )
+        spread, sd = found["sd_over_random_orders"], torch.tensor(means).std().item()
+        assert spread["of_their_means"]["value"] == pytest.approx(sd, rel=1e-4)
         assert spread["per_image"]["value"] >= spread["of_their_means"]["value"]
 
 
@@ -139,7 +125,7 @@ def test_own_samples_are_of_the_distribution_whose_entropy_is_measured(method):
     sampled_NS = sample_chance(1, range(600), 16)[1] if model.any_order else None
     order_NS = orders_for(model, order, 600) if sampled_NS is None else sampled_NS
     bits_NS = bits_per_code(model, codes_NT, torch.arange(600) % 3, order_NS)
-    torch.testing.assert_close(own.nats_NS.float() / math.log(2), bits_NS, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(own.nats_NS / math.log(2), bits_NS, rtol=1e-4, atol=1e-4)
     found = entropy_report(own, other)
     check = found["sampler_check_bits_per_image"]
     assert abs(check["value"]) < check["high"] - check["low"] < 2

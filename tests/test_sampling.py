@@ -53,15 +53,9 @@ def test_an_oracle_decodes_to_its_image_for_any_order_and_grouping(seed, known, 
     image_BT = torch.randint(VOCABULARY, (3, TOKENS), generator=generator)
     uniform_BS, order_BS = sample_chance(seed, range(3), TOKENS)
     oracle = Oracle(image_BT)
-    found_BT = generate(
-        oracle,
-        torch.arange(3),
-        order_BS,
-        uniform_BS,
-        sizes,
-        [scale] * len(sizes),
-        known_Bm=image_BT.gather(1, order_BS[:, :known]),
-    )
+    known_Bm = image_BT.gather(1, order_BS[:, :known])
+    inputs = torch.arange(3), order_BS, uniform_BS, sizes, [scale] * len(sizes)
+    found_BT = generate(oracle, *inputs, known_Bm=known_Bm)
     assert torch.equal(found_BT, image_BT)
     asked_BS = torch.cat(oracle.asked, dim=1)[:3]
     assert torch.equal(asked_BS, order_BS[:, known:])  # every unknown cell once, in the order

@@ -1,16 +1,13 @@
 """The shapes set is what it says it is, and kill -9 while it is written does no lasting harm."""
 
 import contextlib
-import json
 import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
-import pytest
 from helpers import script
-from PIL import Image
 from tiny_cifar import bytes_in
 
 from models.artifacts import ROOT
@@ -45,94 +42,53 @@ def test_train_and_test_shapes_are_different_images(tmp_path):
     np.testing.assert_array_equal(splits["test"].labels_N, labels[rows])
 
 
-def figure_of(image_HWC: np.ndarray) -> np.ndarray:
-    """Find the figure without its label and stretch it to float32 (16 * 16,), 1 inside.
-
-    The figure is what differs from the plane that fits the image's border.
-    """
-    up, right = np.mgrid[-1:1:32j, -1:1:32j]
-    plane_HWK = np.stack([np.ones((32, 32)), up, right], -1)
-    border_HW = np.maximum(abs(up), abs(right)) == 1
-    fit_KC = np.linalg.lstsq(plane_HWK[border_HW], image_HWC[border_HW] / 255)[0]
-    mask_HW = (abs(image_HWC / 255 - plane_HWK @ fit_KC).max(-1) > 0.2).astype(np.float32)
-    rows, columns = mask_HW.any(1).nonzero()[0], mask_HW.any(0).nonzero()[0]
-    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-    return np.asarray(Image.fromarray(mask_HW).resize((16, 16), Image.Resampling.BOX, box)).ravel()
-
-
-def test_a_figure_shows_its_class():
-    """A figure's nearest neighbour among others is of its class: seen alone, no label needed."""
-    images, labels = make_shapes(600, 0)
-    figures_NP = np.stack([figure_of(image) for image in images])
-    assert (figures_NP.mean(1) > 0.2).all()  # every image shows something
-    product_NN = figures_NP @ figures_NP.T
-    distance_NN = product_NN.diagonal()[:, None] + product_NN.diagonal() - 2 * product_NN
-    np.fill_diagonal(distance_NN, np.inf)
-    right_C = np.bincount(labels[labels[distance_NN.argmin(1)] == labels], minlength=10)
-    assert right_C.min() >= 57, dict(zip(CLASSES["shapes"], right_C, strict=True))  # of 60
-
-
 WARM = """
-import json, os, runpy, sys, time
+import os, runpy, sys, time
 
 script = runpy.run_path("data/shapes.py")  # imports take seconds: once here, not per child
 for line in sys.stdin:
-    delay, arguments = json.loads(line)
+    delay, *arguments = line.split()
     if not (child := os.fork()):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.argv = ["data/shapes.py", *arguments]
         runpy.run_path(sys.argv[0], run_name="__main__")
         os._exit(0)
-    if delay is not None:
-        time.sleep(delay)
+    if float(delay) < 9:
+        time.sleep(float(delay))
         os.kill(child, 9)
     print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
-@pytest.fixture
-def command():
-    """Run the command in a process of its own, killed after `delay` seconds; return its status."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WARM],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def test_killed_at_any_moment_it_leaves_no_mixture_and_a_rerun_mends_it(tmp_path):
+    out, pipe = tmp_path / "shapes", subprocess.PIPE
+    warm = [sys.executable, "-c", WARM]
+    with subprocess.Popen(warm, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
 
-    def run(*arguments: str, delay: float | None = None) -> int:
-        print(json.dumps([delay, arguments]), file=process.stdin, flush=True)
-        return int(process.stdout.readline())
+        def run(seed: int, delay: float = 9) -> int:
+            """Draw the set of this seed, killed after `delay` seconds; return the status."""
+            count = f"--count-train {700 + seed} --count-test {200 + seed}"
+            line = f"{delay} --seed {seed} {count} --out {out}"
+            print(line, file=process.stdin, flush=True)
+            return int(process.stdout.readline())
 
-    yield run
-    process.communicate()
-
-
-def test_killed_at_any_moment_it_leaves_no_mixture_and_a_rerun_mends_it(tmp_path, command):
-    out = tmp_path / "shapes"
-
-    def arguments(seed):
-        count = ["--count-train", str(700 + seed), "--count-test", str(200 + seed)]
-        return ["--seed", str(seed), *count, "--out", str(out)]
-
-    whole, written = {}, set()
-    for seed in (1, 2):
-        start = time.perf_counter()
-        assert command(*arguments(seed)) == 0
-        seconds = time.perf_counter() - start
-        whole[seed] = bytes_in(out)
-        written |= {load_split(out, split).sha256 for split in SPLITS}
-    assert len(written) == 4
-    rng = np.random.default_rng()
-    killed = 0
-    while killed < 10:
-        if command(*arguments(1 + killed % 2), delay=rng.uniform(0, seconds)) == signal.SIGKILL:
-            killed += 1
-        else:
-            seconds *= 0.8  # it was done before it was killed
-        for split in SPLITS:
-            with contextlib.suppress(InputError):  # a torn pair, refused as one
-                assert load_split(out, split).sha256 in written
-    assert command(*arguments(1)) == 0
-    assert bytes_in(out) == whole[1]  # and nothing that a killed run left
+        whole, written = {}, set()
+        for seed in (1, 2):
+            start = time.perf_counter()
+            assert run(seed) == 0
+            seconds = time.perf_counter() - start
+            whole[seed] = bytes_in(out)
+            written |= {load_split(out, split).sha256 for split in SPLITS}
+        assert len(written) == 4
+        killed, rng = 0, np.random.default_rng()
+        while killed < 6:
+            if run(1 + killed % 2, delay=rng.uniform(0, seconds)) == signal.SIGKILL:
+                killed += 1
+            else:
+                seconds *= 0.8  # it was done before it was killed
+            for split in SPLITS:
+                with contextlib.suppress(InputError):  # a torn pair, refused as one
+                    assert load_split(out, split).sha256 in written
+        assert run(1) == 0
+        assert bytes_in(out) == whole[1]  # and nothing that a killed run left
+        process.stdin.close()

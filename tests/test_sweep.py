@@ -3,34 +3,19 @@
 import json
 
 import pytest
-import torch
-from helpers import changed, config_of, script
-from tiny_extractor import write_extractor
+from helpers import changed, config_of, cut_at, save_tiny, script
 
-from models.artifacts import header, sha256_of
-from models.checkpoint import save_generator
 from models.command import InputError
-from models.methods import build
-from models.transformer import ModelConfig
 
 tool = script("tools/sweep_cfg.py")
 
 
 @pytest.fixture
-def config(world, tmp_path):
-    torch.manual_seed(0)
-    write_extractor(tmp_path / "extractor.pth", dataset="shapes")
-    model = build("randar", ModelConfig(vocab_size=32, layers=2, heads=2, width=16))
-    torch.nn.init.normal_(model.output.weight, std=0.5)
-    head = header(
-        "generator", "tests", {"order": "random"}, {"tokenizer": sha256_of(world.tokenizer)}
-    )
-    about = {"method": "randar", "dataset": "shapes", "classes": [*"abcdefghij"]}
-    save_generator(tmp_path / "model.pth", head | about, model)
+def config(world, judge, tmp_path):
     return config_of(
-        tool.SweepConfig, checkpoint=tmp_path / "model.pth", cfg_scale=(1.0, 4.0),
-        decode_steps=(4, 8), num_samples=20, final=30, batch=20,
-        tokenizer=world.tokenizer, extractor=tmp_path / "extractor.pth", data=world.data,
+        tool.SweepConfig, checkpoint=save_tiny(tmp_path / "model.pth", world, order="random"),
+        cfg_scale=(1.0, 4.0), decode_steps=(4, 8), num_samples=20, final=30, batch=20,
+        tokenizer=world.tokenizer, extractor=judge, data=world.data,
         inception_weights="none", out=tmp_path / "out", device="cpu",
     )  # fmt: skip
 
@@ -56,15 +41,7 @@ def test_all_are_measured_and_the_best_again_with_another_seed(config, tmp_path)
 
 def test_a_cut_sweep_goes_on_where_it_was(config, tmp_path, monkeypatch):
     whole = tool.main(changed(config, out=tmp_path / "whole"))
-    taken, sample_images = [], tool.sample_images
-
-    def cut_at_the_third(*args):
-        taken.append(args[3])
-        if len(taken) == 3:
-            raise KeyboardInterrupt
-        return sample_images(*args)
-
-    monkeypatch.setattr(tool, "sample_images", cut_at_the_third)
+    taken = cut_at(monkeypatch, tool, "sample_images", 3)
     with pytest.raises(KeyboardInterrupt):
         tool.main(config)
     assert len(json.loads((tmp_path / "out/sweep.json").read_text())["rows"]) == 2
@@ -75,17 +52,14 @@ def test_a_cut_sweep_goes_on_where_it_was(config, tmp_path, monkeypatch):
     assert found["rows"] == whole["rows"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_impossible_sweeps_are_refused_before_sampling(config, monkeypatch):
+    monkeypatch.setattr(tool, "sample_images", lambda *args: pytest.fail("it sampled"))
+    for changes, message in (
         ({"decode_steps": (65,)}, "steps in 1..64, got 65"),
         ({"metric": "FID"}, "expected --metric FD_shapes.* got FID"),
-    ],
-)
-def test_impossible_sweeps_are_refused_before_sampling(config, monkeypatch, changes, message):
-    monkeypatch.setattr(tool, "sample_images", lambda *args: pytest.fail("it sampled"))
-    with pytest.raises(InputError, match=message):
-        tool.main(changed(config, **changes))
+    ):
+        with pytest.raises(InputError, match=message):
+            tool.main(changed(config, **changes))
     assert not config.out.exists()
 
 

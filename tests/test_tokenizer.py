@@ -1,16 +1,28 @@
-"""The tokenizer: what it promises, that it learns, and that a cut run ends the same."""
+"""The tokenizer: what it promises, and the search for codes that decode better."""
 
+import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from vector_quantize_pytorch import VectorQuantize
+from helpers import script
 
 from metrics.fidelity import codebook_use, psnr
 from models.command import InputError
-from models.tokenizer import find_tokenizer, load_tokenizer, to_float, to_uint8
+from models.data import load_split
+from models.tokenizer import (
+    decode_codes,
+    encode_images,
+    error_around,
+    find_tokenizer,
+    load_tokenizer,
+    search_codes,
+    to_float,
+    to_uint8,
+)
 from models.vqvae import VQVAE, CosineQuantizer, VQVAEConfig
 
 TINY = VQVAEConfig(codebook_size=32, width=8, blocks=1)
@@ -23,18 +35,11 @@ def started(seed: int = 0) -> VQVAE:
     return model.eval()
 
 
-def test_shapes_ranges_and_types():
-    model, images_N3HW = started(), torch.rand(5, 3, 32, 32)
-    codes_NT = model.encode(images_N3HW)
-    assert codes_NT.shape == (5, 64) and codes_NT.dtype == torch.int64
-    decoded = model.decode(codes_NT)
-    assert decoded.shape == (5, 3, 32, 32) and decoded.min() >= 0 and decoded.max() <= 1
-
-
 def test_encode_and_decode_are_the_two_halves_of_forward():
     model, images_N3HW = started(), torch.rand(5, 3, 32, 32)
     decoded_N3HW, codes_NT, _ = model(images_N3HW)
     assert torch.equal(model.encode(images_N3HW), codes_NT)
+    assert codes_NT.shape == (5, 64) and codes_NT.dtype == torch.int64
     torch.testing.assert_close(
         model.decode(codes_NT), decoded_N3HW.clamp(0, 1), rtol=1e-5, atol=1e-5
     )
@@ -57,13 +62,10 @@ def test_grid_cells_are_in_raster_order():
     assert moved.argmax() == 56
 
 
-def test_decode_refuses_codes_out_of_range():
+def test_codes_out_of_range_and_too_few_vectors_to_start_are_refused():
     for bad in (-1, 32):
         with pytest.raises(ValueError, match="codes in"):
             started().decode(torch.full((1, 64), bad))
-
-
-def test_start_refuses_too_few_vectors():
     with pytest.raises(InputError, match="at least 32 vectors"):
         CosineQuantizer(32, 8, 0.0).start(torch.randn(1, 31, 8))
 
@@ -75,18 +77,6 @@ def test_evaluation_moves_no_code_and_training_does():
     assert torch.equal(model.quantizer.codebook_VC, before)
     model.train()(torch.rand(4, 3, 32, 32))
     assert not torch.equal(model.quantizer.codebook_VC, before)
-
-
-def test_straight_through_gradient_is_the_identity():
-    quantizer = CosineQuantizer(16, 8, 0.0)
-    quantizer.start(torch.randn(4, 16, 8))
-    vectors_NTC = F.normalize(torch.randn(2, 9, 8), dim=-1).requires_grad_()
-    quantized_NTC, _, _ = quantizer.train()(vectors_NTC)
-    wanted_NTC = torch.randn(2, 9, 8)
-    (grad_NTC,) = torch.autograd.grad((quantized_NTC * wanted_NTC).sum(), vectors_NTC)
-    # through the normalisation of a unit vector: the part of the gradient along it is removed
-    along = (wanted_NTC * vectors_NTC).sum(-1, keepdim=True) * vectors_NTC
-    torch.testing.assert_close(grad_NTC, wanted_NTC - along, rtol=1e-4, atol=1e-5)
 
 
 def test_dead_codes_come_back_to_life():
@@ -103,27 +93,14 @@ def test_dead_codes_come_back_to_life():
     assert usage(0.5) > 0.9 > 0.7 > usage(0.0)
 
 
-def test_the_library_trap_that_the_adapter_avoids_is_still_there():
-    """If this fails, vector-quantize-pytorch has mended get_output_from_indices."""
-    torch.manual_seed(0)
-    vq = VectorQuantize(dim=16, codebook_size=32, codebook_dim=8, accept_image_fmap=True).eval()
-    quantized, codes, _ = vq(torch.randn(1, 16, 8, 8))
-    assert vq.get_output_from_indices(codes).shape != quantized.shape
-
-
-def test_pixels_round_and_psnr_is_the_formula():
+def test_pixels_round_and_psnr_and_perplexity_are_their_formulas():
     every_value = np.arange(256, dtype=np.uint8).repeat(12).reshape(1, 32, 32, 3)
     assert np.array_equal(to_uint8(to_float(every_value)), every_value)
     black, grey = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 4, 4, 3), 51, np.uint8)
     assert psnr(black, grey) == pytest.approx([10 * np.log10(25)] * 2)
     assert np.isinf(psnr(black, black)).all()
-
-
-def test_usage_and_perplexity():
-    assert codebook_use(torch.arange(8).view(2, 4), 16) == {
-        "codebook_usage": 0.5,
-        "perplexity": pytest.approx(8),
-    }
+    found = codebook_use(torch.arange(8).view(2, 4), 16)
+    assert found == {"codebook_usage": 0.5, "perplexity": pytest.approx(8)}
 
 
 def test_codes_are_perturbed_to_near_ones_at_the_rate_asked_for():
@@ -159,3 +136,60 @@ def test_the_right_tokenizer_is_found_where_commands_write_them(world, tmp_path,
         shutil.copy(world.tokenizer, path)
         assert find_tokenizer(sha256) == path
         path.write_bytes(b"another")
+
+
+class Misleading:
+    """A tokenizer of two codes, black and white, whose encoder gets every cell wrong by a hair."""
+
+    grid = 4
+    quantizer = SimpleNamespace(codebook_VC=torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+
+    def vectors(self, images_N3HW):
+        white_NT = torch.nn.functional.avg_pool2d(images_N3HW[:, :1], 4).flatten(1)
+        return torch.stack((0.7 + 0.01 * white_NT, 0.71 - 0.01 * white_NT), dim=2)
+
+    def render(self, vectors_NTC):
+        white_N1hw = vectors_NTC[..., 1].unflatten(1, (1, 4, 4))
+        return white_N1hw.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1)
+
+
+def test_a_sweep_finds_the_codes_that_decode_best():
+    codes_NT = (torch.arange(32).view(2, 16) * 7 % 5 < 2).long()
+    tokenizer = Misleading()
+    images_N3HW = tokenizer.render(tokenizer.quantizer.codebook_VC[codes_NT])
+    assert torch.equal(search_codes(tokenizer, images_N3HW, 0), 1 - codes_NT)
+    # one sweep judges a cell beside neighbours that are still wrong, two mend everything
+    assert torch.equal(search_codes(tokenizer, images_N3HW, 2), codes_NT)
+
+
+def test_the_error_around_a_cell_is_that_of_its_surroundings():
+    tokenizer, codes_NT = Misleading(), torch.zeros(1, 16, dtype=torch.long)
+    images_N3HW = torch.zeros(1, 3, 16, 16)
+    images_N3HW[:, :, 4:8, 8:12] = 1  # the cell in row 1, column 2
+    error_hw = error_around(tokenizer, codes_NT, images_N3HW).view(4, 4)
+    expected = torch.zeros(4, 4)
+    expected[0:3, 1:4] = torch.tensor([[0.0625, 0.125, 0.0625], [0.125, 0.25, 0.125]] * 2)[:3]
+    torch.testing.assert_close(error_hw, expected)
+
+
+def test_searched_codes_decode_better_than_nearest_ones(world):
+    model, _ = load_tokenizer(world.tokenizer)
+    images_NHWC = load_split(world.data, "test").images_NHWC
+    nearest, once, thrice = (
+        psnr(images_NHWC, decode_codes(model, encode_images(model, images_NHWC, sweeps=sweeps)))
+        for sweeps in (0, 1, 3)
+    )
+    assert once.mean() > nearest.mean() + 0.01
+    assert thrice.mean() > once.mean() - 0.05
+    assert torch.equal(encode_images(model, images_NHWC[:9]), encode_images(model, images_NHWC)[:9])
+
+
+def test_stage_3_searches_and_says_what_it_gained(world, tmp_path):
+    stage = script("tools/extract_latent_codes.py")
+    options = {"tokenizer": world.tokenizer, "data": world.data, "out": tmp_path}
+    stage.main(stage.ExtractConfig(**options, search=1))
+    found, plain = (
+        json.loads((folder / "test_codes.npy.json").read_text())["test_psnr"]
+        for folder in (tmp_path, world.codes)
+    )
+    assert found > plain

@@ -12,132 +12,142 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import script
+from helpers import cut_at, last, log_of, results, run_cut_and_again, same, script, train_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.artifacts import ROOT, load_checkpoint
-from models.checkpoint import KIND
+from models.artifacts import ROOT
 from models.command import InputError
 from models.data import draw_batch, load_codes, split_heldout
 from models.methods import METHODS
-from models.orders import SCANS, scan
-from models.training import batch_rows, lr_at, seed_step
+from models.training import averaged, batch_rows, lr_at, seed_step
+from models.transformer import ModelConfig
 
 stage = script("train_c2i.py")
 
 
-def config(world, out, **changes):
-    nowhere = world.codes / "none.pth"  # without a tokenizer no sample grids are drawn
-    plain = stage.TrainConfig(
-        codes=world.codes, tokenizer=nowhere, out=out, model="nano", device="cpu"
-    )
-    small = {"steps": 4, "batch": 8, "eval_every": 2, "heldout": 20, "warmup": 0.25}
-    return replace(plain, **{**small, **changes})
-
-
-def last(out):
-    return load_checkpoint(out / "last.pth", KIND, rerun="")
-
-
-def same(a, b) -> bool:
-    """Whether two nested states are equal bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def results(out) -> dict:
-    """Everything in last.pth that must not depend on a cut: all but speeds, memory and the date."""
-    found = last(out)
-    for row in found["rows"]:
-        del row["images_per_second"], row["peak_memory_gb"]
-    del found["header"]
-    return found
-
-
-def cut_and_resumed(whole, out, monkeypatch):
-    """The same run into `out`, cut at step 3 and started again; return its config."""
-    taken, train_step = [], stage.train_step
-
-    def cut_at_step_3(*args):
-        taken.append(args[-1])
-        if len(taken) == 4:
-            raise KeyboardInterrupt
-        return train_step(*args)
-
-    monkeypatch.setattr(stage, "train_step", cut_at_step_3)
-    cut = replace(whole, out=out)
-    with pytest.raises(KeyboardInterrupt):
-        stage.main(cut)
-    stage.main(cut)
-    assert taken == [0, 1, 2, 3, 2, 3]
-    return cut
-
-
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
-    ("method", "optimizer"), [*((method, "adamw") for method in METHODS), ("randar", "muon")]
+    ("method", "optimizer", "cluster_weight"),
+    [*((m, "adamw", 0.5) for m in METHODS), ("gpt", "adamw", 0.0), ("randar", "muon", 0.0)],
 )
-def test_two_and_two_steps_are_four_bit_for_bit(world, tmp_path, monkeypatch, method, optimizer):
-    order = "random" if METHODS[method].any_order else METHODS[method].scans[0]
-    whole = config(world, tmp_path / "whole", method=method, order=order, optimizer=optimizer)
-    stage.main(whole)
-    cut_and_resumed(whole, tmp_path / "cut", monkeypatch)
+def test_two_and_two_steps_are_four_bit_for_bit(
+    clustered, tmp_path, monkeypatch, method, optimizer, cluster_weight
+):
+    """In RAR's order where the method takes it, and into a file like any other run's."""
+    cfg = {"method": method, "optimizer": optimizer, "cluster_weight": cluster_weight}
+    cfg["order"] = "anneal" if METHODS[method].any_order else None
+    stage.main(train_config(clustered, tmp_path / "whole", **cfg))
+    taken = cut_at(monkeypatch, stage, "train_step", 4)
+    run_cut_and_again(stage.main, train_config(clustered, tmp_path / "cut", **cfg))
+    assert [args[-1] for args in taken] == [0, 1, 2, 3, 2, 3]
     assert same(results(tmp_path / "whole"), results(tmp_path / "cut"))
-    log = (tmp_path / "cut/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in log] == [2, 4]
+    assert [row["step"] for row in log_of(tmp_path / "cut/metrics.jsonl")] == [2, 4]
+    found = last(tmp_path / "whole")
+    plain = METHODS[method](ModelConfig(**found["model_config"]))  # no head for clusters, or such
+    assert found["model"].keys() == plain.state_dict().keys()
+    assert all((row.get("cluster_bits", 0) > 0) == (cluster_weight > 0) for row in found["rows"])
+    with pytest.raises(InputError, match=f"cluster_weight {cluster_weight} -> 1.0"):
+        stage.main(train_config(clustered, tmp_path / "cut", **cfg | {"cluster_weight": 1.0}))
 
 
-def test_a_run_of_another_version_is_not_trained_on(world, tmp_path, monkeypatch):
-    cfg = config(world, tmp_path / "run", method="rar", order="random")
-    stage.main(cfg)
-    before = (tmp_path / "run/last.pth").read_bytes()
-    monkeypatch.setattr(METHODS["rar"], "no_decay", ())  # its optimizer had other groups then
-    with pytest.raises(InputError, match="trained by another version"):
-        stage.main(cfg)
-    assert (tmp_path / "run/last.pth").read_bytes() == before
+TINY = """
+import runpy
+from models.transformer import SIZES
+SIZES["tiny"] = dict(layers=2, heads=2, width=16)
+runpy.run_path({script!r}, run_name="__main__")
+"""
 
 
 def test_a_killed_run_is_finished_by_the_same_command(world, tmp_path):
-    whole = config(world, tmp_path / "whole", steps=12, eval_every=3)
+    whole = train_config(world, tmp_path / "whole", steps=80, eval_every=40)
     stage.main(whole)
-    flags = [f"--codes={world.codes}", "--tokenizer=nowhere.pth", "--model=nano"]
-    flags += [f"--out={tmp_path / 'killed'}", "--steps=12", "--batch=8", "--eval-every=3"]
+    flags = [f"--codes={world.codes}", "--tokenizer=nowhere.pth", "--model=tiny"]
+    flags += [f"--out={tmp_path / 'killed'}", "--steps=80", "--batch=8", "--eval-every=40"]
     flags += ["--heldout=20", "--warmup=0.25", "--device=cpu"]
-    command = [sys.executable, str(ROOT / "train_c2i.py"), *flags]
+    code = TINY.format(script=str(ROOT / "train_c2i.py"))
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *flags]
     child = subprocess.Popen(command, env=one_thread, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while not (tmp_path / "killed/last.pth").exists() and time.time() < deadline:
-        time.sleep(0.02)
+        time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL  # it was still at work
-    assert last(tmp_path / "killed")["step"] < 12
+    assert last(tmp_path / "killed")["step"] == 40
     stage.main(replace(whole, out=tmp_path / "killed"))
     assert same(results(tmp_path / "whole"), results(tmp_path / "killed"))
 
 
 def test_a_run_writes_what_it_should(world, tmp_path):
-    out = stage.main(config(world, tmp_path / "run", order="random", tokenizer=world.tokenizer))
+    cfg = train_config(world, tmp_path / "run", order="random", tokenizer=world.tokenizer)
+    out = stage.main(cfg)
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert names == {
-        "config.json",
-        "curves.png",
-        "last.pth",
-        "metrics.jsonl",
-        "samples/0000002.png",
-        "samples/0000004.png",
-    }
+    grids = {"samples/0000002.png", "samples/0000004.png"}
+    assert names == grids | {"config.json", "curves.png", "last.pth", "metrics.jsonl"}
     head = json.loads((out / "config.json").read_text())
     assert head["method"] == "randar" and head["config"]["order"] == "random"
     assert head["inputs"]["tokenizer"] and head["inputs"]["codes"]
-    row = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    assert {"train_bits", "heldout_bits", "test_bits", "lr", "images_per_second"} < row.keys()
-    assert 4 < row["test_bits"] < 6  # of 32 codes: log2 is 5
+    for row in log_of(out / "metrics.jsonl"):
+        assert {"train_bits", "heldout_bits", "test_bits", "lr", "images_per_second"} < row.keys()
+        assert row["heldout_bits"] != row["raw_heldout_bits"]  # of averaged and of raw weights
+        assert 4 < row["test_bits"] < 6  # of 32 codes: log2 is 5
+
+
+def test_what_was_trained_otherwise_is_not_trained_on(world, tmp_path, monkeypatch):
+    """With another seed, method or rate, of other codes, by another version, or from no file."""
+    cfg = train_config(world, tmp_path / "run", method="rar", order="random", steps=2)
+    stage.main(cfg)
+    before = (tmp_path / "run/last.pth").read_bytes()
+
+    def refused(message, **changes):
+        with pytest.raises(InputError, match=message):
+            stage.main(replace(cfg, **changes))
+        assert (tmp_path / "run/last.pth").read_bytes() == before
+
+    refused("seed 0 -> 1", seed=1)
+    refused("method rar -> gpt", method="gpt", order="raster")
+    refused("lr 0.001 -> 0.5", lr=0.5)
+    refused("extract_latent_codes", codes=tmp_path)
+    with monkeypatch.context() as patch:  # its optimizer had other groups then
+        patch.setattr(METHODS["rar"], "no_decay", ())
+        refused("trained by another version|no training state that is whole")
+    before = b"not a checkpoint"
+    (tmp_path / "run/last.pth").write_bytes(before)
+    refused("broken or unsafe")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "gpt", "order": "random"}, "random needs a method that is told"),
+        ({"devices": 3}, "--devices to divide --batch 8"),
+        ({"heldout": 120}, "--heldout in 1..119"),
+        ({"device": "tpu"}, "--device to be auto or cpu"),
+        ({"cluster_weight": 1.0}, r"tools/cluster_codebook.py --codes .*--out as --codes"),
+    ],
+)
+def test_impossible_runs_are_refused_before_anything_is_written(world, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        stage.main(train_config(world, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
+    world, tmp_path, monkeypatch
+):
+    train_step = stage.train_step
+
+    def poisoned(*args):
+        nats = train_step(*args)
+        return nats * math.nan if args[-1] == 2 else nats
+
+    monkeypatch.setattr(stage, "train_step", poisoned)
+    with pytest.raises(InputError, match="loss is nan at step 4.*last good checkpoint.*last.pth"):
+        stage.main(train_config(world, tmp_path / "run"))
+    found = last(tmp_path / "run")
+    assert found["step"] == 2
+    assert all(torch.isfinite(value).all() for value in found["model"].values())
 
 
 def test_steps_draw_differently_and_seeds_too(world):
@@ -152,38 +162,27 @@ def test_steps_draw_differently_and_seeds_too(world):
     assert not torch.equal(drawn(0)[0], drawn(0, seed=1)[0])
 
 
-def test_labels_are_dropped_as_often_as_asked(world):
-    codes = load_codes(world.codes, "train")
-    dropped = 0
+def test_both_views_are_drawn_and_labels_dropped_as_often_as_asked(world):
+    codes, dropped = load_codes(world.codes, "train"), 0
     for step in range(50):
+        rows_B = batch_rows(120, 120, step, 0)  # one epoch
         generator = seed_step(0, step, torch.device("cpu"))
-        rows_B = batch_rows(120, 100, step, 0)
-        dropped += (draw_batch(codes, rows_B, 0.2, generator)[1] == 10).sum()
-    assert 880 < dropped < 1120  # binomial(5000, 0.2): four standard deviations are 113
-
-
-def test_both_views_are_drawn(world):
-    codes = load_codes(world.codes, "train")
-    generator = seed_step(0, 0, torch.device("cpu"))
-    rows_B = batch_rows(120, 120, 0, 0)  # one epoch
-    drawn_BT, _ = draw_batch(codes, rows_B, 0.1, generator)
-    straight = (drawn_BT == codes.codes_NAT[rows_B, 0]).all(1)
-    mirrored = (drawn_BT == codes.codes_NAT[rows_B, 1]).all(1)
-    assert (straight | mirrored).all() and straight.sum() > 30 and mirrored.sum() > 30
+        drawn_BT, label_B = draw_batch(codes, rows_B, 0.2, generator)
+        dropped += (label_B == 10).sum()
+        straight = (drawn_BT == codes.codes_NAT[rows_B, 0]).all(1)
+        mirrored = (drawn_BT == codes.codes_NAT[rows_B, 1]).all(1)
+        assert (straight | mirrored).all() and straight.sum() > 30 and mirrored.sum() > 30
+    assert 1076 < dropped < 1324  # binomial(6000, 0.2): four standard deviations are 124
 
 
 @given(st.integers(1, 50), st.integers(1, 60), st.integers(0, 99))
-def test_every_epoch_visits_every_row_once(rows, batch, seed):
-    drawn = torch.cat(
-        [batch_rows(rows, batch, step, seed) for step in range(-(-2 * rows // batch))]
-    )
+def test_every_epoch_visits_every_row_once_and_epochs_differ(rows, batch, seed):
+    steps = range(-(-2 * rows // batch))
+    drawn = torch.cat([batch_rows(rows, batch, step, seed) for step in steps])
     for epoch in range(2):
         assert drawn[epoch * rows : (epoch + 1) * rows].sort().values.tolist() == list(range(rows))
-
-
-def test_epochs_differ():
-    assert not torch.equal(batch_rows(50, 50, 0, 0), batch_rows(50, 50, 1, 0))
-    assert not torch.equal(batch_rows(50, 50, 0, 0), batch_rows(50, 50, 0, 1))
+    assert not torch.equal(batch_rows(50, 50, 0, seed), batch_rows(50, 50, 1, seed))
+    assert not torch.equal(batch_rows(50, 50, 0, seed), batch_rows(50, 50, 0, seed + 1))
 
 
 def test_heldout_images_are_kept_out(world):
@@ -193,9 +192,6 @@ def test_heldout_images_are_kept_out(world):
     kept = [tuple(row) for row in heldout.codes_NAT.flatten(0, 1).tolist()]
     assert len(train.label_N) == 100 and len(kept) == 40
     assert not seen & set(kept)
-    for bad in (0, 120):
-        with pytest.raises(InputError, match="heldout"):
-            split_heldout(codes, bad, seed=0)
 
 
 def test_learning_rate_rises_then_falls_to_its_floor():
@@ -206,68 +202,10 @@ def test_learning_rate_rises_then_falls_to_its_floor():
     assert all(a > b for a, b in itertools.pairwise(found[10:]))
 
 
-def test_anneal_and_scans_train(world, tmp_path):
-    for order in ("anneal", "spiral_in"):
-        cfg = config(world, tmp_path / order, order=order, steps=2)
-        assert math.isfinite(last(stage.main(cfg))["rows"][-1]["test_bits"])
-    policy, raster_T = config(world, None, order="anneal").policy, scan("raster", 8)
-    drawn = [policy.draw(raster_T, 9, p, 0.0, torch.Generator()) for p in (0, 0.5, 0.75, 0.99)]
-    assert [(order_BS == raster_T).all(1).sum() for order_BS in drawn] == [0, 0, 9, 9]
-    assert {config(world, None, order=order).policy.asked for order in SCANS} == set(SCANS)
-
-
-def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
-    world, tmp_path, monkeypatch
-):
-    train_step = stage.train_step
-
-    def poisoned(*args):
-        nats = train_step(*args)
-        return nats * math.nan if args[-1] == 2 else nats
-
-    monkeypatch.setattr(stage, "train_step", poisoned)
-    with pytest.raises(InputError, match="loss is nan at step 4.*last good checkpoint.*last.pth"):
-        stage.main(config(world, tmp_path / "run"))
-    found = last(tmp_path / "run")
-    assert found["step"] == 2
-    assert all(torch.isfinite(value).all() for value in found["model"].values())
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"lr": math.nan}, "--lr in"),
-        ({"drop_label": 1.0}, "--drop-label in"),
-        ({"method": "gpt", "order": "random"}, "random needs a method that is told"),
-        ({"devices": 3}, "--devices to divide --batch 8"),
-        ({"heldout": 120}, "--heldout in 1..119"),
-        ({"device": "tpu"}, "--device to be auto or cpu"),
-    ],
-)
-def test_impossible_runs_are_refused_before_anything_is_written(world, tmp_path, changes, message):
-    with pytest.raises(InputError, match=message):
-        stage.main(config(world, tmp_path / "run", **changes))
-    assert not (tmp_path / "run").exists()
-
-
-def test_another_config_method_or_codes_is_refused_by_name(world, tmp_path):
-    stage.main(config(world, tmp_path / "run", steps=2))
-    before = (tmp_path / "run/last.pth").read_bytes()
-    for changes, message in (
-        ({"seed": 1}, "seed 0 -> 1"),
-        ({"method": "gpt"}, "method randar -> gpt"),
-        ({"lr": 0.5}, "lr 0.001 -> 0.5"),
-    ):
-        with pytest.raises(InputError, match=message):
-            stage.main(config(world, tmp_path / "run", **{"steps": 2, **changes}))
-    assert (tmp_path / "run/last.pth").read_bytes() == before
-
-
-def test_missing_and_broken_inputs_are_refused(world, tmp_path):
-    with pytest.raises(InputError, match="extract_latent_codes"):
-        stage.main(config(replace(world, codes=tmp_path), tmp_path / "run"))
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/last.pth").write_bytes(b"not a checkpoint")
-    with pytest.raises(InputError, match="broken or unsafe"):
-        stage.main(config(world, tmp_path / "run"))
-    assert (tmp_path / "run/last.pth").read_bytes() == b"not a checkpoint"
+def test_the_average_of_constant_weights_is_those_weights():
+    model = torch.nn.Linear(3, 3)
+    ema = averaged(model, 0.999)
+    ema.module.weight.data.zero_()  # whatever it starts from
+    for _ in range(5):
+        ema.update_parameters(model)
+    assert torch.equal(ema.module.weight, model.weight)

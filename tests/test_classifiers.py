@@ -1,0 +1,190 @@
+"""The offline ruler and the perceptual loss: two nets of one training, and what they measure."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import cut_at, run_cut_and_again, same, script
+from tiny_extractor import colours, write_extractor
+
+from metrics.extractor import (
+    class_probabilities,
+    classifier_extractor,
+    label_accuracy,
+    load_classifier,
+)
+from metrics.fidelity import features_of, fidelity
+from models import classifier
+from models.artifacts import header, load_checkpoint, save_checkpoint
+from models.classifier import (
+    KIND,
+    PAD,
+    PerceptualNet,
+    crop_and_flip,
+    load_perceptual,
+    perceptual_distance,
+    save_perceptual,
+)
+from models.command import InputError
+from models.data import load_split, save_splits
+
+make_shapes = script("data/shapes.py").make_shapes
+
+stage = script("tools/train_extractor.py")
+
+
+def test_an_extractor_survives_saving(tmp_path):
+    extractor = write_extractor(tmp_path / "small.pth")
+    loaded = load_classifier(tmp_path / "small.pth")[0]
+    assert not loaded.training
+    assert {value.dtype for value in loaded.parameters()} == {torch.float32}
+    images_N3HW = torch.rand(8, 3, 32, 32)
+    features_NF, logits_NC = loaded(images_N3HW)
+    assert features_NF.shape == (8, 16) and logits_NC.shape == (8, 10)
+    rounded = extractor.half().float()
+    for a, b in zip((features_NF, logits_NC), rounded(images_N3HW), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    save_checkpoint(tmp_path / "other.pth", header("tokenizer", "test", {}))
+    with pytest.raises(InputError, match="expected extractor, found tokenizer"):
+        load_classifier(tmp_path / "other.pth")[0]
+
+
+@pytest.mark.parametrize(("dataset", "tag"), [("cifar10", "c10"), ("pets", "pets")])
+def test_its_numbers_are_named_after_its_dataset(tmp_path, dataset, tag):
+    images, _ = make_shapes(40, seed=0)
+    write_extractor(tmp_path / "small.pth", dataset=dataset)
+    extractor = classifier_extractor(tmp_path / "small.pth")
+    both = (features_of(part, extractor) for part in (images[:20], images[20:]))
+    names = ("FD", "KD", "precision", "recall", "IS")
+    assert set(fidelity(*both, extractor)) == {f"{name}_{tag}" for name in names}
+
+
+class Brightest(torch.nn.Linear):
+    """Takes an image for the channel that is brightest."""
+
+    def forward(self, images_N3HW):
+        means_N3 = images_N3HW.mean((2, 3))
+        return means_N3, 100 * means_N3
+
+
+def test_label_accuracy_counts_what_was_asked_for():
+    red, green, blue = np.zeros((3, 1, 8, 8, 3), np.uint8)
+    red[..., 0] = green[..., 1] = blue[..., 2] = 255
+    colours = np.concatenate([red, green, blue, red])
+    extractor = Brightest(1, 1).eval()
+    assert label_accuracy(colours, np.array([0, 1, 2, 1]), extractor) == 0.75
+    probabilities_NC = class_probabilities(colours, extractor, batch=3)
+    np.testing.assert_allclose(probabilities_NC, np.eye(3)[[0, 1, 2, 0]], atol=1e-6)
+    with pytest.raises(InputError, match="expected 4 labels"):
+        label_accuracy(colours, np.array([0, 1]), extractor)
+    with pytest.raises(InputError, match="expected images uint8"):
+        class_probabilities(colours / 255, extractor)
+
+
+def test_training_learns_and_says_what_it_wrote(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(classifier, "ROOT", tmp_path)
+    names = tuple("abcdefghij")
+    arrays = {"train": colours(400, seed=0), "test": colours(100, seed=1)}
+    save_splits(tmp_path, arrays, names, "colours", "test", {})
+    stage.main(stage.ExtractorConfig(data=tmp_path, epochs=4, batch=32, width=8))
+    written = tmp_path / "checkpoints" / "extractor_colours.pth"  # never over another dataset's
+    head = load_checkpoint(written, "extractor", "")["header"]
+    test = load_split(tmp_path, "test")
+    assert head["test_accuracy"] > 0.9
+    assert head["dataset"] == "colours" and head["classes"] == list(names)
+    assert head["inputs"]["test_images"] == test.sha256 and head["config"]["width"] == 8
+    accuracy = label_accuracy(test.images_NHWC, test.labels_N, load_classifier(written)[0])
+    assert accuracy == head["test_accuracy"]
+    assert f"test accuracy {accuracy:.4f}" in capsys.readouterr().out.splitlines()[-1]
+
+
+WIDTHS = (4, 6, 8, 10)
+net_stage = script("tools/train_perceptual.py")
+
+
+@pytest.fixture
+def trained_a_bit() -> PerceptualNet:
+    """A net whose batch norms have seen images."""
+    torch.manual_seed(0)
+    net = PerceptualNet(WIDTHS)
+    for _ in range(5):
+        net(torch.rand(8, 3, 32, 32) ** 2)
+    return net
+
+
+def test_folding_changes_no_feature(trained_a_bit):
+    images_N3HW = torch.rand(3, 3, 32, 32)
+    folded = trained_a_bit.fold()
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    features, logits_NC = trained_a_bit.eval()(images_N3HW)
+    same_features, same_logits_NC = folded(images_N3HW)
+    assert [(f.shape[1], f.shape[2]) for f in features] == [(4, 32), (6, 16), (8, 8), (10, 4)]
+    torch.testing.assert_close(features, same_features, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits_NC, same_logits_NC, rtol=1e-4, atol=1e-5)
+
+
+def test_the_distance_is_lpips_with_weights_of_one(trained_a_bit):
+    net = trained_a_bit.fold().requires_grad_(False)
+    a_N3HW, b_N3HW = torch.rand(2, 3, 3, 32, 32)
+    by_hand = 0
+    for a, b in zip(net(a_N3HW)[0], net(b_N3HW)[0], strict=True):
+        unit_a, unit_b = (f / f.norm(dim=1, keepdim=True).clamp(min=1e-3) for f in (a, b))
+        by_hand += ((unit_a - unit_b) ** 2).sum(1).mean() / 4
+    torch.testing.assert_close(perceptual_distance(net, a_N3HW, b_N3HW), by_hand)
+    assert perceptual_distance(net, a_N3HW, a_N3HW).abs() < 1e-5
+
+
+def test_its_gradient_leads_to_the_target_and_never_to_the_net_or_from_the_target(trained_a_bit):
+    net = trained_a_bit.fold().requires_grad_(False)
+    images_N3HW = torch.rand(2, 3, 32, 32, requires_grad=True)
+    target_N3HW = torch.rand(2, 3, 32, 32, requires_grad=True)
+    before = perceptual_distance(net, images_N3HW, target_N3HW)
+    before.backward()
+    assert target_N3HW.grad is None and all(p.grad is None for p in net.parameters())
+    stepped = images_N3HW.detach() - 0.5 * images_N3HW.grad / images_N3HW.grad.norm()
+    assert perceptual_distance(net, stepped, target_N3HW) < before
+
+
+def test_a_net_comes_back_frozen_and_another_file_does_not(trained_a_bit, tmp_path, world):
+    folded = trained_a_bit.fold().half().float()
+    save_perceptual(tmp_path / "net.pth", folded, {"kind": KIND})
+    net, images_N3HW = load_perceptual(tmp_path / "net.pth"), torch.rand(2, 3, 32, 32)
+    assert torch.equal(net(images_N3HW)[1], folded(images_N3HW)[1])
+    assert not net.training and not any(p.requires_grad for p in net.parameters())
+    with pytest.raises(InputError, match=f"expected {KIND}, found tokenizer"):
+        load_perceptual(world.tokenizer)
+
+
+def test_crops_are_windows_and_half_are_mirrored():
+    side = 8 + 2 * PAD
+    here = torch.arange(side)
+    padded_NHWC = torch.stack([here[:, None].expand(side, side), here.expand(side, side)], -1)[None]
+    pick_B = torch.zeros(1000, dtype=torch.int64)
+    crops_BCHW = crop_and_flip(padded_NHWC, pick_B, torch.Generator().manual_seed(0))
+    assert crops_BCHW.shape == (1000, 2, 8, 8)
+    row_BHW, column_BHW = crops_BCHW.unbind(1)
+    assert (row_BHW.diff(dim=1) == 1).all() and (row_BHW.diff(dim=2) == 0).all()
+    step_BHW = column_BHW.diff(dim=2)
+    mirrored_B = step_BHW[:, 0, 0] == -1
+    assert (step_BHW == torch.where(mirrored_B, -1, 1)[:, None, None]).all()
+    assert (column_BHW.diff(dim=1) == 0).all() and 400 < mirrored_B.sum() < 600
+    for cells_BHW in (row_BHW, column_BHW):
+        assert cells_BHW.amin((1, 2)).unique().tolist() == list(range(2 * PAD + 1))
+
+
+def test_a_cut_training_ends_as_an_undisturbed_one_and_has_learnt(tmp_path, monkeypatch):
+    arrays = {"train": colours(200, seed=0), "test": colours(50, seed=1)}
+    save_splits(tmp_path, arrays, tuple("abcdefghij"), "colours", "test", {})
+    monkeypatch.setattr(net_stage, "PerceptualNet", lambda classes: PerceptualNet(WIDTHS, classes))
+    monkeypatch.setattr(classifier, "SAVE_EVERY", 5)
+    files = [tmp_path / "whole.pth", tmp_path / "cut.pth"]
+    configs = [net_stage.PerceptualConfig(tmp_path, out, epochs=20, batch=20) for out in files]
+    net_stage.main(configs[0])
+    taken = cut_at(monkeypatch, classifier, "crop_and_flip", 13)
+    run_cut_and_again(net_stage.main, configs[1])
+    assert len(taken) == 13 + 190  # of 200 steps, 10 were saved
+    whole, cut = (load_checkpoint(path, KIND, "") for path in files)
+    assert same(whole["state"], cut["state"])
+    assert whole["header"]["test_accuracy"] == cut["header"]["test_accuracy"] > 0.3
+    sha256 = load_split(tmp_path, "train").sha256
+    assert whole["header"]["inputs"]["train_images"] == sha256
+    assert not (tmp_path / "cut.state.pth").exists()

@@ -1,0 +1,199 @@
+"""What a training sees: orders, PAR's regions, the cluster term, and where it is logged."""
+
+import math
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers import cut_at, last, log_of, results, run_cut_and_again, same, script, train_config
+from lightning_fabric import Fabric
+
+from models.checkpoint import load_generator
+from models.command import InputError
+from models.methods import METHODS
+from models.orders import region_scan, scan, shuffled_order
+from models.sampling import Plan, sample_codes
+from models.training import Adaptive, Anneal, OrderPolicy, start_logger
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+stage = script("train_c2i.py")
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("share", [0, 0.25, 0.5, 1])
+def test_a_share_of_the_cells_changes_places_among_themselves(share):
+    base_T = scan("z_curve", 8)
+    order_BS = shuffled_order(base_T, 4000, share, generator())
+    assert (order_BS.sort(1).values == torch.arange(64)).all()
+    moved_BS = order_BS != base_T
+    # of m cells in random places one stays where it was, on average
+    expected = max(0, share * 64 - 1) / 64
+    assert moved_BS.double().mean().item() == pytest.approx(expected, abs=0.002)
+    assert moved_BS.sum(1).max() <= share * 64
+    if share:  # every step is as likely as any other to hold another cell
+        assert moved_BS.double().mean(0).tolist() == pytest.approx([expected] * 64, abs=0.05)
+        assert len(order_BS.unique(dim=0)) == 4000
+
+
+def test_adaptive_shuffles_in_proportion_to_the_ece():
+    policy = OrderPolicy("adaptive", Anneal(), Adaptive(most=0.5, threshold=0.1))
+    base_T = scan("raster", 8)
+
+    def moved(ece):
+        order_BS = policy.draw(base_T, 2000, 0.9, ece, generator())
+        return ((order_BS != base_T).sum(1) + 1).double().mean().item()
+
+    assert policy.asked == "raster"
+    assert (policy.draw(base_T, 9, 0.9, 0.0, generator()) == base_T).all()
+    assert moved(0.05) == pytest.approx(16, abs=0.2)  # half the threshold, half of 0.5
+    assert moved(0.1) == moved(0.9) == pytest.approx(32, abs=0.2)
+
+
+def test_adaptive_trains_by_what_it_measured_and_resumes_bit_for_bit(world, tmp_path, monkeypatch):
+    cfg = {"order": "adaptive", "adaptive": Adaptive(threshold=0.01), "steps": 6}
+    calls = cut_at(monkeypatch, stage, "train_step", 6 + 4)  # step 3 of the second run
+    stage.main(train_config(world, tmp_path / "whole", **cfg))
+    seen = [args[-2] for args in calls]
+    measured = [row["heldout_ece"] for row in log_of(tmp_path / "whole/metrics.jsonl")]
+    before = seen[0]  # measured before the first step
+    assert seen == [before, before, *measured[:1] * 2, *measured[1:2] * 2]
+    assert 0 < before != measured[0] > 0
+    assert measured[0] != measured[1] < 1
+    run_cut_and_again(stage.main, train_config(world, tmp_path / "cut", **cfg))
+    assert same(results(tmp_path / "whole"), results(tmp_path / "cut"))
+
+
+def test_adaptive_needs_a_method_that_takes_any_order(world, tmp_path):
+    with pytest.raises(InputError, match="needs a method that is told which cell comes next"):
+        stage.main(train_config(world, tmp_path / "run", method="gpt", order="adaptive"))
+
+
+def test_par_trains_with_sixteen_regions(world, tmp_path):
+    out = stage.main(train_config(world, tmp_path / "run", method="par", regions=16))
+    model = load_generator(out / "last.pth").model
+    assert torch.equal(model.order("regions"), region_scan(8, 16))
+    assert model.groups(None) == [1] * 16 + [16] * 3
+    with pytest.raises(InputError, match="regions"):
+        stage.main(train_config(world, tmp_path / "other", method="par", regions=9))
+
+
+@pytest.mark.parametrize("method", ["gpt", "randar"])
+def test_an_order_of_ones_own_is_trained_in_kept_and_compared(world, tmp_path, method):
+    path = tmp_path / "mine.npy"
+    np.save(path, np.arange(64)[::-1])
+    cfg = train_config(world, tmp_path / "run", method=method, order=path, steps=2)
+    stage.main(cfg)
+    np.save(path, np.roll(np.arange(64), 1))
+    with pytest.raises(InputError, match="another config .*order"):
+        stage.main(cfg)
+    path.unlink()  # the contents are in the checkpoint
+    loaded = load_generator(tmp_path / "run/last.pth")
+    assert loaded.order == "mine.npy"
+    assert loaded.model.order("mine.npy").tolist() == [*range(63, -1, -1)]
+    codes_NT = sample_codes(loaded.model, torch.arange(2), Plan(order=loaded.order), seed=0)
+    assert codes_NT.shape == (2, 64) and codes_NT.min() >= 0
+    with pytest.raises(InputError, match="PAR|--order regions"):
+        stage.main(train_config(world, tmp_path / "other", method="par", order=path))
+
+
+def test_fixed_random_is_one_order_for_all_from_its_seed(world, tmp_path):
+    cfg = {"method": "gpt", "order": "fixed_random", "order_seed": 5, "steps": 2}
+    out = stage.main(train_config(world, tmp_path / "run", **cfg))
+    expected = scan("fixed_random", 8, seed=5)
+    assert torch.equal(load_generator(out / "last.pth").model.order("fixed_random"), expected)
+
+
+def test_a_logger_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match="wandb is not installed"):
+        start_logger("wandb", tmp_path, {})
+    start_logger("none", tmp_path, {})({"step": 1})
+
+
+def test_wandb_gets_the_rows_of_the_log(world, tmp_path, monkeypatch):
+    seen = []
+    run = SimpleNamespace(log=lambda row, step: seen.append((step, row["train_bits"])))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
+    stage.main(train_config(world, tmp_path / "run", logger="wandb"))
+    assert [step for step, _ in seen] == [2, 4]
+
+
+SIZE = 4
+
+
+def watched_steps(monkeypatch, method: str) -> list[tuple]:
+    """Fill the list that is returned: (codes, label, order, logits) of every training step."""
+    steps, forward = [], METHODS[method].forward
+
+    def watched(model, *inputs):
+        logits_BSV = forward(model, *inputs)
+        if torch.is_grad_enabled():
+            logits_BSV.retain_grad()
+            steps.append((*inputs, logits_BSV))
+        return logits_BSV
+
+    monkeypatch.setattr(METHODS[method], "forward", watched)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("method", "order"),
+    [("rar", "anneal"), ("randar", "random"), ("gpt", "spiral_out"), ("par", "regions")],
+)
+def test_every_step_is_in_the_orders_that_were_asked_for(
+    world, tmp_path, monkeypatch, method, order
+):
+    seen = watched_steps(monkeypatch, method)
+    small = {"steps": 8, "eval_every": 8, "batch": 32}
+    stage.main(train_config(world, tmp_path / "run", method=method, order=order, **small))
+    base_T = scan("raster" if order in ("anneal", "random") else order, 8)
+    fixed = [(order_BS == base_T).all(1).double().mean().item() for _, _, order_BS, _ in seen]
+    assert all((order_BS.sort(1).values == torch.arange(64)).all() for _, _, order_BS, _ in seen)
+    # random until half of the steps, all fixed from three quarters on, in between half of both
+    expected = {"random": [0] * 8, "anneal": [0] * 5 + [0.5, 1, 1]}.get(order, [1] * 8)
+    assert fixed == pytest.approx(expected, abs=0.3)
+    assert [share for share in fixed if share in (0, 1)] == [e for e in expected if e != 0.5]
+
+
+@pytest.mark.parametrize(("method", "weight"), [*((m, 0.5) for m in METHODS), ("randar", 0.0)])
+def test_the_loss_is_that_of_the_code_and_weight_times_that_of_its_cluster(
+    clustered, tmp_path, monkeypatch, method, weight
+):
+    """In value and in gradient, from the logits and codes that the steps were given."""
+    steps, losses, backward = watched_steps(monkeypatch, method), [], Fabric.backward
+
+    def watched(fabric, loss):
+        losses.append(loss.item())
+        backward(fabric, loss)
+
+    monkeypatch.setattr(Fabric, "backward", watched)
+    order = "random" if METHODS[method].any_order else None
+    small = {"steps": 3, "eval_every": 3, "lr": 0.1}
+    run = train_config(clustered, tmp_path / "run", method=method, order=order, **small)
+    stage.main(replace(run, cluster_weight=weight))
+    expected_bits = [0.0, 0.0]
+    for (codes_BT, _, order_BS, given_BSV), loss in zip(steps, losses, strict=True):
+        logits_BSV = given_BSV.detach().requires_grad_()
+        target_BS = codes_BT.gather(1, order_BS)
+        p_BSV = logits_BSV.softmax(-1)
+        code = -p_BSV.gather(2, target_BS.unsqueeze(2)).log().mean()
+        p_BSJ = p_BSV.unflatten(2, (-1, SIZE)).sum(-1)
+        cluster = -p_BSJ.gather(2, target_BS.unsqueeze(2) // SIZE).log().mean()
+        expected = code + weight * cluster
+        assert loss == pytest.approx(expected.item(), abs=1e-5)
+        (gradient_BSV,) = torch.autograd.grad(expected, logits_BSV)
+        torch.testing.assert_close(given_BSV.grad, gradient_BSV, rtol=1e-3, atol=1e-7)
+        expected_bits = [expected_bits[0] + code.item(), expected_bits[1] + cluster.item()]
+    assert cluster < code - 0.1  # the last step tells them apart
+    row, bit = last(run.out)["rows"][-1], 3 * math.log(2)
+    assert row["train_bits"] == pytest.approx(expected_bits[0] / bit, abs=1e-5)
+    if weight:
+        assert row["cluster_bits"] == pytest.approx(expected_bits[1] / bit, abs=1e-5)
+    else:
+        assert "cluster_bits" not in row
