@@ -233,7 +233,7 @@ def load_checkpoint(path: Path, kind: str, rerun: str) -> dict[str, Any]:
     head = {"inputs": {}, "config": {}} | head | {"sha256": digest}
     if not isinstance(head["inputs"], dict) or not isinstance(head["config"], dict):
         raise InputError(f"{path}: its header does not say inputs and config; run: {rerun}")
-    for name, tensor in _tensors(contents):
+    for name, tensor in tensors_in(contents):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} holds NaN or infinite values; run: {rerun}")
     return contents | {"header": head}
@@ -254,18 +254,19 @@ def safe_load(path: Path, mend: str) -> tuple[Any, str]:
                 if damaged := members.testzip():  # torch.load itself does not look at checksums
                     raise ValueError(f"{damaged} is not what was written")
         contents = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-        for name, tensor in _tensors(contents):
+        for name, tensor in tensors_in(contents):
             plain_values = tensor.layout == torch.strided and tensor.device.type == "cpu"
             if not plain_values or tensor.is_quantized or tensor.nbytes > len(raw):
                 raise ValueError(f"{name} is none, or more than the file holds: {tensor.shape}")
     except Exception as e:  # torch raises many types for a torn, foreign or unsafe file
+        reason = str(e).partition("WeightsUnpickler error: ")[2] or str(e)  # without torch's advice
         raise InputError(
-            f"{path} is broken or unsafe and was not loaded ({one_line(e, 100)}); {mend}"
+            f"{path} is broken or unsafe and was not loaded ({one_line(reason, 100)}); {mend}"
         ) from None
     return contents, hashlib.sha256(raw).hexdigest()
 
 
-def _tensors(contents: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_in(contents: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every tensor in nested dicts and lists, with the path of keys that leads to it."""
     if depth > 20:
         raise ValueError("nested more than 20 deep")
@@ -273,7 +274,7 @@ def _tensors(contents: Any, name: str = "", depth: int = 0) -> Iterator[tuple[st
         yield name, contents
     elif isinstance(contents, dict):
         for key, value in contents.items():
-            yield from _tensors(value, f"{name}.{key}".lstrip("."), depth + 1)
+            yield from tensors_in(value, f"{name}.{key}".lstrip("."), depth + 1)
     elif isinstance(contents, list | tuple):
         for i, value in enumerate(contents):
-            yield from _tensors(value, f"{name}[{i}]", depth + 1)
+            yield from tensors_in(value, f"{name}[{i}]", depth + 1)

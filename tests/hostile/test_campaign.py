@@ -29,8 +29,8 @@ class Hang(BaseException):
 
 
 @contextlib.contextmanager
-def limited():
-    """End what takes longer than SECONDS, or asks for memory that no valid file needs."""
+def limited(seconds: float = SECONDS):
+    """End what takes longer, or asks for memory that no valid file needs."""
 
     def hang(*_):
         raise Hang
@@ -38,7 +38,7 @@ def limited():
     before = signal.signal(signal.SIGALRM, hang)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, hard))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
