@@ -1,0 +1,160 @@
+"""kill -9 at any moment of a stage: the same command makes what an undisturbed run makes.
+
+`--kills N` kills each command N times; commands run in a fork of this process, which has
+everything imported, so that most kills meet work and not imports.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import script
+from tiny_cifar import write_image_folder
+from tiny_extractor import write_extractor
+
+from models import command
+
+TIMES = {"images_per_second", "peak_memory_gb", "seconds", "git_commit", "command", "out", "device"}
+"""what two equal runs may differ in"""
+DRAWN_TIMES = ("curves.png",)
+
+
+def start(path: str, line: list[str]) -> int:
+    """Run a command in a child; return its process."""
+    module = script(path)
+    kind = next(k for k in vars(module).values() if isinstance(k, type)
+                and issubclass(k, command.Config) and k.__module__ == module.__name__)  # fmt: skip
+    if child := os.fork():
+        return child
+    status = 1
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1), os.dup2(null, 2)
+        sys.argv = [path, *line]
+        command.run(module.main, kind)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def plain(value):
+    """Return JSON or the contents of a checkpoint without times."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items() if key not in TIMES}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Return everything in a folder, in a form that two equal runs share."""
+    found = {}
+    for path in (path for path in sorted(folder.rglob("*")) if path.is_file()):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".pth":
+            found[name] = plain(torch.load(path, weights_only=True))
+        elif path.suffix == ".json":
+            found[name] = plain(json.loads(path.read_text()))
+        elif path.suffix == ".jsonl":
+            found[name] = [plain(json.loads(row)) for row in path.read_text().splitlines()]
+        else:
+            found[name] = None if path.name.endswith(DRAWN_TIMES) else path.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def commands(world, tmp_path_factory) -> dict[str, tuple[str, Callable[[Path], list[str]]]]:
+    """Return every stage at a size of about a second: its script, and its flags for a folder."""
+    folder = tmp_path_factory.mktemp("inputs")
+    images, ruler = write_image_folder(folder / "images"), folder / "extractor.pth"
+    write_extractor(ruler, dataset="shapes")
+    train = [
+        f"--codes={world.codes}",
+        f"--tokenizer={world.tokenizer}",
+        "--model=nano",
+        "--batch=8",
+    ]
+    train += ["--steps=8", "--eval-every=2", "--heldout=20", "--device=cpu"]
+    run = script("train_c2i.py").main(
+        script("train_c2i.py").TrainConfig(
+            codes=world.codes, tokenizer=folder / "none.pth", out=folder / "run", model="nano",
+            steps=1, batch=8, heldout=20, order="random", device="cpu",
+        )
+    )  # fmt: skip
+    sample = [f"--checkpoint={run / 'last.pth'}", f"--tokenizer={world.tokenizer}", "--batch=20"]
+    sample += [f"--data={world.data}", f"--extractor={ruler}", "--inception-weights=none"]
+    sample += ["--decode-steps=4", "--num-samples=20", "--device=cpu"]
+    tokenizer = [
+        f"--data={world.data}",
+        "--init=None",
+        "--perceptual=0",
+        "--steps=12",
+        "--batch=16",
+    ]
+    tokenizer += ["--model.width=8", "--model.codebook-size=32", "--model.blocks=1", "--warmup=2"]
+    return {
+        "1 load": ("data/load_CIFAR10.py", lambda out: [f"--source={images}", f"--out={out}"]),
+        "2 tokenizer": (
+            "tokenizer_vq/train_vqvae.py",
+            lambda out: [*tokenizer, "--save-every=3", "--log-every=3", f"--out={out}/t.pth"],
+        ),
+        "3 codes": (
+            "tools/extract_latent_codes.py",
+            lambda out: [f"--tokenizer={world.tokenizer}", f"--data={world.data}", f"--out={out}"],
+        ),
+        "4 adamw": ("train_c2i.py", lambda out: [*train, "--order=random", f"--out={out}"]),
+        "4 muon": (
+            "train_c2i.py",
+            lambda out: [*train, "--method=rar", "--order=anneal", "--optimizer=muon",
+                         f"--out={out}"],
+        ),
+        "5 evaluate": (
+            "eval_c2i.py",
+            lambda out: [*sample, f"--codes={world.codes}", "--seeds=2", f"--out={out}"],
+        ),
+        "sweep": (
+            "tools/sweep_cfg.py",
+            lambda out: [*sample, "--cfg-scale", "1", "3", "--final=0", f"--out={out}"],
+        ),
+        "extractor": (
+            "tools/train_extractor.py",
+            lambda out: [f"--data={world.data}", "--width=4", "--epochs=2", "--batch=20",
+                         f"--out={out}/e.pth"],
+        ),
+    }  # fmt: skip
+
+
+def test_killed_at_any_moment_the_same_command_finishes(commands, tmp_path, pytestconfig):
+    kills, wrong = pytestconfig.getoption("--kills"), []
+    rng = np.random.default_rng(pytestconfig.getoption("--first-case"))
+    for name, (path, flags) in commands.items():
+        began = time.perf_counter()
+        assert os.waitpid(start(path, flags(tmp_path / f"{name}/out")), 0)[1] == 0, name
+        seconds = time.perf_counter() - began
+        whole = contents(tmp_path / name)
+        (tmp_path / name).rename(tmp_path / f"{name} whole")
+        for number in range(kills):
+            killed = 0
+            while True:
+                child = start(path, flags(tmp_path / f"{name}/out"))
+                time.sleep(rng.uniform(0, seconds))
+                if killed < 2:  # the rerun is killed too
+                    os.kill(child, signal.SIGKILL)
+                status = os.waitpid(child, 0)[1]
+                killed += status == signal.SIGKILL
+                if status != signal.SIGKILL:
+                    break
+            now = contents(tmp_path / name)
+            differ = [f for f in whole.keys() | now.keys() if whole.get(f, 0) != now.get(f, 0)]
+            if status or differ:
+                wrong.append(f"{name}, kill {number}: status {status}, other or more: {differ}")
+            (tmp_path / name).rename(tmp_path / f"{name} {number}")
+    assert not wrong, "\n".join(wrong)
