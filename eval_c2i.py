@@ -148,6 +148,11 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
     codes = {}
     if (cfg.codes / "test_codes.npy").exists():
         codes = {s: load_codes_of(header, cfg.codes, s, cfg.checkpoint) for s in ("test", "train")}
+        if reference and codes["test"].header["inputs"].get("images") != reference.test.sha256:
+            raise InputError(
+                f"{cfg.codes} holds codes of other test images than those to measure against; give "
+                "the --data they were made from, or other --codes"
+            )
     else:
         print(f"no codes at {cfg.codes}: no likelihood; run: uv run tools/extract_latent_codes.py")
     labels = torch.tensor(cfg.labels or range(len(classes)))

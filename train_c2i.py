@@ -198,6 +198,11 @@ def fit(
         write_text(out / "config.json", json.dumps(head, indent=1) + "\n")
         count = training.parameters(model)
         print(f"{out}: {count:,} parameters, step {step} of {cfg.steps}", flush=True)
+        if rows:  # a run killed after its last save may not have come to these
+            drawn = (out / f"samples/{step:07d}.png").exists()
+            shown = None if drawn else tokenizer
+            show_progress(out, rows, ema.module, shown, head["classes"], order)
+            model.train()
 
     bar = tqdm(initial=step, total=cfg.steps, unit="step", disable=not fabric.is_global_zero)
     ece = next((row[ECE] for row in reversed(rows) if ECE in row), 0.0)

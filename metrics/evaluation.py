@@ -111,7 +111,8 @@ class Reference:
     def inputs(self) -> dict[str, str]:
         """Return what every measure depends on: name -> sha256."""
         hashes = {f"extractor {e.layer}": e.sha256 for e in self.extractors}
-        return {"reference": sha256_of(self.train_NHWC), **hashes}
+        test = {"test_images": self.test.sha256, "test_labels": self.test.labels_sha256}
+        return {"reference": sha256_of(self.train_NHWC), **test, **hashes}
 
     @cached_property
     def features(self) -> list[dict[str, torch.Tensor]]:

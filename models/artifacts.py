@@ -98,27 +98,29 @@ def replace_file(path: Path, write: Callable[[Any], None]) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        remove_leftovers(path.parent, f".{path.name}.*.tmp")
         with open(beside, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except (OSError, RuntimeError) as e:  # torch.save raises RuntimeError on a full disk
-        raise OSError(f"cannot write {path}: {e}; what was there before is untouched") from None
+    except (OSError, RuntimeError) as e:
+        full = isinstance(e, RuntimeError)  # torch.save's, which does not say why
+        why = "is the disk full?" if full else e
+        raise OSError(f"cannot write {path}: {why}; what was there before is untouched") from None
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Delete the temporary files that killed processes left beside `path`."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
+def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp") -> None:
+    """Delete the temporary files of `replace_file` that killed processes left in a folder."""
+    for left in folder.glob(pattern):
         try:
             os.kill(int(left.name.split(".")[-3]), 0)  # an error unless it is alive
         except PermissionError:  # alive, and another user's
             pass
-        except (OSError, OverflowError, ValueError):
+        except (OSError, OverflowError, ValueError, IndexError):
             left.unlink(missing_ok=True)
 
 

@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from models import command
 from models.artifacts import ROOT, as_written, header, load_checkpoint, save_checkpoint
-from models.checkpoint import load_state, save_state
+from models.checkpoint import load_state, same_run, save_state
 from models.data import SPLITS, Split, load_split
-from models.training import batch_rows, lr_at, pick_device, seed_step, start_fabric
+from models.training import batch_rows, check_finite, lr_at, pick_device, seed_step, start_fabric
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -41,6 +41,10 @@ SAVE_EVERY = 200
 KIND = "perceptual net"
 WIDTHS = (24, 64, 128, 192)
 """channels at 32x32, 16x16, 8x8 and 4x4 pixels"""
+
+
+FREE = ("data", "out", "device")
+"""fields that may change between the halves of a run"""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,12 @@ def train_classifier(
     out = cfg.out or ROOT / "checkpoints" / f"{kind.split()[0]}_{train.dataset}.pth"
     inputs = {"train_images": train.sha256, "test_images": test.sha256}
     head = header(kind, producer, cfg, inputs)
+    if out.exists():  # never over a shipped one
+        saved = load_checkpoint(out, kind, f"rm {out}, then this command")["header"]
+        known = saved["config"] | saved["inputs"]
+        same_run(known, head["config"] | inputs, FREE, out)
+        print(f"{out} is finished already")
+        return
     torch.manual_seed(cfg.seed)
     net, state = build(len(train.classes)), out.with_suffix(".state.pth")
     fit_classifier(net, train, fabric, head, state, cfg)
@@ -105,7 +115,7 @@ def fit_classifier(
     net, optimizer = fabric.setup(model, optimizer)
     parts, begin, rows = {"model": model, "optimizer": optimizer}, 0, len(label_N)
     if state.exists():
-        begin, _ = load_state(state, head, ("data", "out", "device"), parts)
+        begin, _ = load_state(state, head, FREE, parts)
     steps = math.ceil(cfg.epochs * rows / cfg.batch)
     bar = tqdm(range(begin, steps), head["kind"], steps, initial=begin, unit="step", mininterval=1)
     for step in bar:
@@ -119,7 +129,8 @@ def fit_classifier(
         fabric.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if step % 20 == 0:
+        if step % 20 == 0 or (step + 1) % SAVE_EVERY == 0 or step + 1 == steps:
+            check_finite(loss.item(), step, state)
             right = (logits_BC.argmax(1) == label_N[pick_B]).float().mean().item()
             bar.set_postfix(loss=f"{loss.item():.3f}", accuracy=f"{right:.3f}", refresh=False)
         if (step + 1) % SAVE_EVERY == 0:

@@ -18,7 +18,7 @@ from typing import IO
 
 import torch
 
-from models.artifacts import ROOT
+from models.artifacts import ROOT, remove_leftovers
 from models.command import InputError
 
 Stage = tuple[str, list[str]]
@@ -87,6 +87,7 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        remove_leftovers(folder)
         try:
             yield
         finally:

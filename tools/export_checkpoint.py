@@ -4,6 +4,8 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from models import command
 from models.artifacts import ROOT, read_json
 from models.checkpoint import load_generator, renewed, save_generator
@@ -43,7 +45,11 @@ def main(cfg: ExportConfig) -> Path:
     if cfg.sampling:
         head |= {"sampling": sampling_of(cfg.sampling, head["method"])}
     out = cfg.out or ROOT / f"checkpoints/{cfg.checkpoint.parent.name}.pth"
-    save_generator(out, head, generator.model.half())
+    if not all(
+        torch.isfinite(value).all() for value in generator.model.half().state_dict().values()
+    ):
+        raise InputError(f"the weights of {cfg.checkpoint} are too large for half precision")
+    save_generator(out, head, generator.model)
     count = parameters(generator.model)
     print(f"wrote {out}: {count:,} parameters, {out.stat().st_size / 1e6:.1f} MB")
     return out

@@ -23,7 +23,7 @@ from models import command
 
 TIMES = {"images_per_second", "peak_memory_gb", "seconds", "git_commit", "command", "out", "device"}
 """what two equal runs may differ in"""
-DRAWN_TIMES = ("curves.png",)
+DRAWN_TIMES = ("curves.png", "sweep.png")
 
 
 def start(path: str, line: list[str]) -> int:
@@ -143,15 +143,14 @@ def test_killed_at_any_moment_the_same_command_finishes(commands, tmp_path, pyte
         (tmp_path / name).rename(tmp_path / f"{name} whole")
         for number in range(kills):
             killed = 0
-            while True:
+            status = signal.SIGKILL
+            while status == signal.SIGKILL:
                 child = start(path, flags(tmp_path / f"{name}/out"))
                 time.sleep(rng.uniform(0, seconds))
                 if killed < 2:  # the rerun is killed too
                     os.kill(child, signal.SIGKILL)
                 status = os.waitpid(child, 0)[1]
-                killed += status == signal.SIGKILL
-                if status != signal.SIGKILL:
-                    break
+                killed += 1
             now = contents(tmp_path / name)
             differ = [f for f in whole.keys() | now.keys() if whole.get(f, 0) != now.get(f, 0)]
             if status or differ:
