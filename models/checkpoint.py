@@ -106,7 +106,7 @@ class Generator:
     @property
     def order(self) -> str:
         """The order it was trained for: `random`, or the scan that it started from or ended in."""
-        trained = self.header["config"]["order"]
+        trained = self.header["config"].get("order")
         return "random" if trained == "random" else self.model.config.scan
 
     @property
@@ -123,8 +123,9 @@ def load_generator(path: Path) -> Generator:
         config = ModelConfig(**renewed("model_config", saved["model_config"]))
         model = build(head["method"], config)
         model.load_state_dict(saved["model"])
-        names = (head["config"]["order"], head["dataset"], *head["classes"])
-        if len(names) != 2 + config.classes or not all(isinstance(name, str) for name in names):
+        classes = head.get("classes", [""] * config.classes)
+        names = (head["config"].get("order", ""), head.get("dataset", ""), *classes)
+        if len(classes) != config.classes or not all(isinstance(name, str) for name in names):
             raise ValueError(f"order, dataset and {config.classes} classes are no names")
         Plan(**renewed("plan", head.get("sampling", {})))
     return Generator(model.requires_grad_(False).eval(), head)

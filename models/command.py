@@ -126,7 +126,11 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _type_name(hint: Any) -> str:
-    return " or ".join(map(str, typing.get_args(hint))) or getattr(hint, "__name__", str(hint))
+    if typing.get_origin(hint) is Annotated:
+        return _type_name(typing.get_args(hint)[0])
+    parts = [_type_name(p) if isinstance(p, type) or typing.get_origin(p) else repr(p)
+             for p in typing.get_args(hint) if p is not ...]  # fmt: skip
+    return " or ".join(parts) or getattr(hint, "__name__", str(hint))
 
 
 def marks_of(hint: Any) -> tuple:

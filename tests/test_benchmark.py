@@ -129,7 +129,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(tmp_path, monke
     (tmp_path / "work").mkdir()
     (tmp_path / "work/tokenizer.pth").write_bytes(b"finished")
     for changes, message in (
-        ({"methods": ("gpt", "magic")}, "--methods of gpt, .* got .*magic"),
+        ({"methods": ("gpt", "magic")}, "--methods to be .*par.*got .*magic"),
         ({"methods": ("gpt", "gpt")}, "each once"),
         ({"methods": ()}, "--methods of"),
         ({"device": "tpu"}, "device auto, cpu or|--device to be auto or cpu"),
