@@ -46,7 +46,7 @@ def world(tmp_path_factory) -> World:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--cases", type=int, default=400, help="of the campaign in tests/hostile")
+    parser.addoption("--cases", type=int, default=240, help="of the campaign in tests/hostile")
     parser.addoption("--first-case", type=int, default=0)
     parser.addoption("--kills", type=int, default=1, help="of each command")
 
