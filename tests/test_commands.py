@@ -103,12 +103,21 @@ def test_an_output_is_no_input_and_of_its_kind(path, tmp_path):
         ("data/load_CIFAR10.py --source nowhere", "--source nowhere: expected cifar-10-python"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_1(line, message, tmp_path):
+def test_a_mistake_is_one_line(line, message, monkeypatch, capsys):
     path, *flags = line.split()
-    run = [sys.executable, str(ROOT / path), *flags]
+    monkeypatch.setattr(sys, "argv", [path, *flags])
+    with pytest.raises(SystemExit) as stopped:
+        command.run(script(path).main, config_of(path))
+    assert re.fullmatch(rf"error: .*{message}.*", stopped.value.code), stopped.value.code
+    said = capsys.readouterr()
+    assert not said.out and not said.err  # Python itself prints the code, and exits with 1
+
+
+def test_a_mistake_is_one_line_of_the_process_and_exit_status_1(tmp_path):
+    run = [sys.executable, str(ROOT / "train_c2i.py"), "--lr", "nan"]
     done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and not done.stdout
-    assert re.fullmatch(rf"error: .*{message}.*\n", done.stderr), done.stderr
+    assert re.fullmatch(r"error: expected --lr .*got nan .*\n", done.stderr), done.stderr
 
 
 def test_the_line_of_an_error_is_not_glued_to_a_progress_bar(capsys):

@@ -137,7 +137,7 @@ def test_a_folder_that_is_no_cifar10_c_is_refused_in_one_line(folder):
             official(where, labels_N, np.arange(2))
         assert "\n" not in str(error.value)
 
-    refused("expected CIFAR-10-C in .*nowhere", folder / "nowhere")
+    refused("expected CIFAR-10-C at .*nowhere", folder / "nowhere")
     refused("other labels", labels_N=LABELS[::-1])
     refused(r"expected uint8 \(10, 32, 32, 3\)", labels_N=LABELS[:2])
     for array in (np.zeros((30, 32, 32), np.uint8), np.zeros((30, 32, 32, 3), np.float32)):
@@ -147,8 +147,8 @@ def test_a_folder_that_is_no_cifar10_c_is_refused_in_one_line(folder):
         (folder / "fog.npy").write_bytes(torn)
         refused("fog.npy is torn")
     (folder / "fog.npy").unlink()
-    refused("no fog.npy")
+    refused("fog.npy, found nothing")
     np.save(folder / "labels.npy", np.zeros(7, np.uint8))
     refused(r"labels.npy: expected uint8 \(30,\)")
     (folder / "labels.npy").unlink()
-    refused("no labels.npy")
+    refused("labels.npy, found nothing")

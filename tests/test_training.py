@@ -123,7 +123,7 @@ def test_what_was_trained_otherwise_is_not_trained_on(world, tmp_path, monkeypat
         ({"method": "gpt", "order": "random"}, "random needs a method that is told"),
         ({"devices": 3}, "--devices to divide --batch 8"),
         ({"heldout": 120}, "--heldout in 1..119"),
-        ({"device": "tpu"}, "--device to be auto or cpu"),
+        ({"device": "tpu"}, "--device to be 'auto' or 'cpu'"),
         ({"cluster_weight": 1.0}, r"tools/cluster_codebook.py --codes .*--out as --codes"),
     ],
 )

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from models import command
 
 TIMES = {"images_per_second", "peak_memory_gb", "seconds", "git_commit", "command", "out", "device"}
 """what two equal runs may differ in"""
+LOG = "/dev/shm/stage.log" if os.path.isdir("/dev/shm") else os.devnull
 DRAWN_TIMES = ("curves.png", "sweep.png")
 
 
@@ -36,11 +38,13 @@ def start(path: str, line: list[str]) -> int:
     status = 1
     try:
         os.setsid()
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1), os.dup2(null, 2)
+        log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1), os.dup2(log, 2)
         sys.argv = [path, *line]
         command.run(module.main, kind)
         status = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)
 
@@ -137,7 +141,8 @@ def test_killed_at_any_moment_the_same_command_finishes(commands, tmp_path, pyte
     rng = np.random.default_rng(pytestconfig.getoption("--first-case"))
     for name, (path, flags) in commands.items():
         began = time.perf_counter()
-        assert os.waitpid(start(path, flags(tmp_path / f"{name}/out")), 0)[1] == 0, name
+        status = os.waitpid(start(path, flags(tmp_path / f"{name}/out")), 0)[1]
+        assert status == 0, f"{name}: {Path(LOG).read_text()[-2000:]}"
         seconds = time.perf_counter() - began
         whole = contents(tmp_path / name)
         (tmp_path / name).rename(tmp_path / f"{name} whole")
