@@ -140,6 +140,10 @@ def test_a_folder_that_is_no_cifar10_c_is_refused_in_one_line(folder):
     refused("expected CIFAR-10-C at .*nowhere", folder / "nowhere")
     refused("other labels", labels_N=LABELS[::-1])
     refused(r"expected uint8 \(10, 32, 32, 3\)", labels_N=LABELS[:2])
+    np.save(folder / "labels.npy", np.zeros(7, np.uint8))
+    refused(r"labels.npy: expected uint8 \(30,\)")
+    (folder / "labels.npy").unlink()
+    refused("labels.npy, found nothing")
     for array in (np.zeros((30, 32, 32), np.uint8), np.zeros((30, 32, 32, 3), np.float32)):
         np.save(folder / "fog.npy", array)
         refused("fog.npy: expected uint8")
@@ -148,7 +152,3 @@ def test_a_folder_that_is_no_cifar10_c_is_refused_in_one_line(folder):
         refused("fog.npy is torn")
     (folder / "fog.npy").unlink()
     refused("fog.npy, found nothing")
-    np.save(folder / "labels.npy", np.zeros(7, np.uint8))
-    refused(r"labels.npy: expected uint8 \(30,\)")
-    (folder / "labels.npy").unlink()
-    refused("labels.npy, found nothing")
