@@ -1,15 +1,17 @@
 """kill -9 at any moment of a stage: the same command makes what an undisturbed run makes.
 
-`--kills N` kills each command N times; commands run in a fork of this process, which has
+`--kills N` kills each command N times; commands run in forks of a process that has
 everything imported, so that most kills meet work and not imports.
 """
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from helpers import script
 from tiny_cifar import write_image_folder
 from tiny_extractor import write_extractor
 
-from models import command
+from models.artifacts import ROOT
 
 TIMES = {"images_per_second", "peak_memory_gb", "seconds", "git_commit", "command", "out", "device"}
 """what two equal runs may differ in"""
@@ -28,25 +30,54 @@ LOG = "/dev/shm/stage.log" if os.path.isdir("/dev/shm") else os.devnull
 DRAWN_TIMES = ("curves.png", "sweep.png")
 
 
-def start(path: str, line: list[str]) -> int:
-    """Run a command in a child; return its process."""
+WARM = f"""
+import json, os, sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from helpers import script
+from models import command
+import lightning_fabric, matplotlib.pyplot, torch, torch_fidelity, vector_quantize_pytorch
+torch.set_num_threads(1)
+for line in sys.stdin:
+    path, arguments = json.loads(line)
     module = script(path)
-    kind = next(k for k in vars(module).values() if isinstance(k, type)
-                and issubclass(k, command.Config) and k.__module__ == module.__name__)  # fmt: skip
-    if child := os.fork():
-        return child
-    status = 1
-    try:
-        os.setsid()
-        log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    kind = next(kind for kind in vars(module).values() if isinstance(kind, type)
+                and issubclass(kind, command.Config) and kind.__module__ == module.__name__)
+    if not (child := os.fork()):
+        log = os.open({LOG!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1), os.dup2(log, 2)
-        sys.argv = [path, *line]
-        command.run(module.main, kind)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+        sys.argv = [path, *arguments]
+        status = 1
+        try:
+            command.run(module.main, kind)
+            status = 0
+        finally:
+            sys.excepthook(*sys.exc_info()) if status else None
+            os._exit(status)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+"""imports once, forks for each command; not pytest's own process, since torch's gradients end
+where a process that has taken some forks"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Run a command in a process of its own, killed after `delay` seconds; return its status."""
+    line = [sys.executable, "-c", WARM]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(line, cwd=ROOT, text=True, **pipes)
+
+    def run(path: str, arguments: list[str], delay: float | None = None) -> int:
+        print(json.dumps([path, arguments]), file=process.stdin, flush=True)
+        child = int(process.stdout.readline())
+        if delay is not None:
+            time.sleep(delay)
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.kill(child, signal.SIGKILL)
+        return int(process.stdout.readline())
+
+    yield run
+    process.communicate()
 
 
 def plain(value):
@@ -136,29 +167,22 @@ def commands(world, tmp_path_factory) -> dict[str, tuple[str, Callable[[Path], l
     }  # fmt: skip
 
 
-def test_killed_at_any_moment_the_same_command_finishes(commands, tmp_path, pytestconfig):
+def test_killed_at_any_moment_the_same_command_finishes(server, commands, tmp_path, pytestconfig):
     kills, wrong = pytestconfig.getoption("--kills"), []
     rng = np.random.default_rng(pytestconfig.getoption("--first-case"))
     for name, (path, flags) in commands.items():
+        arguments = flags(tmp_path / f"{name}/out")
         began = time.perf_counter()
-        status = os.waitpid(start(path, flags(tmp_path / f"{name}/out")), 0)[1]
-        assert status == 0, f"{name}: {Path(LOG).read_text()[-2000:]}"
+        assert server(path, arguments) == 0, f"{name}: {Path(LOG).read_text()[-2000:]}"
         seconds = time.perf_counter() - began
         whole = contents(tmp_path / name)
-        (tmp_path / name).rename(tmp_path / f"{name} whole")
+        shutil.rmtree(tmp_path / name)
         for number in range(kills):
-            killed = 0
-            status = signal.SIGKILL
-            while status == signal.SIGKILL:
-                child = start(path, flags(tmp_path / f"{name}/out"))
-                time.sleep(rng.uniform(0, seconds))
-                if killed < 2:  # the rerun is killed too
-                    os.kill(child, signal.SIGKILL)
-                status = os.waitpid(child, 0)[1]
-                killed += 1
+            statuses = [server(path, arguments, rng.uniform(0, seconds)) for _ in range(2)]
+            statuses.append(server(path, arguments))
             now = contents(tmp_path / name)
             differ = [f for f in whole.keys() | now.keys() if whole.get(f, 0) != now.get(f, 0)]
-            if status or differ:
-                wrong.append(f"{name}, kill {number}: status {status}, other or more: {differ}")
-            (tmp_path / name).rename(tmp_path / f"{name} {number}")
+            if statuses[-1] or differ:
+                wrong.append(f"{name}, kill {number}: {statuses}, other or more: {differ}")
+            shutil.rmtree(tmp_path / name)
     assert not wrong, "\n".join(wrong)
