@@ -207,6 +207,9 @@ def load_perceptual(path: Path) -> PerceptualNet:
     """Read a folded net onto the CPU, float32, frozen. Raises InputError for another file."""
     saved = load_checkpoint(path, KIND, "uv run tools/train_perceptual.py")
     with as_written(path, KIND, "run: uv run tools/train_perceptual.py"):
+        widths = saved["size"]["widths"]
+        if len(widths) > 16 or not all(0 < width <= 2**12 for width in widths):
+            raise ValueError("sizes that no net has")  # before they are allocated
         net = PerceptualNet(**saved["size"], folded=True)
         net.load_state_dict(saved["state"])
     return net.requires_grad_(False).eval()
