@@ -196,13 +196,11 @@ def fit(
     log = training.start_logger(cfg.logger if fabric.is_global_zero else "none", out, head)
     if fabric.is_global_zero:
         write_text(out / "config.json", json.dumps(head, indent=1) + "\n")
-        count = training.parameters(model)
-        print(f"{out}: {count:,} parameters, step {step} of {cfg.steps}", flush=True)
+        size = f"{training.parameters(model):,} parameters"
+        print(f"{out}: {size}, step {step} of {cfg.steps}", flush=True)
         if rows:  # a run killed after its last save may not have come to these
-            drawn = (out / f"samples/{step:07d}.png").exists()
-            shown = None if drawn else tokenizer
-            show_progress(out, rows, ema.module, shown, head["classes"], order)
-            model.train()
+            missing = None if (out / f"samples/{step:07d}.png").exists() else tokenizer
+            show_progress(out, rows, ema.module, missing, head["classes"], order)
 
     bar = tqdm(initial=step, total=cfg.steps, unit="step", disable=not fabric.is_global_zero)
     ece = next((row[ECE] for row in reversed(rows) if ECE in row), 0.0)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from metrics.fidelity import FeatureExtractor
-from models.artifacts import as_written, load_checkpoint, save_checkpoint
+from models.classifier import load_net
 from models.command import InputError
 from models.tokenizer import to_float
 
@@ -72,25 +72,12 @@ class Classifier(nn.Module):
         return features_NF, self.head(features_NF)
 
 
-def save_classifier(path: Path, classifier: Classifier, head: dict) -> None:
-    """Write the weights as float16 under `head`, which names `dataset` and `classes`."""
-    state = {
-        name: value.half() if value.is_floating_point() else value
-        for name, value in classifier.state_dict().items()
-    }
-    save_checkpoint(path, head, size=classifier.size, state=state)
-
-
 def load_classifier(path: Path) -> tuple[Classifier, dict]:
     """Read a classifier onto the CPU, as float32 and in eval mode, and its header.
 
     Raises InputError if the file is missing, broken, unsafe or no such classifier.
     """
-    saved = load_checkpoint(path, "extractor", RERUN)
-    with as_written(path, "classifier", f"run: {RERUN}"):
-        classifier = Classifier(**saved["size"])
-        classifier.load_state_dict(saved["state"])
-    return classifier.eval(), saved["header"]
+    return load_net(path, "extractor", RERUN, Classifier)
 
 
 def classifier_extractor(path: Path, device: torch.device | str = "cpu") -> FeatureExtractor:

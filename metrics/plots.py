@@ -271,9 +271,8 @@ def plot_sweep(
     return name_lines(figure, every[0])
 
 
-BITS = ["train_bits", "heldout_bits", "test_bits", "cluster_bits"]
 PANELS = {
-    "bits per code": BITS,
+    "bits per code": ["train_bits", "heldout_bits", "test_bits", "cluster_bits"],
     "learning rate": ["lr"],
     "images per second": ["images_per_second"],
 }

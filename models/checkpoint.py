@@ -46,9 +46,10 @@ def resume(
     if not path.exists():
         return 0, []
     saved = load_checkpoint(path, KIND, rerun=f"rm {path}, then this command")
+    old = saved["header"]
     lacking = {"labels": head["inputs"].get("labels")}  # runs of before did not say theirs
-    config = renewed("config", saved["header"]["config"]) | lacking | saved["header"]["inputs"]
-    same_run(config, head["config"] | head["inputs"], free, path)
+    old |= {"config": renewed("config", old["config"]), "inputs": lacking | old["inputs"]}
+    same_run(old, head, free, path)
     if "optimizers" not in saved:
         raise InputError(f"{path} was exported and cannot be trained on; choose another --out")
     mend = "choose another --out, or delete the file to start over"
@@ -68,8 +69,7 @@ def load_state(path: Path, head: dict, free: Iterable[str], parts: dict) -> tupl
     """
     mend = f"rm {path}, then this command"
     saved = load_checkpoint(path, f"{head['kind']} training state", mend)
-    config = saved["header"]["config"] | saved["header"]["inputs"]
-    same_run(config, head["config"] | head["inputs"], free, path)
+    same_run(saved["header"], head, free, path)
     with as_written(path, "training state", f"run: {mend}"):
         for name, part in parts.items():
             part.load_state_dict(saved[name])
@@ -84,7 +84,8 @@ def save_state(path: Path, head: dict, step: int, rows: list[dict], parts: dict)
 
 
 def same_run(saved: dict, wanted: dict, free: Iterable[str], path: Path) -> None:
-    """Raise InputError if two configs differ in more than the fields `free`, naming them."""
+    """Raise InputError if two headers differ in config or inputs, but for the fields `free`."""
+    saved, wanted = (head["config"] | head["inputs"] for head in (saved, wanted))
     keys = sorted((saved.keys() | wanted.keys()) - set(free))
     if differ := [key for key in keys if saved.get(key) != wanted.get(key)]:
         pairs = ", ".join(f"{key} {saved.get(key)} -> {wanted.get(key)}" for key in differ)

@@ -10,6 +10,7 @@ VGG-16 on ImageNet. It is another net than the one that measures (metrics/extrac
 here may look at that one, or at Inception.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,8 +42,6 @@ SAVE_EVERY = 200
 KIND = "perceptual net"
 WIDTHS = (24, 64, 128, 192)
 """channels at 32x32, 16x16, 8x8 and 4x4 pixels"""
-
-
 FREE = ("data", "out", "device")
 """fields that may change between the halves of a run"""
 
@@ -83,9 +82,8 @@ def train_classifier(
     inputs = {"train_images": train.sha256, "test_images": test.sha256}
     head = header(kind, producer, cfg, inputs)
     if out.exists():  # never over a shipped one
-        saved = load_checkpoint(out, kind, f"rm {out}, then this command")["header"]
-        known = saved["config"] | saved["inputs"]
-        same_run(known, head["config"] | inputs, FREE, out)
+        saved = load_checkpoint(out, kind, f"rm {out}, then this command")
+        same_run(saved["header"], head, FREE, out)
         print(f"{out} is finished already")
         return
     torch.manual_seed(cfg.seed)
@@ -197,22 +195,35 @@ class PerceptualNet(nn.Module):
         return folded
 
 
-def save_perceptual(path: Path, net: PerceptualNet, head: dict) -> None:
-    """Write a folded net as float16 under `head`."""
-    state = {name: value.half() for name, value in net.state_dict().items()}
+def save_net(path: Path, net: nn.Module, head: dict) -> None:
+    """Write a net that knows its `size`, as float16, under `head`."""
+    state = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in net.state_dict().items()
+    }
     save_checkpoint(path, head, size=net.size, state=state)
+
+
+def load_net(
+    path: Path, kind: str, rerun: str, build: Callable[..., nn.Module]
+) -> tuple[nn.Module, dict]:
+    """Read what `save_net` wrote onto the CPU, as float32 and in eval mode, and its header.
+
+    `build` makes a net of a size. Raises InputError for a file that is broken or another's.
+    """
+    saved = load_checkpoint(path, kind, rerun)
+    with as_written(path, kind, f"run: {rerun}"):
+        with torch.device("meta"):  # sizes that the file cannot fill are not allocated
+            net = build(**saved["size"])
+        net.load_state_dict(saved["state"], assign=True)
+    return net.float().to(memory_format=torch.channels_last).eval(), saved["header"]
 
 
 def load_perceptual(path: Path) -> PerceptualNet:
     """Read a folded net onto the CPU, float32, frozen. Raises InputError for another file."""
-    saved = load_checkpoint(path, KIND, "uv run tools/train_perceptual.py")
-    with as_written(path, KIND, "run: uv run tools/train_perceptual.py"):
-        widths = saved["size"]["widths"]
-        if len(widths) > 16 or not all(0 < width <= 2**12 for width in widths):
-            raise ValueError("sizes that no net has")  # before they are allocated
-        net = PerceptualNet(**saved["size"], folded=True)
-        net.load_state_dict(saved["state"])
-    return net.requires_grad_(False).eval()
+    folded = functools.partial(PerceptualNet, folded=True)
+    net, _ = load_net(path, KIND, "uv run tools/train_perceptual.py", folded)
+    return net.requires_grad_(False)
 
 
 def perceptual_distance(

@@ -8,7 +8,7 @@ import torch
 from helpers import script
 from tiny_extractor import write_extractor
 
-from models.classifier import KIND, PerceptualNet, save_perceptual
+from models.classifier import KIND, PerceptualNet, save_net
 from models.transformer import SIZES
 from models.vqvae import VQVAEConfig
 
@@ -72,7 +72,7 @@ def perceptual(tmp_path_factory) -> Path:
     """An untrained net for the perceptual loss."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("perceptual") / "perceptual.pth"
-    save_perceptual(path, PerceptualNet((4, 6, 8, 10)).fold(), {"kind": KIND})
+    save_net(path, PerceptualNet((4, 6, 8, 10)).fold(), {"kind": KIND})
     return path
 
 

@@ -22,7 +22,7 @@ from models.classifier import (
     crop_and_flip,
     load_perceptual,
     perceptual_distance,
-    save_perceptual,
+    save_net,
 )
 from models.command import InputError
 from models.data import load_split, save_splits
@@ -146,7 +146,7 @@ def test_its_gradient_leads_to_the_target_and_never_to_the_net_or_from_the_targe
 
 def test_a_net_comes_back_frozen_and_another_file_does_not(trained_a_bit, tmp_path, world):
     folded = trained_a_bit.fold().half().float()
-    save_perceptual(tmp_path / "net.pth", folded, {"kind": KIND})
+    save_net(tmp_path / "net.pth", folded, {"kind": KIND})
     net, images_N3HW = load_perceptual(tmp_path / "net.pth"), torch.rand(2, 3, 32, 32)
     assert torch.equal(net(images_N3HW)[1], folded(images_N3HW)[1])
     assert not net.training and not any(p.requires_grad for p in net.parameters())

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metrics.extractor import Classifier, save_classifier
+from metrics.extractor import Classifier
 from models.artifacts import header
+from models.classifier import save_net
 
 
 def write_extractor(path: Path, seed: int = 0, dataset: str = "cifar10") -> Classifier:
@@ -15,7 +16,7 @@ def write_extractor(path: Path, seed: int = 0, dataset: str = "cifar10") -> Clas
     extractor = Classifier(width=4, classes=10)
     extractor(torch.rand(50, 3, 32, 32))
     about = {"dataset": dataset, "classes": [str(label) for label in range(10)]}
-    save_classifier(path, extractor, header("extractor", "test", {}) | about)
+    save_net(path, extractor, header("extractor", "test", {}) | about)
     return extractor.eval()
 
 

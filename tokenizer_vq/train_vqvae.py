@@ -156,7 +156,7 @@ def main(cfg: TokenizerConfig) -> dict:
     head |= {"dataset": train.dataset, "classes": list(train.classes)}
     if cfg.out.exists():
         _, saved = load_tokenizer(cfg.out)
-        same_run(saved["config"] | saved["inputs"], head["config"] | inputs, FREE, cfg.out)
+        same_run(saved, head, FREE, cfg.out)
         print(f"{cfg.out.name} is finished already: test PSNR {saved['test']['psnr']:.2f} dB")
         return saved["test"]
     model, rows = fit(cfg, head, train, test)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from metrics.extractor import Classifier, label_accuracy, save_classifier
+from metrics.extractor import Classifier, label_accuracy
 from models import command
-from models.classifier import ClassifierConfig, train_classifier
+from models.classifier import ClassifierConfig, save_net, train_classifier
 from models.command import run
 from models.data import Split
 
@@ -29,7 +29,7 @@ def write(out: Path, net: Classifier, head: dict, test: Split) -> float:
     """Write what was trained; return its accuracy on the test split."""
     net.half().float().eval()  # rounded to what the file holds
     accuracy = label_accuracy(test.images_NHWC, test.labels_N, net)
-    save_classifier(out, net, head | {"test_accuracy": accuracy})
+    save_net(out, net, head | {"test_accuracy": accuracy})
     return accuracy
 
 

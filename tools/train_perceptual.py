@@ -11,13 +11,7 @@ from pathlib import Path
 
 from metrics.extractor import label_accuracy
 from models import command
-from models.classifier import (
-    KIND,
-    ClassifierConfig,
-    PerceptualNet,
-    save_perceptual,
-    train_classifier,
-)
+from models.classifier import KIND, ClassifierConfig, PerceptualNet, save_net, train_classifier
 from models.command import run
 from models.data import Split
 
@@ -36,7 +30,7 @@ def write(out: Path, net: PerceptualNet, head: dict, test: Split) -> float:
     """Write what was trained, folded; return its accuracy on the test split."""
     folded = net.fold().half().float()  # rounded to what the file holds
     accuracy = label_accuracy(test.images_NHWC, test.labels_N, folded)
-    save_perceptual(out, folded, head | {"test_accuracy": accuracy})
+    save_net(out, folded, head | {"test_accuracy": accuracy})
     return accuracy
 
 

@@ -27,7 +27,7 @@ from metrics.fidelity import FeatureExtractor, features_of
 from metrics.report import Done, read_run
 from models.artifacts import header
 from models.checkpoint import load_generator, save_generator
-from models.classifier import PerceptualNet, load_perceptual, save_perceptual
+from models.classifier import PerceptualNet, load_perceptual, save_net
 from models.data import load_codes, load_split, save_codes, save_splits
 from models.methods import METHODS, build
 from models.orders import scan
@@ -103,7 +103,7 @@ def generator_of(method: str) -> Target:
 
 def write_perceptual(folder: Path) -> None:
     net = PerceptualNet(widths=(4, 4, 4, 4), folded=True)
-    save_perceptual(folder / "p.pth", net, header("perceptual net", "tests", {}))
+    save_net(folder / "p.pth", net, header("perceptual net", "tests", {}))
 
 
 def read_archive(folder: Path) -> tuple:

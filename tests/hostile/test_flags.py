@@ -25,7 +25,7 @@ from hostile.test_campaign import Hang, limited
 from models import command
 from models.artifacts import header, sha256_of
 from models.checkpoint import save_generator
-from models.classifier import PerceptualNet, save_perceptual
+from models.classifier import PerceptualNet, save_net
 from models.command import Output, Range, marks_of
 from models.methods import build
 from models.transformer import ModelConfig
@@ -50,7 +50,7 @@ def files(world, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("inputs")
     write_image_folder(folder / "images")
     write_extractor(folder / "extractor.pth", dataset="shapes")
-    save_perceptual(
+    save_net(
         folder / "perceptual.pth", PerceptualNet((4, 4, 4, 4), folded=True),
         header("perceptual net", "tests", {}),
     )  # fmt: skip
