@@ -164,6 +164,16 @@ def train_step(cfg: TrainConfig, fabric, net, model, optimizers, train: Codes, e
     return nats
 
 
+def evaluate(model, ema, heldout: Codes, test: Codes, order: str) -> dict[str, float]:
+    """Return the bits per code of the averaged weights, and of the raw ones beside them."""
+    from metrics.likelihood import split_bits
+
+    bits = split_bits(ema.module, {"heldout_bits": heldout, "test_bits": test}, order)
+    bits |= split_bits(model, {"raw_heldout_bits": heldout}, order)
+    model.train()
+    return bits
+
+
 def main(cfg: TrainConfig) -> Path:
     """Train, or go on training; return the run folder, which is locked meanwhile."""
     cfg = replace(cfg, order=cfg.order or METHODS[cfg.method].scans[0])
@@ -181,7 +191,7 @@ def fit(
     cfg: TrainConfig, fabric, config: ModelConfig, train: Codes, test: Codes, head: dict, out: Path
 ) -> None:
     """Train from the last save in `out`, if there is one, to the end."""
-    from metrics.likelihood import split_bits, token_ece
+    from metrics.likelihood import token_ece
     from metrics.plots import show_progress
 
     torch.manual_seed(cfg.seed)
@@ -226,10 +236,7 @@ def fit(
         if at_save and cfg.order == "adaptive":  # on every device: all of them draw orders by it
             row[ECE] = ece = token_ece(ema.module, heldout, order)
         if at_save and fabric.is_global_zero:
-            row |= split_bits(ema.module, {"heldout_bits": heldout, "test_bits": test}, order)
-            row |= split_bits(model, {"raw_heldout_bits": heldout}, order)
-            model.train()
-            row |= training.peak_memory(fabric.device)
+            row |= evaluate(model, ema, heldout, test, order) | training.peak_memory(fabric.device)
         training.check_finite(fabric.broadcast(row.get("test_bits", 0.0)), step, last)
         if at_save and fabric.is_global_zero:
             states = [optimizer.state_dict() for optimizer in optimizers]

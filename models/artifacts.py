@@ -190,6 +190,18 @@ def save_array(path: Path, array: np.ndarray, head: dict) -> None:
     write_text(sidecar(path), json.dumps(head | values, indent=1) + "\n")
 
 
+def read_array(path: Path, what: str, mend: str) -> tuple[np.ndarray, dict]:
+    """Read any .npy with a sidecar. Raises InputError unless it is the array described there."""
+    array = np.array(map_array(path, what, mend))
+    try:
+        head = read_json(sidecar(path))
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path} has no sidecar to read ({one_line(e, 200)}); {mend}") from None
+    if sha256_of(array) != head.get("sha256"):
+        raise InputError(f"{path} is not the array its sidecar describes; {mend}")
+    return array, head
+
+
 def load_array(path: Path, kind: str, rerun: str, dtype: type, ndim: int) -> tuple:
     """Read an .npy and its header, checked against each other: (array, header).
 
@@ -197,20 +209,18 @@ def load_array(path: Path, kind: str, rerun: str, dtype: type, ndim: int) -> tup
     changed since it was written, of another kind, dtype or number of dimensions.
     """
     path, mend = Path(path), f"run: {rerun}"
-    array = np.array(map_array(path, kind, mend))
-    try:
-        head = read_json(sidecar(path))
-        if head.get("kind") != kind:
-            raise ValueError(f"expected {kind}, found {head.get('kind')}")
-        if sha256_of(array) != head.get("sha256"):
-            raise ValueError("it is not the array its sidecar describes")
-        if array.dtype != dtype or array.ndim != ndim:
-            found = f"{array.dtype} {array.shape}"
-            raise ValueError(f"expected {np.dtype(dtype)} of {ndim} dimensions, found {found}")
-        if not isinstance(head.get("inputs"), dict):
-            raise ValueError("its sidecar does not say its inputs")
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path} with its sidecar: {one_line(e, 200)}; {mend}") from None
+    array, head = read_array(path, kind, mend)
+    if head.get("kind") != kind:
+        raise InputError(
+            f"{path}: expected {kind}, found {one_line(head.get('kind'), 100)}; {mend}"
+        )
+    if array.dtype != dtype or array.ndim != ndim:
+        found = f"{array.dtype} {array.shape}"
+        raise InputError(
+            f"{path}: expected {np.dtype(dtype)} of {ndim} dimensions, found {found}; {mend}"
+        )
+    if not isinstance(head.get("inputs"), dict):
+        raise InputError(f"{path}: its sidecar does not say its inputs; {mend}")
     return array, head
 
 

@@ -4,13 +4,13 @@
 Reads any .npy or .pth that a stage wrote, and looks for the files that it was made from.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
 
@@ -18,7 +18,7 @@ from models import command
 from models.artifacts import (
     ROOT,
     expect_file,
-    map_array,
+    read_array,
     read_json,
     safe_load,
     sha256_of,
@@ -44,13 +44,7 @@ def read(path: Path) -> tuple[dict, list[str]]:
     """Return the header and lines on the contents. Raises InputError for a file that is broken."""
     expect_file(path, "an .npy or .pth", "give a file that a stage wrote")
     if path.suffix == ".npy":
-        array = map_array(path, "an array", "make it again")
-        try:
-            header = read_json(sidecar(path))
-        except (OSError, ValueError) as e:
-            raise InputError(f"{path} has no header beside it ({e})") from None
-        if sha256_of(np.asarray(array)) != header.get("sha256"):
-            raise InputError(f"{path} is not the array that its header describes: make it again")
+        array, header = read_array(path, "an array", "make it again")
         return header, [f"{array.dtype} {array.shape}, {array.min()} to {array.max()}"]
     contents, digest = safe_load(path, "make it again")
     header = contents.get("header") if isinstance(contents, dict) else None
@@ -85,7 +79,8 @@ def files_here() -> dict[str, Path]:
     for path in (path for place in PLACES for path in sorted(ROOT.glob(place))):
         if path.suffix == ".pth":
             found[sha256_of(path)] = path
-        elif sidecar(path).is_file():
+            continue
+        with contextlib.suppress(OSError, ValueError):  # without a header, or with a broken one
             found[read_json(sidecar(path)).get("sha256")] = path
     return found
 

@@ -34,23 +34,20 @@ DRAWN_TIMES = ("curves.png", "sweep.png")
 
 WARM = f"""
 import json, os, sys
-sys.path.insert(0, {str(ROOT / "tests")!r})
 from helpers import script
+from test_commands import config_of
 from models import command
 import lightning_fabric, matplotlib.pyplot, torch, torch_fidelity, vector_quantize_pytorch
 torch.set_num_threads(1)
 for line in sys.stdin:
     path, arguments = json.loads(line)
-    module = script(path)
-    kind = next(kind for kind in vars(module).values() if isinstance(kind, type)
-                and issubclass(kind, command.Config) and kind.__module__ == module.__name__)
     if not (child := os.fork()):
         log = os.open({LOG!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1), os.dup2(log, 2)
         sys.argv = [path, *arguments]
         status = 1
         try:
-            command.run(module.main, kind)
+            command.run(script(path).main, config_of(path))
             status = 0
         finally:
             sys.excepthook(*sys.exc_info()) if status else None
@@ -67,7 +64,8 @@ def server():
     """Run a command in a process of its own, killed after `delay` seconds; return its status."""
     line = [sys.executable, "-c", WARM]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen(line, cwd=ROOT, text=True, **pipes)
+    env = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    process = subprocess.Popen(line, cwd=ROOT, env=env, text=True, **pipes)
 
     def run(path: str, arguments: list[str], delay: float | None = None) -> int:
         print(json.dumps([path, arguments]), file=process.stdin, flush=True)
