@@ -10,7 +10,7 @@ The same command resumes a run that was cut; the result does not depend on the c
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -54,7 +54,7 @@ class TokenizerConfig(command.Config):
     """where the tokenizer goes; its log, curve and training state lie beside it"""
     model: VQVAEConfig = field(default_factory=VQVAEConfig)
     init: Path | None = ROOT / "checkpoints/vqvae_cifar10.pth"
-    """start from this tokenizer's weights and codes (fine-tuning); None: from scratch"""
+    """start from this tokenizer's weights, and its codes if as many are asked for; None: anew"""
     train: Literal["all", "decoder"] = "all"
     """decoder: encoder and codebook stay as in --init, and with them every code of an image"""
     perturb: command.Fraction = 0.0
@@ -103,15 +103,18 @@ FREE = ("data", "out", "init", "perceptual_weights", "device", "log_every", "sav
 
 
 def start_weights(cfg: TokenizerConfig, model: VQVAE, images_NHWC: np.ndarray, device) -> None:
-    """Take the weights of --init, or place the codes by k-means on about 50 vectors each."""
+    """Take the weights of --init, and its codes or else k-means' on about 50 vectors each."""
     if cfg.init:
         first, _ = load_tokenizer(cfg.init)
-        if first.config != cfg.model:
+        if replace(first.config, codebook_size=cfg.model.codebook_size) != cfg.model:
             raise InputError(
                 f"{cfg.init} is a tokenizer of another size than asked for: {first.config}"
             )
-        model.load_state_dict(first.state_dict())
-        return
+        if first.config == cfg.model:
+            model.load_state_dict(first.state_dict())
+            return
+        model.encoder.load_state_dict(first.encoder.state_dict())
+        model.decoder.load_state_dict(first.decoder.state_dict())
     seed_step(cfg.seed, 0, device)
     rows_N = evenly(len(images_NHWC), -(-50 * cfg.model.codebook_size // model.grid**2))
     with torch.no_grad():
