@@ -92,22 +92,23 @@ def read_archive(archive: Path, md5: str | None, kind: Any) -> Source:
     with tempfile.TemporaryDirectory() as folder:
         with as_written(archive, ".tar.gz", "get it anew"):
             shutil.unpack_archive(archive, folder, "gztar", filter="data")
-        return read_batches(Path(folder) / kind.base_folder, kind, vouched=md5 is not None)
+        return read_batches(Path(folder) / kind.base_folder, kind, archive)
 
 
-def read_batches(folder: Path, kind: Any, vouched: bool = False) -> Source:
+def read_batches(folder: Path, kind: Any, archive: Path | None = None) -> Source:
     """Read the extracted archive through torchvision, which checks each file's MD5 before it opens.
 
-    `vouched`: whatever MD5 the files have, because the archive's own was given by the user. Raises
-    InputError for a file that is missing or another.
+    Those of an `archive`, whose own MD5 was right, may have any. Raises InputError for a file that
+    is missing or another.
     """
+    source = archive or folder
     lists = {"train": kind.train_list, "test": kind.test_list}
     names = [name for files in lists.values() for name, _ in files] + [kind.meta["filename"]]
     for name in names:
         if not (folder / name).is_file():
-            raise InputError(f"{folder}: expected {name} in it, found nothing")
+            raise InputError(f"{source}: expected {name} in it, found nothing")
     changes = {"base_folder": folder.name}
-    if vouched:
+    if archive:
         for split, files in lists.items():
             changes[f"{split}_list"] = [[name, md5_of(folder / name)] for name, _ in files]
         changes["meta"] = kind.meta | {"md5": md5_of(folder / kind.meta["filename"])}
@@ -120,8 +121,8 @@ def read_batches(folder: Path, kind: Any, vouched: bool = False) -> Source:
             f"{folder}: its files do not have the official MD5s, and pickles of others are not "
             "opened; get the archive anew"
         ) from None
-    except Exception as e:  # a vouched archive that is another thing: almost any type
-        raise InputError(f"{folder} is no {kind.__name__} ({one_line(repr(e), 150)})") from None
+    except Exception as e:  # an archive of another thing: almost any type
+        raise InputError(f"{source} is no {kind.__name__} ({one_line(repr(e), 150)})") from None
     return arrays, tuple(both["train"].classes), kind.__name__.lower()
 
 

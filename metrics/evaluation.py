@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from metrics.extractor import classifier_extractor
+from metrics.extractor import judge_of
 from metrics.fidelity import (
     FEATURES,
     LEAST,
@@ -88,12 +88,6 @@ class GeneratorConfig(command.Config):
         return Subject(model, generator.header, tokenizer.to(device), device, out)
 
 
-def judge_of(dataset: str, path: Path | None, device: torch.device) -> FeatureExtractor | None:
-    """Return the offline classifier at `path`, else the data set's, if there is one."""
-    shipped = ROOT / f"checkpoints/extractor_{dataset}.pth"
-    return classifier_extractor(path or shipped, device) if path or shipped.exists() else None
-
-
 @dataclass(frozen=True)
 class Reference:
     """What images are held against: real images, and the networks that compare."""
@@ -121,8 +115,8 @@ class Reference:
 
     def names(self, samples: int) -> list[str]:
         """Return the names of all measures of so many samples."""
-        names = [name for e in self.extractors for name in e.names(samples)]
-        return names + ["label_accuracy"] * (self.judge is not None)
+        judged = ["label_accuracy"] if self.judge else []
+        return judged + [name for e in self.extractors for name in e.names(samples)]
 
     def measure(
         self,
@@ -139,8 +133,6 @@ class Reference:
         for i, extractor in enumerate(self.extractors):
             name = "control " * real + extractor.frechet_name(len(images_NHWC))
             values |= done(name, self._measure, i, images_NHWC, label_N, real)
-        if "label_accuracy" in values:  # the last one, whichever extractor told it
-            values["label_accuracy"] = values.pop("label_accuracy")
         return values
 
     def _measure(self, i: int, images_NHWC, label_N, real: bool) -> dict[str, float]:
@@ -149,8 +141,7 @@ class Reference:
         features = features_of(images_NHWC, extractor, self.device, FEATURES if real else None)
         values = fidelity(features, self.features[i], extractor)
         if extractor is self.judge and label_N is not None:
-            class_N = features[extractor.logits_layer].argmax(1).numpy()
-            values["label_accuracy"] = float((class_N == label_N).mean())
+            values["label_accuracy"] = extractor.label_accuracy(features, label_N)
         return values
 
     def report(
@@ -214,6 +205,17 @@ class MeasureConfig:
                     "give --inception-weights PATH"
                 )
         return Reference(train_NHWC, test, judge, tuple(extractors), device)
+
+
+def print_measures(report: dict) -> None:
+    """Print each measure of samples beside that of real images.
+
+    These may be fewer, and then their FID goes by another name.
+    """
+    pairs = zip(report["samples"].items(), report["control"].items(), strict=True)
+    for (name, value), (own, real) in pairs:
+        own = "" if own == name else f" {own}"
+        print(f"  {name:>14}: {value:10.4f}   real test images:{own} {real:10.4f}")
 
 
 def sampled_codes(

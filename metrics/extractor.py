@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from metrics.fidelity import FeatureExtractor
+from metrics.fidelity import FeatureExtractor, codebook_use, features_of, psnr
+from models.artifacts import ROOT
 from models.classifier import load_net
-from models.command import InputError
-from models.tokenizer import to_float
+from models.data import Split, evenly
+from models.tokenizer import Tokenizer, decode_codes, encode_images, to_float
 
 RERUN = "uv run tools/train_extractor.py"
 TAGS = {"cifar10": "c10"}
@@ -97,29 +98,32 @@ def classifier_extractor(path: Path, device: torch.device | str = "cpu") -> Feat
 
 
 @torch.inference_mode()
-def class_probabilities(
-    images_NHWC: np.ndarray, classifier: Classifier, batch: int = 500
-) -> np.ndarray:
-    """Return what the classifier thinks uint8 images are: float32 (N, C), rows sum to 1.
+def label_accuracy(images_NHWC: np.ndarray, labels_N: np.ndarray, net: nn.Module) -> float:
+    """Return the share of uint8 images, in [0, 1], that a net takes for their label."""
+    assert not net.training, "batch norm would look at the whole batch"
+    device = next(net.parameters()).device
+    batches = (images_NHWC[i : i + 500] for i in range(0, len(images_NHWC), 500))
+    class_N = torch.cat([net(to_float(batch, device))[1].argmax(1) for batch in batches])
+    return float((class_N.cpu().numpy() == labels_N).mean())
 
-    Raises InputError for images of another type or shape.
+
+def judge_of(dataset: str, path: Path | None, device: torch.device) -> FeatureExtractor | None:
+    """Return the offline classifier at `path`, else the data set's, if there is one."""
+    shipped = ROOT / f"checkpoints/extractor_{dataset}.pth"
+    return classifier_extractor(path or shipped, device) if path or shipped.exists() else None
+
+
+def reconstruction_report(model: Tokenizer, test: Split, count: int) -> dict[str, float]:
+    """Encode and decode test images, evenly spaced, and return what is kept of them.
+
+    Mean PSNR (dB), codebook usage and perplexity, and label_accuracy by the offline classifier.
     """
-    if images_NHWC.dtype != np.uint8 or images_NHWC.ndim != 4 or images_NHWC.shape[3] != 3:
-        raise InputError(
-            f"expected images uint8 (N, H, W, 3), got {images_NHWC.dtype} {images_NHWC.shape}"
-        )
-    assert not classifier.training, "batch norm would look at the whole batch"
-    device = next(classifier.parameters()).device
-    chunks = [images_NHWC[i : i + batch] for i in range(0, len(images_NHWC), batch)]
-    logits_NC = torch.cat([classifier(to_float(chunk, device))[1] for chunk in chunks])
-    return logits_NC.float().softmax(1).cpu().numpy()
-
-
-def label_accuracy(images_NHWC: np.ndarray, labels_N: np.ndarray, classifier: Classifier) -> float:
-    """Return the share of uint8 images, in [0, 1], that the classifier takes for their label.
-
-    Raises InputError unless there is one label for each image.
-    """
-    if labels_N.shape != images_NHWC.shape[:1]:
-        raise InputError(f"expected {len(images_NHWC)} labels, got an array of {labels_N.shape}")
-    return float((class_probabilities(images_NHWC, classifier).argmax(1) == labels_N).mean())
+    rows_N, device = evenly(len(test.labels_N), count), next(model.parameters()).device
+    images_NHWC, codes_NT = test.images_NHWC[rows_N], encode_images(model, test.images_NHWC[rows_N])
+    decoded_NHWC = decode_codes(model, codes_NT)
+    report = {"psnr": float(psnr(images_NHWC, decoded_NHWC).mean()), "images": len(rows_N)}
+    report |= codebook_use(codes_NT, model.config.codebook_size)
+    if judge := judge_of(test.dataset, None, device):
+        features = features_of(decoded_NHWC, judge, device, verbose=False, least=1)
+        report["label_accuracy"] = judge.label_accuracy(features, test.labels_N[rows_N])
+    return report

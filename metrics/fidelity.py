@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from models.artifacts import ROOT, header, load_array, safe_load, save_array, sha256_of
 from models.command import InputError
-from models.tokenizer import Tokenizer, decode_codes, encode_images
 
 FEATURES = ROOT / "results/features"
 """features of real images are kept here, by content; those of samples are not"""
@@ -69,6 +68,10 @@ class FeatureExtractor:
         others = [f"precision{self.suffix}", f"recall{self.suffix}"]
         score = [f"IS{self.suffix}"] if self.logits_layer else []
         return [self.frechet_name(samples), kernel, *others, *score]
+
+    def label_accuracy(self, features: dict[str, torch.Tensor], label_N: np.ndarray) -> float:
+        """Return the share of images, in [0, 1], that the classifier takes for their label."""
+        return float((features[self.logits_layer].argmax(1).numpy() == label_N).mean())
 
 
 def inception_extractor(weights: Path, layer: str = "2048", device="cpu") -> FeatureExtractor:
@@ -223,11 +226,3 @@ def codebook_use(codes_NT: torch.Tensor, codebook_size: int) -> dict[str, float]
     count_V = torch.bincount(codes_NT.flatten(), minlength=codebook_size).double()
     perplexity = torch.special.entr(count_V / count_V.sum()).sum().exp()
     return {"codebook_usage": (count_V > 0).double().mean().item(), "perplexity": perplexity.item()}
-
-
-def reconstruction_report(model: Tokenizer, images_NHWC: np.ndarray) -> dict[str, float]:
-    """Encode and decode uint8 images; return mean PSNR (dB), codebook usage and perplexity."""
-    codes_NT = encode_images(model, images_NHWC)
-    decibels_N = psnr(images_NHWC, decode_codes(model, codes_NT))
-    use = codebook_use(codes_NT, model.config.codebook_size)
-    return {"psnr": float(decibels_N.mean()), **use, "images": len(images_NHWC)}

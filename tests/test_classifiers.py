@@ -6,12 +6,7 @@ import torch
 from helpers import cut_at, run_cut_and_again, same, script
 from tiny_extractor import colours, write_extractor
 
-from metrics.extractor import (
-    class_probabilities,
-    classifier_extractor,
-    label_accuracy,
-    load_classifier,
-)
+from metrics.extractor import classifier_extractor, label_accuracy, load_classifier
 from metrics.fidelity import features_of, fidelity
 from models import classifier
 from models.artifacts import header, load_checkpoint, save_checkpoint
@@ -72,12 +67,6 @@ def test_label_accuracy_counts_what_was_asked_for():
     colours = np.concatenate([red, green, blue, red])
     extractor = Brightest(1, 1).eval()
     assert label_accuracy(colours, np.array([0, 1, 2, 1]), extractor) == 0.75
-    probabilities_NC = class_probabilities(colours, extractor, batch=3)
-    np.testing.assert_allclose(probabilities_NC, np.eye(3)[[0, 1, 2, 0]], atol=1e-6)
-    with pytest.raises(InputError, match="expected 4 labels"):
-        label_accuracy(colours, np.array([0, 1]), extractor)
-    with pytest.raises(InputError, match="expected images uint8"):
-        class_probabilities(colours / 255, extractor)
 
 
 def test_training_learns_and_says_what_it_wrote(tmp_path, monkeypatch, capsys):

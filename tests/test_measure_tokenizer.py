@@ -7,8 +7,13 @@ import pytest
 import torch
 from helpers import changed, config_of, other_codes, script
 
-from metrics.extractor import classifier_extractor, label_accuracy, load_classifier
-from metrics.fidelity import codebook_use, features_of, fidelity, psnr, reconstruction_report
+from metrics.extractor import (
+    classifier_extractor,
+    label_accuracy,
+    load_classifier,
+    reconstruction_report,
+)
+from metrics.fidelity import codebook_use, features_of, fidelity, psnr
 from models.command import InputError
 from models.data import evenly, load_codes, load_split
 from models.tokenizer import decode_codes, encode_images, load_tokenizer
@@ -39,7 +44,7 @@ def test_the_command_measures_both_kinds_of_codes(
     assert json.loads((tmp_path / "out/tokenizer.json").read_text()) == found
     assert (tmp_path / "out/reconstructions.png").read_bytes().startswith(b"\x89PNG")
     model, test = load_tokenizer(world.tokenizer)[0], load_split(world.data, "test")
-    known = reconstruction_report(model, test.images_NHWC)
+    known = reconstruction_report(model, test, len(test.labels_N))
     nearest, stored = found["codes"]["nearest"], found["codes"]["stored"]
     assert nearest["psnr"]["value"] == pytest.approx(known["psnr"], abs=1e-9)
     assert nearest["perplexity"] == known["perplexity"] and found["images"] == known["images"]

@@ -8,6 +8,7 @@ import torch
 from helpers import cut_at, log_of, same, script
 from tiny_extractor import write_extractor
 
+from metrics import extractor
 from metrics.extractor import label_accuracy, load_classifier
 from metrics.fidelity import psnr
 from models.artifacts import load_checkpoint
@@ -81,7 +82,7 @@ def test_training_learns(world, tmp_path):
 
 
 def test_decoded_images_are_classified_where_there_is_a_classifier(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "ROOT", tmp_path)
+    monkeypatch.setattr(extractor, "ROOT", tmp_path)
     write_extractor(tmp_path / "checkpoints/extractor_shapes.pth", dataset="shapes")
     report = stage.main(config(world, tmp_path / "a.pth"))
     model, test = load_tokenizer(tmp_path / "a.pth")[0], load_split(world.data, "test")
@@ -110,7 +111,7 @@ def test_the_decoder_trained_alone_leaves_every_code_valid(world, perceptual, tm
 
 
 def test_what_does_not_fit_is_refused(world, perceptual, tmp_path):
-    larger = {"train": "all", "model": replace(TINY, codebook_size=64)}
+    larger = {"train": "all", "model": replace(TINY, width=2 * TINY.width)}
     for changes, message in (
         (larger, "another size than asked for"),
         ({"init": None}, "give --init"),

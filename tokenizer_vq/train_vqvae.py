@@ -1,12 +1,10 @@
 #!/usr/bin/env -S uv run
 """Stage 2: train the VQ-VAE tokenizer. Images -> tokenizer_vq/vqvae_cifar10.pth.
 
-By default it goes on from the shipped tokenizer, whose loss was the squared error alone, with an
-L1 and a perceptual loss. That one's own recipe, from scratch, is
-`--init None --loss l2 --perceptual 0 --steps 5000 --batch 128 --lr 2e-3`.
-
-The notebook `vq-vae.ipynb` beside this file calls the same functions and shows what they make.
-The same command resumes a run that was cut; the result does not depend on the cut.
+By default it goes on from the shipped tokenizer, with an L1 and a perceptual loss in place of the
+squared error. That one's own recipe, from scratch, is `--init None --loss l2 --perceptual 0
+--steps 5000 --batch 128 --lr 2e-3`. The same command resumes a cut run, bit for bit. The notebook
+`vq-vae.ipynb` shows what these functions make.
 """
 
 import time
@@ -19,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from metrics.fidelity import reconstruction_report
+from metrics.extractor import reconstruction_report
 from metrics.pictures import plot_reconstructions, save_figure
 from metrics.plots import plot_curves
 from metrics.report import Run
@@ -105,11 +103,9 @@ FREE = ("data", "out", "init", "perceptual_weights", "device", "log_every", "sav
 def start_weights(cfg: TokenizerConfig, model: VQVAE, images_NHWC: np.ndarray, device) -> None:
     """Take the weights of --init, and its codes or else k-means' on about 50 vectors each."""
     if cfg.init:
-        first, _ = load_tokenizer(cfg.init)
+        first = load_tokenizer(cfg.init)[0]
         if replace(first.config, codebook_size=cfg.model.codebook_size) != cfg.model:
-            raise InputError(
-                f"{cfg.init} is a tokenizer of another size than asked for: {first.config}"
-            )
+            raise InputError(f"{cfg.init} is of another size than asked for: {first.config}")
         if first.config == cfg.model:
             model.load_state_dict(first.state_dict())
             return
@@ -121,9 +117,7 @@ def start_weights(cfg: TokenizerConfig, model: VQVAE, images_NHWC: np.ndarray, d
         model.quantizer.start(model.vectors(to_float(images_NHWC[rows_N], device)))
 
 
-def draw_images(
-    images_NHWC: np.ndarray, cfg: TokenizerConfig, step: int, generator
-) -> torch.Tensor:
+def draw_images(images_NHWC, cfg: TokenizerConfig, step: int, generator) -> torch.Tensor:
     """Return a step's batch (batch, 3, H, W) in [0, 1], half of the images mirrored."""
     rows = batch_rows(len(images_NHWC), cfg.batch, step, cfg.seed).numpy()
     images_N3HW = to_float(images_NHWC[rows], generator.device)
@@ -137,15 +131,13 @@ def train_step(
     """Return the terms of the loss, weighted, by name; net is a VQVAE as Fabric wraps it."""
     codes_NT = net.module.encode(images_N3HW) if cfg.train == "decoder" else None
     if cfg.perturb:  # which needs --train decoder
-        quantizer = net.module.quantizer
-        codes_NT = quantizer.perturb(codes_NT, cfg.perturb, NEIGHBOURS, generator)
+        codes_NT = net.module.quantizer.perturb(codes_NT, cfg.perturb, NEIGHBOURS, generator)
     decoded_N3HW, _, commitment = net(images_N3HW, codes_NT)
     distance = F.mse_loss if cfg.loss == "l2" else F.l1_loss
     reconstruction = distance(decoded_N3HW.float() / SPREAD, images_N3HW / SPREAD)
     terms = {"loss": reconstruction, "commitment": cfg.commitment * commitment}
     if judge is not None:
-        distance = perceptual_distance(judge, decoded_N3HW, images_N3HW)
-        terms["perceptual"] = cfg.perceptual * distance
+        terms["perceptual"] = cfg.perceptual * perceptual_distance(judge, decoded_N3HW, images_N3HW)
     return terms
 
 
@@ -158,13 +150,13 @@ def main(cfg: TokenizerConfig) -> dict:
     head = header("tokenizer", "tokenizer_vq/train_vqvae.py", cfg, inputs)
     head |= {"dataset": train.dataset, "classes": list(train.classes)}
     if cfg.out.exists():
-        _, saved = load_tokenizer(cfg.out)
+        saved = load_tokenizer(cfg.out)[1]
         same_run(saved, head, FREE, cfg.out)
         print(f"{cfg.out.name} is finished already: test PSNR {saved['test']['psnr']:.2f} dB")
         return saved["test"]
     model, rows = fit(cfg, head, train, test)
     model.half().float()  # rounded to what the file holds
-    report = _evaluate(model, test, len(test.labels_N))
+    report = reconstruction_report(model.eval(), test, len(test.labels_N))
     rows[-1] |= report | training.peak_memory(next(model.parameters()).device)
     write_log(cfg.log, rows)
     save_figure(plot_curves([Run("tokenizer", {}, rows)], PANELS), cfg.out.with_suffix(".png"))
@@ -173,10 +165,10 @@ def main(cfg: TokenizerConfig) -> dict:
     save_figure(figure, cfg.out.with_suffix(".reconstructions.png"))
     save_tokenizer(cfg.out, model.half(), head | {"test": report})
     cfg.state.unlink(missing_ok=True)
-    print(
-        f"wrote {cfg.out}: test PSNR {report['psnr']:.2f} dB, "
-        f"codebook usage {report['codebook_usage']:.1%}, perplexity {report['perplexity']:.0f}"
+    text = (
+        "test PSNR {psnr:.2f} dB, codebook usage {codebook_usage:.1%}, perplexity {perplexity:.0f}"
     )
+    print(f"wrote {cfg.out}:", text.format(**report))
     return report
 
 
@@ -195,7 +187,6 @@ def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQ
     parts = {"model": model, "ema": ema, "optimizer": optimizer}
     if cfg.state.exists():
         step, rows = load_state(cfg.state, head, FREE, parts)
-
     bar = tqdm(initial=step, total=cfg.steps, desc="tokenizer", unit="step")
     logged, began = step, time.time()
     while step < cfg.steps:
@@ -213,31 +204,16 @@ def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQ
             continue
         losses = {name: term.item() for name, term in terms.items()}
         training.check_finite(sum(losses.values()), step, cfg.state)
-        bar.set_postfix({name: f"{loss:.4f}" for name, loss in losses.items()})
+        bar.set_postfix(losses)
         speed = (step - logged) * cfg.batch / (time.time() - began)
         rows.append({"step": step} | losses | {"images_per_second": speed})
         if at_save:
-            rows[-1] |= _evaluate(ema.module, test, 1000)
+            rows[-1] |= reconstruction_report(ema.module.eval(), test, 1000)
             save_state(cfg.state, head, step, rows, parts)
             write_log(cfg.log, rows)
         logged, began = step, time.time()  # without the evaluation and the save
     bar.close()
     return ema.module, rows
-
-
-def _evaluate(model: VQVAE, test: Split, count: int) -> dict:
-    """Return what is known of decoded test images, by the offline classifier too if it is there."""
-    from metrics.extractor import label_accuracy, load_classifier  # slow to import
-
-    picked = evenly(len(test.labels_N), count)
-    images_NHWC = test.images_NHWC[picked]
-    report = reconstruction_report(model.eval(), images_NHWC)
-    classifier = ROOT / f"checkpoints/extractor_{test.dataset}.pth"
-    if classifier.exists():
-        decoded_NHWC = decode_codes(model, encode_images(model, images_NHWC))
-        judge = load_classifier(classifier)[0]
-        report["label_accuracy"] = label_accuracy(decoded_NHWC, test.labels_N[picked], judge)
-    return report
 
 
 if __name__ == "__main__":

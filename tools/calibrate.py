@@ -13,7 +13,8 @@ from typing import Annotated
 import torch
 
 from metrics.calibration import ClassBins, calibration_report, collect
-from metrics.evaluation import GeneratorConfig, Subject, judge_of
+from metrics.evaluation import GeneratorConfig, Subject
+from metrics.extractor import judge_of
 from metrics.fidelity import FeatureExtractor, features_of
 from metrics.likelihood import (
     bits_by_order,

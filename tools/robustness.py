@@ -14,7 +14,8 @@ import torch
 
 from metrics.calibration import mean_of
 from metrics.corruptions import SEVERITIES, Corrupted, drawn, official
-from metrics.evaluation import GeneratorConfig, Subject, judge_of
+from metrics.evaluation import GeneratorConfig, Subject
+from metrics.extractor import judge_of
 from metrics.fidelity import FULL, FeatureExtractor, features_of, fidelity
 from metrics.likelihood import orders_for
 from metrics.pictures import save_figure
