@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import numbers
+import signal
 import sys
 import types
 import typing
@@ -160,6 +161,7 @@ def run(main: Callable[[Any], Any], config: type[Config]) -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal without unicode prints a `?` for it
         stream.reconfigure(errors="replace")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(message)}\n"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     usage = io.StringIO()
     with one_line_errors():
         try:

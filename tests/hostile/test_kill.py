@@ -1,7 +1,7 @@
-"""kill -9 at any moment of a stage: the same command makes what an undisturbed run makes.
+"""kill -9, Ctrl-C or SIGTERM at any moment of a stage: the same command makes it whole.
 
-`--kills N` kills each command N times; commands run in forks of a process that has
-everything imported, so that most kills meet work and not imports.
+`--kills N` ends each command N times in each way; commands run in forks of a process that has
+everything imported, so that they are ended at work and not at imports.
 """
 
 import contextlib
@@ -33,26 +33,30 @@ DRAWN_TIMES = ("curves.png", "sweep.png")
 
 
 WARM = f"""
-import json, os, sys
+import json, os, signal, sys
 from helpers import script
 from test_commands import config_of
 from models import command
 import lightning_fabric, matplotlib.pyplot, torch, torch_fidelity, vector_quantize_pytorch
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits "ignore"
 for line in sys.stdin:
     path, arguments = json.loads(line)
     if not (child := os.fork()):
         log = os.open({LOG!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1), os.dup2(log, 2)
         sys.argv = [path, *arguments]
-        status = 1
+        status, main, config = 1, script(path).main, config_of(path)
+        print(os.getpid(), flush=True)
+        os.dup2(log, 1), os.dup2(log, 2)
         try:
-            command.run(script(path).main, config_of(path))
+            command.run(main, config)
             status = 0
+        except SystemExit as e:
+            print(e, file=sys.stderr)
+            os._exit(1)
         finally:
             sys.excepthook(*sys.exc_info()) if status else None
             os._exit(status)
-    print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)
 """
 """imports once, forks for each command; not pytest's own process, since torch's gradients end
@@ -61,19 +65,19 @@ where a process that has taken some forks"""
 
 @pytest.fixture(scope="module")
 def server():
-    """Run a command in a process of its own, killed after `delay` seconds; return its status."""
+    """Run a command in a process of its own, ended after `delay` seconds; return its status."""
     line = [sys.executable, "-c", WARM]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     env = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     process = subprocess.Popen(line, cwd=ROOT, env=env, text=True, **pipes)
 
-    def run(path: str, arguments: list[str], delay: float | None = None) -> int:
+    def run(path: str, arguments: list[str], how=signal.SIGKILL, delay: float | None = None) -> int:
         print(json.dumps([path, arguments]), file=process.stdin, flush=True)
         child = int(process.stdout.readline())
         if delay is not None:
             time.sleep(delay)
             with contextlib.suppress(ProcessLookupError):  # it has ended
-                os.kill(child, signal.SIGKILL)
+                os.kill(child, how)
         return int(process.stdout.readline())
 
     yield run
@@ -167,7 +171,12 @@ def commands(world, tmp_path_factory) -> dict[str, tuple[str, Callable[[Path], l
     }  # fmt: skip
 
 
-def test_killed_at_any_moment_the_same_command_finishes(server, commands, tmp_path, pytestconfig):
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name
+)
+def test_ended_at_any_moment_the_same_command_finishes(
+    server, commands, tmp_path, pytestconfig, how
+):
     kills, wrong = pytestconfig.getoption("--kills"), []
     rng = np.random.default_rng(pytestconfig.getoption("--first-case"))
     some = commands if kills > 1 else {name: commands[name] for name in QUICK}
@@ -179,11 +188,18 @@ def test_killed_at_any_moment_the_same_command_finishes(server, commands, tmp_pa
         whole = contents(tmp_path / name)
         shutil.rmtree(tmp_path / name)
         for number in range(kills):
-            statuses = [server(path, arguments, rng.uniform(0, seconds)) for _ in range(2)]
+            statuses = []
+            for _ in range(2):
+                statuses.append(server(path, arguments, how, rng.uniform(0, seconds)))
+                said = Path(LOG).read_text()
+                one_line = "\ninterrupted: " in f"\n{said}" and "Traceback" not in said
+                if statuses[-1] and how != signal.SIGKILL and not one_line:
+                    wrong.append(f"{name}, end {number}: {statuses}, {said[-2000:]}")
             statuses.append(server(path, arguments))
             now = contents(tmp_path / name)
             differ = [f for f in whole.keys() | now.keys() if whole.get(f, 0) != now.get(f, 0)]
             if statuses[-1] or differ:
-                wrong.append(f"{name}, kill {number}: {statuses}, other or more: {differ}")
+                wrong.append(f"{name}, end {number}: {statuses}, other or more: {differ}")
+            print(f"{how.name} {name}: {statuses} of {seconds:.1f} s")
             shutil.rmtree(tmp_path / name)
     assert not wrong, "\n".join(wrong)
