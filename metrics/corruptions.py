@@ -231,24 +231,33 @@ def drawn(images_NHWC: np.ndarray, seed: int = 0) -> Corrupted:
     )
 
 
-def official(folder: Path, labels_N: np.ndarray, rows_M: np.ndarray) -> Corrupted:
-    """Return CIFAR-10-C's versions of some of the N test images, whose labels are `labels_N`.
+def official(
+    folder: Path, test_NHWC: np.ndarray, labels_N: np.ndarray, rows_M: np.ndarray
+) -> Corrupted:
+    """Return CIFAR-10-C's versions of some of the N test images; the files are mapped, not read.
 
-    Files are mapped, not read. Raises InputError for a folder that lacks a file or holds one of
-    another shape, or whose labels are not those of these test images in this order.
+    Their rows are those of the official archive, and stage 1 sorts its own: each test image is the
+    nearest of its class to one under the mildest noise. Raises InputError for a folder that lacks
+    a file or holds one of another shape, or that is of other test images.
     """
-    folder = Path(folder)
-    rows = len(SEVERITIES) * len(labels_N)
+    count, folder = len(labels_N), Path(folder)
+    rows = len(SEVERITIES) * count
     files = {name: _mapped(folder, name, (rows, *IMAGE_SHAPE)) for name in OFFICIAL}
-    if not np.array_equal(_mapped(folder, "labels", (rows,)), np.tile(labels_N, len(SEVERITIES))):
-        raise InputError(
-            f"{folder}/labels.npy has other labels than the test images, so their order differs; "
-            "make data/cifar10 from the official archive: uv run data/load_CIFAR10.py"
-        )
+    noisy_NHWC = files["gaussian_noise"][:count]
+    theirs_N = _mapped(folder, "labels", (rows,))[:count]
+    row_N = np.zeros(count, np.int64)
+    if np.array_equal(np.sort(labels_N), np.sort(theirs_N)):
+        for label in np.unique(labels_N):
+            ours, theirs = np.flatnonzero(labels_N == label), np.flatnonzero(theirs_N == label)
+            pair = torch.from_numpy(test_NHWC[ours]), torch.from_numpy(noisy_NHWC[theirs])
+            distance = torch.cdist(*(images.float().flatten(1) for images in pair))
+            row_N[ours] = theirs[distance.argmin(1)]
+    if len(np.unique(row_N)) != count:
+        raise InputError(f"{folder} is of other test images than those in --data")
     return Corrupted(
         "CIFAR-10-C",
         OFFICIAL,
-        lambda name, severity: np.array(files[name][(severity - 1) * len(labels_N) + rows_M]),
+        lambda name, severity: files[name][(severity - 1) * count + row_N[rows_M]],
     )
 
 

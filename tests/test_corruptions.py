@@ -102,43 +102,49 @@ def test_what_cannot_be_corrupted_is_refused():
 
 
 COUNT = 6
-LABELS = np.arange(COUNT) % 4
+LABELS = np.array([0, 1, 1, 0, 2, 1])
+IMAGES = np.random.default_rng(0).integers(20, 230, (COUNT, 32, 32, 3)).astype(np.uint8)
+ROWS = np.array([4, 0, 3, 5, 1, 2])
+"""which of the test images, as stage 1 sorts them, each row of the official files shows"""
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A CIFAR-10-C of six test images: a pixel says the corruption, the severity and the row."""
+    """A CIFAR-10-C of six test images: a pixel says the corruption, the severity and the image."""
+    noise_NHWC = np.random.default_rng(1).integers(-17, 18, (COUNT, 32, 32, 3))  # its mildest
     for i, name in enumerate(OFFICIAL):
         images_NHWC = np.zeros((5 * COUNT, 32, 32, 3), np.uint8)
-        images_NHWC[..., 0] = i
-        images_NHWC[..., 1] = np.repeat(SEVERITIES, COUNT)[:, None, None]
-        images_NHWC[..., 2] = np.tile(np.arange(COUNT), 5)[:, None, None]
+        images_NHWC[:COUNT] = IMAGES[ROWS] + noise_NHWC
+        images_NHWC[:, 0, 0, 0] = i
+        images_NHWC[:, 0, 0, 1] = np.repeat(SEVERITIES, COUNT)
+        images_NHWC[:, 0, 0, 2] = np.tile(ROWS, 5)
         np.save(tmp_path / f"{name}.npy", images_NHWC)
-    np.save(tmp_path / "labels.npy", np.tile(LABELS, 5).astype(np.uint8))
+    np.save(tmp_path / "labels.npy", np.tile(LABELS[ROWS], 5).astype(np.uint8))
     np.save(tmp_path / "speckle_noise.npy", np.zeros(3))  # not one of the fifteen
     return tmp_path
 
 
-def test_the_official_files_are_read_by_severity_and_row(folder):
+def test_the_official_files_are_read_by_severity_and_image_whatever_their_row_order(folder):
     rows_M = np.array([1, 3, 5])
-    found = official(folder, LABELS, rows_M)
+    found = official(folder, IMAGES, LABELS, rows_M)
     assert found.source == "CIFAR-10-C" and found.names == OFFICIAL
     for severity in SEVERITIES:
         images_NAHWC = found.at(severity)
         assert images_NAHWC.shape == (3, 15, 32, 32, 3) and images_NAHWC.dtype == np.uint8
-        assert (images_NAHWC[..., 0] == np.arange(15)[None, :, None, None]).all()
-        assert (images_NAHWC[..., 1] == severity).all()
-        assert (images_NAHWC[..., 2] == rows_M[:, None, None, None]).all()
+        kind_NA, severity_NA, row_NA = np.moveaxis(images_NAHWC[:, :, 0, 0], -1, 0)
+        assert (kind_NA == np.arange(15)).all() and (severity_NA == severity).all()
+        assert (row_NA == rows_M[:, None]).all()
 
 
 def test_a_folder_that_is_no_cifar10_c_is_refused_in_one_line(folder):
-    def refused(message: str, where=folder, labels_N=LABELS) -> None:
+    def refused(message: str, where=folder, images_NHWC=IMAGES, labels_N=LABELS) -> None:
         with pytest.raises(InputError, match=message) as error:
-            official(where, labels_N, np.arange(2))
+            official(where, images_NHWC, labels_N, np.arange(2))
         assert "\n" not in str(error.value)
 
     refused("expected CIFAR-10-C at .*nowhere", folder / "nowhere")
-    refused("other labels", labels_N=LABELS[::-1])
+    refused("of other test images", labels_N=np.arange(COUNT))
+    refused("of other test images", images_NHWC=IMAGES[[0] * COUNT])
     refused(r"expected uint8 \(10, 32, 32, 3\)", labels_N=LABELS[:2])
     np.save(folder / "labels.npy", np.zeros(7, np.uint8))
     refused(r"labels.npy: expected uint8 \(30,\)")

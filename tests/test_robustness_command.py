@@ -134,11 +134,12 @@ def test_annealed_runs_are_measured_in_raster_order_and_batches_change_nothing(c
 
 
 def write_official(folder, images_NHWC: np.ndarray, labels_N: np.ndarray):
-    """A CIFAR-10-C that corrupts nothing."""
+    """A CIFAR-10-C that corrupts nothing, its rows in another order than those of stage 1."""
     folder.mkdir()
+    rows = np.random.default_rng(0).permutation(len(labels_N))
     for name in OFFICIAL:
-        np.save(folder / f"{name}.npy", np.concatenate([images_NHWC] * 5))
-    np.save(folder / "labels.npy", np.tile(labels_N, 5).astype(np.uint8))
+        np.save(folder / f"{name}.npy", np.concatenate([images_NHWC[rows]] * 5))
+    np.save(folder / "labels.npy", np.tile(labels_N[rows], 5).astype(np.uint8))
     return folder
 
 
@@ -153,9 +154,6 @@ def test_an_official_set_that_corrupts_nothing_gives_the_clean_row(world, config
     for row in others + of_one:
         for name in clean.keys() - {"severity", "FD_shapes"}:
             assert row[name] == pytest.approx(clean[name], rel=1e-5, abs=1e-6), name
-    np.save(folder / "labels.npy", np.roll(np.tile(split.labels_N, 5), 1).astype(np.uint8))
-    with pytest.raises(InputError, match="other labels"):
-        tool.main(config("randar", cifar10_c=folder))
 
 
 def test_versions_stay_with_their_image(world, config):

@@ -95,7 +95,7 @@ def load_inputs(cfg: RobustnessConfig) -> Inputs:
     rows_N = evenly(len(split.labels_N), cfg.corrupted_images)
     corrupted = drawn(split.images_NHWC[rows_N], cfg.seed)
     if cfg.cifar10_c:
-        corrupted = official(cfg.cifar10_c, split.labels_N, rows_N)
+        corrupted = official(cfg.cifar10_c, split.images_NHWC, split.labels_N, rows_N)
     judge = judge_of(header["dataset"], cfg.extractor, subject.device)
     if judge is None:
         raise InputError(
