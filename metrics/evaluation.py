@@ -114,9 +114,9 @@ class Reference:
         return [features_of(self.train_NHWC, e, self.device, FEATURES) for e in self.extractors]
 
     def names(self, samples: int) -> list[str]:
-        """Return the names of all measures of so many samples."""
-        judged = ["label_accuracy"] if self.judge else []
-        return judged + [name for e in self.extractors for name in e.names(samples)]
+        """Return the names of all measures of so many samples; a distance comes first."""
+        names = [name for e in self.extractors for name in e.names(samples)]
+        return names + ["label_accuracy"] * (self.judge is not None)
 
     def measure(
         self,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import changed, cut_at, eval_config, other_codes, script, tiny, train_config
 
+from metrics.evaluation import print_measures
 from metrics.likelihood import bits_per_code, orders_for
 from models.artifacts import load_checkpoint, save_checkpoint, sha256_of
 from models.checkpoint import load_generator
@@ -241,6 +242,14 @@ def test_without_real_images_or_codes_it_still_samples(runs, config, tmp_path, c
     assert "no real images" in said and "no codes" in said
     assert "samples" not in found and "bits_per_image" not in found
     assert (tmp_path / "out/samples.npz").exists()
+
+
+def test_fewer_real_images_than_samples_stand_beside_them_under_their_own_name(capsys):
+    """50,000 samples have an FID, and the 10,000 test images in their place an FID-10k."""
+    print_measures({"samples": {"FID": 3.0, "KID": 1}, "control": {"FID-10k": 2.5, "KID": 0}})
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == ["FID:", "3.0000", "real", "test", "images:", "FID-10k", "2.5000"]
+    assert second.split() == ["KID:", "1.0000", "real", "test", "images:", "0.0000"]
 
 
 @pytest.mark.parametrize("method", METHODS)

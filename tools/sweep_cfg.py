@@ -13,7 +13,14 @@ import torch
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes
 
-from metrics.evaluation import GeneratorConfig, MeasureConfig, Reference, Subject, sample_images
+from metrics.evaluation import (
+    GeneratorConfig,
+    MeasureConfig,
+    Reference,
+    Subject,
+    print_measures,
+    sample_images,
+)
 from metrics.pictures import save_figure
 from metrics.plots import plot_sweep
 from metrics.report import HIGHER_IS_BETTER, Run, write_record
@@ -151,9 +158,8 @@ def report(swept: list[dict], final: dict | None, metric: str, file: Path) -> No
             f"temperature {plan['temperature']:g}, {plan['decode_steps'] or 'all'} steps, "
             f"{row['images_per_second']:.1f} images/s"
         )
-    for name, value in (final or {"samples": {}})["samples"].items():
-        print(f"  {name:>14}: {value:10.4f}   real test images: {final['control'][name]:10.4f}")
     if final:
+        print_measures(final)
         print(f"  {final['num_samples']} fresh samples of the best, seed {final['seed']}")
     print(f"  -> {file}")
 
