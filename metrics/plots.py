@@ -250,15 +250,13 @@ def plot_sweep(
     The best row at each value is drawn; a run without a sweep is the point of its metrics.json.
     """
     labels = {"cfg_scale": "guidance scale", "decode_steps": "network calls"}
-    old = {"cfg_scale": "cfg", "decode_steps": "steps"}  # names in plans of before
     best = max if measure.startswith(HIGHER_IS_BETTER) else min
     figure, every = stacked(len(against), 2.6)
     for axes, key in zip(every, against, strict=True):
         for i, run in enumerate(runs):
             points: dict[float, list[float]] = {}
             for row in run.at("sweep.rows", True) or []:
-                plan = row["plan"] | {"images_per_second": row.get("images_per_second")}
-                x = plan.get(key, plan.get(old.get(key, key)))
+                x = (row | row["plan"])[key]
                 points.setdefault(64 if x is None else x, []).append(row["samples"][measure])
             value = run.at(f"metrics.samples.{measure}", True)
             if not points and value is not None and key == "decode_steps":

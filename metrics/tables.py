@@ -18,7 +18,6 @@ IMAGES = 60_000
 SHORT = ("label_accuracy", "FD_c10")
 """measures of samples in the tables with a row for each run"""
 SAMPLING = {
-    "guidance": ("metrics.plan.cfg", 0),
     "guidance scale": ("metrics.plan.cfg_scale", 0),
     "samples": ("metrics.num_samples", 0),
     "network calls": ("metrics.network_calls", 0),
@@ -61,11 +60,6 @@ def of_samples(run: Run, name: str) -> str:
     """Return a measure of the samples: over seeds if it was sampled with several, else of one."""
     several = run.at(f"metrics.over_seeds.{name}", True)
     return show_measure(name, several or run.at(f"metrics.samples.{name}", True))
-
-
-def scale_of(plan: dict) -> float:
-    """Return the guidance scale of a plan, also of those written before it was cfg_scale."""
-    return plan.get("cfg_scale", plan.get("cfg"))
 
 
 def by_order(runs: Runs) -> str:
@@ -169,7 +163,7 @@ def methods(runs: Runs) -> str:
     head = ["method", "order", "cluster term", "parameters", "bits per test image, own order"]
     head += ["mean of 8 random orders", *SHORT, "network calls"]
     steps, count = (shared(every, f"metrics.{key}") for key in ("train_steps", "num_samples"))
-    text = f"{steps:,} steps, {count:,} samples each, guidance {scale_of(plan):g}; "
+    text = f"{steps:,} steps, {count:,} samples each, guidance {plan['cfg_scale']:g}; "
     text += "± of bits: standard error over test images."
     return table(head, rows) + below(every, text, "metrics")
 
@@ -180,8 +174,8 @@ def calls(runs: Runs) -> str:
     for run in runs.values():
         for row in run.at("sweep.rows"):
             plan, control = row["plan"], row["control"]
-            steps = plan.get("decode_steps", plan.get("steps"))
-            counts = [show(x, 0) for x in (steps, scale_of(plan), row["num_samples"])]
+            counts = [plan["decode_steps"], plan["cfg_scale"], row["num_samples"]]
+            counts = [show(x, 0) for x in counts]
             measures = [show_measure(name, row["samples"][name]) for name in SHORT]
             kind = [run.at("metrics.method"), run.at("metrics.trained_order")]
             rows.append(kind + counts + measures)

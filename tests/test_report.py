@@ -57,7 +57,8 @@ def run(tmp_path):
     folder = tmp_path / "results/some_run"
     folder.mkdir(parents=True)
     command = f"eval_c2i.py --checkpoint {ROOT}/a.pth --inception-weights /elsewhere/b.pth"
-    metrics = {"num_samples": 100, "plan": {"order": "raster", "cfg": 2.0}, "command": command}
+    plan = {"order": "raster", "cfg_scale": 2.0}
+    metrics = {"num_samples": 100, "plan": plan, "command": command}
     metrics |= {"samples": {"FD_c10": 1.23456789}, "control": {"FD_c10": 0.5}}
     metrics |= {"bits_per_image": {"raster": {"mean": 500.0, "se": 0.5}}}
     (folder / "metrics.json").write_text(json.dumps(metrics))
