@@ -3,11 +3,6 @@
 import itertools
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pytest
@@ -16,7 +11,6 @@ from helpers import cut_at, last, log_of, results, run_cut_and_again, same, scri
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.artifacts import ROOT
 from models.command import InputError
 from models.data import draw_batch, load_codes, split_heldout
 from models.methods import METHODS
@@ -49,34 +43,6 @@ def test_two_and_two_steps_are_four_bit_for_bit(
     assert all((row.get("cluster_bits", 0) > 0) == (cluster_weight > 0) for row in found["rows"])
     with pytest.raises(InputError, match=f"cluster_weight {cluster_weight} -> 1.0"):
         stage.main(train_config(clustered, tmp_path / "cut", **cfg | {"cluster_weight": 1.0}))
-
-
-TINY = """
-import runpy
-from models.transformer import SIZES
-SIZES["tiny"] = dict(layers=2, heads=2, width=16)
-runpy.run_path({script!r}, run_name="__main__")
-"""
-
-
-def test_a_killed_run_is_finished_by_the_same_command(world, tmp_path):
-    whole = train_config(world, tmp_path / "whole", steps=80, eval_every=40)
-    stage.main(whole)
-    flags = [f"--codes={world.codes}", "--tokenizer=nowhere.pth", "--model=tiny"]
-    flags += [f"--out={tmp_path / 'killed'}", "--steps=80", "--batch=8", "--eval-every=40"]
-    flags += ["--heldout=20", "--warmup=0.25", "--device=cpu"]
-    code = TINY.format(script=str(ROOT / "train_c2i.py"))
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, *flags]
-    child = subprocess.Popen(command, env=one_thread, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not (tmp_path / "killed/last.pth").exists() and time.time() < deadline:
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL  # it was still at work
-    assert last(tmp_path / "killed")["step"] == 40
-    stage.main(replace(whole, out=tmp_path / "killed"))
-    assert same(results(tmp_path / "whole"), results(tmp_path / "killed"))
 
 
 def test_a_run_writes_what_it_should(world, tmp_path):
