@@ -5,6 +5,7 @@ Functions called plot_* return a matplotlib figure; matplotlib is imported when 
 
 import base64
 import io
+import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -152,8 +153,10 @@ def stacked_frames(rows: dict[str, list[np.ndarray]], scale: int = 2) -> list[np
 
     def titled(name: str, frame_HWC: np.ndarray) -> np.ndarray:
         large_HWC = frame_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
-        strip = Image.new("RGB", (large_HWC.shape[1], 14), "white")
-        ImageDraw.Draw(strip).text((2, 1), name, fill="black")
+        width = large_HWC.shape[1]
+        text = textwrap.fill(name, width // 6)  # a letter is about 6 pixels wide
+        strip = Image.new("RGB", (width, 5 + 12 * len(text.splitlines())), "white")
+        ImageDraw.Draw(strip).text((2, 1), text, fill="black", spacing=2)
         return np.concatenate((np.asarray(strip), large_HWC))
 
     longest = max(len(frames) for frames in rows.values())

@@ -56,8 +56,8 @@ def draw_points(axes: Any, x: Any, y: Any, along: str = "y", **style: Any) -> No
 def reference(axes: Any, value: float, text: str) -> None:
     """Draw what a value is to be compared with, a dashed line with its name on it."""
     axes.axhline(value, color="black", lw=0.8, ls="--")
-    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top"}
-    axes.annotate(text, (1, value), **place, fontsize=8)
+    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top", "fontsize": 8}
+    axes.annotate(text, (1, value), (0, -3), textcoords="offset points", **place)
 
 
 def name_lines(figure: "Figure", axes: Any) -> "Figure":
@@ -174,15 +174,17 @@ def plot_reliability(runs: Sequence[Run], part: str = "tokens.overall") -> "Figu
     for i, run in enumerate(runs):
         diagram = run.at(f"calibration.{part}.reliability")
         share = np.array(diagram["count"]) / sum(diagram["count"])
-        x, y = diagram["confidence"]["value"], diagram["accuracy"]["value"]
-        most = max([most, *(max(x[k], y[k]) for k in np.flatnonzero(share > 0.01))])
-        draw_points(axes, x, diagram["accuracy"], color=f"C{i}", alpha=0.8)
+        filled = share > 0.01  # the axes end where the predictions do
+        x = np.array(diagram["confidence"]["value"])[filled]
+        y, low, high = columns(diagram["accuracy"])[:, filled]
+        most = max(most, x.max(), high.max())
+        draw_points(axes, x, {"value": y, "low": low, "high": high}, color=f"C{i}", alpha=0.8)
         axes.plot(x, y, color=f"C{i}", lw=1, alpha=0.6)
         error = run.at(f"calibration.{part}.ece_equal_width")
         name = f"{run.name}: ECE {error['value']:.4f} [{error['low']:.4f}, {error['high']:.4f}]"
-        axes.scatter(x, y, s=4 + 300 * share, color=f"C{i}", alpha=0.4, lw=0, label=name)
+        axes.scatter(x, y, s=4 + 300 * share[filled], color=f"C{i}", alpha=0.4, lw=0, label=name)
     axes.axline((0, 0), slope=1, color="black", lw=0.8, ls="--")
-    limit = min(1.0, 1.15 * most) or 1.0
+    limit = min(1.02, 1.05 * most) or 1.0
     axes.set(xlim=(0, limit), ylim=(0, limit), xlabel="confidence", ylabel="accuracy")
     axes.set_title("Reliability; circles by the number of predictions", fontsize=10)
     return name_lines(figure, axes)

@@ -78,8 +78,9 @@ def test_orders_are_drawn_as_ranks():
 
 def test_animations_together_start_together_and_wait_for_each_other():
     short, long = ([np.full((4, 6, 3), k, np.uint8) for k in range(count)] for count in (2, 4))
-    frames = stacked_frames({"short": short, "long": long}, scale=3)
-    assert [frame.shape for frame in frames] == [(2 * (14 + 12), 18, 3)] * 4
-    assert [frame[14, 0, 0] for frame in frames] == [0, 1, 1, 1]
-    assert [frame[40, 0, 0] for frame in frames] == [0, 1, 2, 3]
+    frames = stacked_frames({"short": short, "longer": long}, scale=4)
+    title = 5 + 2 * 12  # each takes two lines of 24 pixels
+    assert [frame.shape for frame in frames] == [(2 * (title + 16), 24, 3)] * 4
+    assert [frame[title, 0, 0] for frame in frames] == [0, 1, 1, 1]
+    assert [frame[-1, 0, 0] for frame in frames] == [0, 1, 2, 3]
     assert gif(frames).startswith(b"GIF89a")
