@@ -109,7 +109,7 @@ def plot_curves(
     if ceiling:
         reference(every[0], ceiling, f"a uniform guess: {ceiling:g} bits")
     every[-1].set_xlabel("training step")
-    if one:
+    if one and runs[0].curve:
         return figure
     every[0].set_title("Training; faint: of the batches, strong: held out", fontsize=10)
     return name_lines(figure, every[0])

@@ -31,6 +31,11 @@ def test_a_figure_has_a_colour_for_each_run_and_a_name(plot):
         assert figure.get_figwidth() <= 5.2 and figure._repr_png_().startswith(b"\x89PNG")
 
 
+def test_a_training_without_a_log_is_said_to_be_unmeasured():
+    (text,) = plots.plot_curves([Run("copied", {}, [])], {"loss": ["loss"]}).axes[0].texts
+    assert "not measured" in text.get_text()
+
+
 def test_a_line_is_the_runs_own_numbers_with_its_interval():
     figure = plots.plot_context(PAIR)
     rows = PAIR[1].at("robustness.context.uniform")
