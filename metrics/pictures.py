@@ -44,6 +44,13 @@ def blank(width: float = 5.2, height: float = 3.4, rows: int = 1, columns: int =
     return figure, axes
 
 
+def reference(axes: Any, value: float, text: str) -> None:
+    """Draw what a value is to be compared with, a dashed line with its name on it."""
+    axes.axhline(value, color="black", lw=0.8, ls="--")
+    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top", "fontsize": 8}
+    axes.annotate(text, (1, value), (0, -3), textcoords="offset points", **place)
+
+
 def png_of(figure: "Figure", dpi: int = 110) -> bytes:
     """Return a figure as PNG."""
     file = io.BytesIO()
@@ -115,6 +122,25 @@ def plot_reconstructions(
     figure, axes = blank(1 + 0.7 * columns, 1.7)
     both_NHWC = np.concatenate((images_NHWC[:columns], others_NHWC[:columns]))
     _show(axes, tile(both_NHWC, columns), names)
+    return figure
+
+
+def plot_usage(counts_V: np.ndarray) -> "Figure":
+    """Draw how often each code is used, most used first, against uniform use."""
+    figure, axes = blank(5.2, 3)
+    share_V = np.sort(counts_V)[::-1] / counts_V.sum()
+    axes.fill_between(np.arange(len(share_V)), share_V, step="mid", alpha=0.7)
+    reference(axes, 1 / len(share_V), "if all were used alike")
+    axes.set(xlabel="code, most used first", ylabel="share of tokens")
+    return figure
+
+
+def plot_histogram(values_N: np.ndarray, label: str) -> "Figure":
+    """Draw how values spread over images, and their mean."""
+    (figure, axes), mean = blank(5.2, 3), values_N.mean()
+    axes.hist(values_N, bins=40, alpha=0.7)
+    axes.axvline(mean, color="black", lw=0.8, ls="--")
+    axes.set(xlabel=label, ylabel="images", title=f"mean {mean:.2f}")
     return figure
 
 

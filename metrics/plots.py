@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from metrics.pictures import blank, plot_class_grid, save_figure
+from metrics.pictures import blank, plot_class_grid, reference, save_figure
 from metrics.report import HIGHER_IS_BETTER, Run
 from models.method import Method
 from models.sampling import Plan, sample_codes
@@ -51,13 +51,6 @@ def draw_points(axes: Any, x: Any, y: Any, along: str = "y", **style: Any) -> No
     bars = np.maximum([value - low, high - value], 0)  # the interval of an ECE may lie beside it
     x, y = (x, value) if along == "y" else (value, y)
     axes.errorbar(x, y, **{f"{along}err": bars}, fmt="o", ms=4, capsize=2, lw=1, **style)
-
-
-def reference(axes: Any, value: float, text: str) -> None:
-    """Draw what a value is to be compared with, a dashed line with its name on it."""
-    axes.axhline(value, color="black", lw=0.8, ls="--")
-    place = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "top", "fontsize": 8}
-    axes.annotate(text, (1, value), (0, -3), textcoords="offset points", **place)
 
 
 def name_lines(figure: "Figure", axes: Any) -> "Figure":
@@ -113,25 +106,6 @@ def plot_curves(
         return figure
     every[0].set_title("Training; faint: of the batches, strong: held out", fontsize=10)
     return name_lines(figure, every[0])
-
-
-def plot_usage(counts_V: np.ndarray) -> "Figure":
-    """Draw how often each code is used, most used first, against uniform use."""
-    figure, axes = blank(5.2, 3)
-    share_V = np.sort(counts_V)[::-1] / counts_V.sum()
-    axes.fill_between(np.arange(len(share_V)), share_V, step="mid", alpha=0.7)
-    reference(axes, 1 / len(share_V), "if all were used alike")
-    axes.set(xlabel="code, most used first", ylabel="share of tokens")
-    return figure
-
-
-def plot_histogram(values_N: np.ndarray, label: str) -> "Figure":
-    """Draw how values spread over images, and their mean."""
-    (figure, axes), mean = blank(5.2, 3), values_N.mean()
-    axes.hist(values_N, bins=40, alpha=0.7)
-    axes.axvline(mean, color="black", lw=0.8, ls="--")
-    axes.set(xlabel=label, ylabel="images", title=f"mean {mean:.2f}")
-    return figure
 
 
 def plot_by_order(runs: Sequence[Run]) -> "Figure":
