@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import Evil
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from models.artifacts import (
     ROOT,
@@ -90,46 +88,6 @@ def test_broken_and_foreign_checkpoints_are_refused(tmp_path):
         refused("model.w holds NaN or infinite")
 
 
-DAMAGES = st.one_of(
-    st.tuples(st.just("cut"), st.floats(0, 1), st.just(0)),
-    st.tuples(st.just("flip"), st.floats(0, 1, exclude_max=True), st.integers(0, 7)),
-    st.tuples(st.just("zeros"), st.floats(0, 1, exclude_max=True), st.integers(1, 64)),
-    st.tuples(st.just("grow"), st.just(0.0), st.integers(1, 64)),
-)
-
-
-def damage(raw: bytes, kind: str, where: float, more: int) -> bytes:
-    at = int(where * len(raw))
-    if kind == "cut":
-        return raw[:at]
-    if kind == "grow":
-        return raw + bytes(more)
-    change = bytes([raw[at] ^ 1 << more]) if kind == "flip" else bytes(more)
-    return raw[:at] + change + raw[at + len(change) :]
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.sampled_from(["a.npy", "a.npy.json", "a.pth"]), st.lists(DAMAGES, min_size=1, max_size=3))
-def test_a_damaged_file_is_refused_in_one_line_or_reads_as_it_was(tmp_path_factory, name, damages):
-    folder = tmp_path_factory.mktemp("damaged")
-    array, weights = np.arange(300).reshape(3, 100), torch.arange(64.0)
-    save_array(folder / "a.npy", array, HEAD)
-    save_checkpoint(folder / "a.pth", HEAD, x=weights, rows=[{"step": 1}])
-    raw = (folder / name).read_bytes()
-    for one in damages:
-        raw = damage(raw, *one) or b""
-        if not raw:
-            break
-    (folder / name).write_bytes(raw)
-    try:
-        found, _ = load_array(folder / "a.npy", "thing", "remake it", np.int64, 2)
-        assert np.array_equal(found, array)
-        contents = load_checkpoint(folder / "a.pth", "thing", "remake it")
-        assert torch.equal(contents["x"], weights) and contents["rows"] == [{"step": 1}]
-    except InputError as e:
-        assert "remake it" in str(e) and "\n" not in str(e)
-
-
 def test_no_header_can_ask_for_more_than_the_file_holds(tmp_path):
     path = tmp_path / "a.npy"
     save_array(path, np.zeros(10), HEAD)
@@ -154,9 +112,9 @@ def test_no_header_can_ask_for_more_than_the_file_holds(tmp_path):
 def test_one_changed_bit_of_a_weight_is_noticed(tmp_path):
     weights, path = torch.arange(64.0), tmp_path / "a.pth"
     save_checkpoint(path, HEAD, x=weights)
-    raw = path.read_bytes()
-    at = raw.index(weights.numpy().tobytes()) + 9
-    path.write_bytes(damage(raw, "flip", (at + 0.5) / len(raw), 3))
+    raw = bytearray(path.read_bytes())
+    raw[raw.index(weights.numpy().tobytes()) + 9] ^= 8
+    path.write_bytes(raw)
     assert not torch.equal(torch.load(path, weights_only=True)["x"], weights)  # torch does not look
     with pytest.raises(InputError, match="not what was written.*remake it"):
         load_checkpoint(path, "thing", "remake it")
