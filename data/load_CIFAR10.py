@@ -10,11 +10,9 @@ of Features from Tiny Images", Krizhevsky 2009, read by torchvision.
 """
 
 import contextlib
-import hashlib
 import shutil
 import socket
 import tempfile
-import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from metrics.pictures import plot_first_images, save_figure
 from models import command
 from models.artifacts import ROOT, as_written
 from models.command import InputError, one_line, run
-from models.data import CLASSES, IMAGE_SHAPE, SPLITS, SplitName, save_splits
+from models.data import CLASSES, IMAGE_SHAPE, SPLITS, canonical_rows, load_split, save_splits
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 """images that are read, and what they must really be"""
@@ -55,14 +53,8 @@ class LoadConfig(command.Config):
     """folder that keeps the downloaded archive"""
 
 
-Source = tuple[dict[SplitName, tuple[np.ndarray, np.ndarray]], tuple[str, ...], str]
+Source = tuple[dict[str, tuple[np.ndarray, np.ndarray]], tuple[str, ...], str]
 """What was read: images uint8 (N, 32, 32, 3) and labels int64 (N,) by split, classes, data set."""
-
-
-def md5_of(path: Path) -> str:
-    """Return the MD5 hex digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def download(url: str, md5: str, archive: Path) -> Path:
@@ -86,7 +78,9 @@ def download(url: str, md5: str, archive: Path) -> Path:
 
 def read_archive(archive: Path, md5: str | None, kind: Any) -> Source:
     """Read an official archive. Raises InputError unless it has this MD5 (None: the official)."""
-    expected, found = md5 or kind.tgz_md5, md5_of(archive)
+    from torchvision.datasets.utils import calculate_md5
+
+    expected, found = md5 or kind.tgz_md5, calculate_md5(archive)
     if found != expected:
         raise InputError(f"{archive}: expected MD5 {expected}, found {found}; get the archive anew")
     with tempfile.TemporaryDirectory() as folder:
@@ -101,6 +95,8 @@ def read_batches(folder: Path, kind: Any, archive: Path | None = None) -> Source
     Those of an `archive`, whose own MD5 was right, may have any. Raises InputError for a file that
     is missing or another.
     """
+    from torchvision.datasets.utils import calculate_md5
+
     source = archive or folder
     lists = {"train": kind.train_list, "test": kind.test_list}
     names = [name for files in lists.values() for name, _ in files] + [kind.meta["filename"]]
@@ -110,8 +106,8 @@ def read_batches(folder: Path, kind: Any, archive: Path | None = None) -> Source
     changes = {"base_folder": folder.name}
     if archive:
         for split, files in lists.items():
-            changes[f"{split}_list"] = [[name, md5_of(folder / name)] for name, _ in files]
-        changes["meta"] = kind.meta | {"md5": md5_of(folder / kind.meta["filename"])}
+            changes[f"{split}_list"] = [[name, calculate_md5(folder / name)] for name, _ in files]
+        changes["meta"] = kind.meta | {"md5": calculate_md5(folder / kind.meta["filename"])}
     reader = type(kind.__name__, (kind,), changes)
     try:
         both = {split: reader(folder.parent, train=split == "train") for split in SPLITS}
@@ -139,11 +135,10 @@ def read_image(path: str, size: int | None, bar: tqdm) -> np.ndarray:
             raise OSError("it is no file")
         with warnings.catch_warnings(), Image.open(file) as image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            kind = image.format, image.mode, getattr(image, "n_frames", 1)
-            sixteen = image.format == "PNG" and file.read_bytes()[24] != 8
-            if kind != (SUFFIXES.get(file.suffix.lower()), "RGB", 1) or sixteen:
-                bits = ", 16 bits" if sixteen else ""
-                raise ValueError(f"it is {kind[0]} of mode {kind[1]}, {kind[2]} frames{bits}")
+            bits = file.read_bytes()[24] if image.format == "PNG" else 8
+            kind = image.format, image.mode, getattr(image, "n_frames", 1), bits
+            if kind != (SUFFIXES.get(file.suffix.lower()), "RGB", 1, 8):
+                raise ValueError("it is {} of mode {}, {} frames, {} bits".format(*kind))
             if "transparency" in image.info:
                 raise ValueError("it has transparent pixels")
             if size is None and image.size != IMAGE_SHAPE[1::-1]:
@@ -182,35 +177,43 @@ def read_source(cfg: LoadConfig) -> Source:
     from torchvision import datasets  # takes seconds
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[cfg.dataset]
-    if cfg.source is None:
-        archive = cfg.downloads / kind.filename
-        download(cfg.url or kind.url, cfg.md5 or kind.tgz_md5, archive)
-        return read_archive(archive, cfg.md5, kind)
-    if cfg.source.is_file():
-        return read_archive(cfg.source, cfg.md5, kind)
-    for folder in (cfg.source, cfg.source / kind.base_folder):
+    archive = cfg.downloads / kind.filename
+    source = cfg.source or download(cfg.url or kind.url, cfg.md5 or kind.tgz_md5, archive)
+    if source.is_file():
+        return read_archive(source, cfg.md5, kind)
+    for folder in (source, source / kind.base_folder):
         if (folder / kind.meta["filename"]).exists():
             return read_batches(folder.resolve(), kind)
-    if any((cfg.source / split).is_dir() for split in SPLITS):
-        return read_image_folder(cfg.source, cfg.size)
+    if any((source / split).is_dir() for split in SPLITS):
+        return read_image_folder(source, cfg.size)
     raise InputError(
-        f"--source {cfg.source}: expected {kind.filename}, the folder {kind.base_folder}, or a "
+        f"--source {source}: expected {kind.filename}, the folder {kind.base_folder}, or a "
         "folder of {train,test}/<class>/ images, found none of them"
     )
 
 
+def other_images(folder: Path, images_NHWC: np.ndarray, labels_N: np.ndarray) -> bool:
+    """Whether a whole set of other train images lies there: CINIC-10's classes are CIFAR-10's."""
+    try:
+        there_NHWC = load_split(folder, "train").images_NHWC
+    except InputError:
+        return False
+    return not np.array_equal(there_NHWC, images_NHWC[canonical_rows(images_NHWC, labels_N)])
+
+
 def main(cfg: LoadConfig) -> None:
     """Read and check everything, then write the four arrays and the picture."""
-    start = time.perf_counter()
     if cfg.out:
         cfg.out.mkdir(parents=True, exist_ok=True)  # before the long part, should it be impossible
     with contextlib.redirect_stdout(None):  # torchvision prints "Files already downloaded"
         arrays, classes, dataset = read_source(cfg)
     out = cfg.out or ROOT / "data" / dataset
+    if cfg.out is None and other_images(out, *arrays["train"]):
+        raise InputError(f"{out} holds other images; delete it, or give another --out")
     save_splits(out, arrays, classes, dataset, "data/load_CIFAR10.py", cfg)
     save_figure(plot_first_images(*arrays["train"], classes), out / "classes.png")
     counts = ", ".join(f"{len(labels)} {split}" for split, (_, labels) in arrays.items())
-    print(f"{dataset}: {counts} images -> {out} in {time.perf_counter() - start:.1f} s")
+    print(f"{dataset}: {counts} images -> {out}")
 
 
 if __name__ == "__main__":

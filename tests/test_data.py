@@ -17,6 +17,7 @@ from tiny_cifar import (
     make_official,
     md5,
     refused,
+    stage,
     tiny_batches,
     tiny_images,
     write_archive,
@@ -66,6 +67,22 @@ def test_other_classes_in_any_number_go_through_under_the_folders_name(tmp_path)
     splits = load(tmp_path / "out", source=folder)
     assert splits["train"].classes == ("cat", "dog", "zebra") and splits["test"].dataset == "pets"
     assert set(splits["train"].labels_N.tolist()) == {0, 1, 2}
+
+
+def test_no_other_images_of_the_same_classes_are_written_over(tmp_path, monkeypatch):
+    """CINIC-10 has the classes of CIFAR-10, and its folder would go by that name."""
+    monkeypatch.setattr(stage, "ROOT", tmp_path)
+    folder = write_image_folder(tmp_path / "first")
+    for _ in range(2):  # the same ones may be written again
+        stage.main(stage.LoadConfig(source=folder))
+    before = bytes_in(tmp_path / "data/cifar10")
+    (folder / "train/frog/12.png").unlink()
+    with pytest.raises(InputError, match="data/cifar10 holds other images; delete it, or give an"):
+        stage.main(stage.LoadConfig(source=folder))
+    assert bytes_in(tmp_path / "data/cifar10") == before
+    (tmp_path / "data/cifar10/train_labels.npy").write_bytes(b"torn")
+    stage.main(stage.LoadConfig(source=folder))
+    assert len(load_split(tmp_path / "data/cifar10", "train").labels_N) == 19
 
 
 def test_images_of_another_size_are_resized_on_request_only(tmp_path):
