@@ -121,7 +121,7 @@ def plot_by_order(runs: Sequence[Run]) -> "Figure":
             y = [rows.index(drawn[i][name]) + shift for name in one]
             draw_points(axes, list(one.values()), y, "x", color=f"C{i}", label=run.name)
     axes.set_yticks(range(len(rows)), rows)
-    axes.invert_yaxis()
+    axes.set_ylim(max(1, len(rows)) - 0.5, -0.5)
     axes.set_xlabel("bits per test image, 95% intervals")
     axes.set_title("Likelihood by the order an image is read in", fontsize=10)
     return name_lines(figure, axes)
