@@ -35,6 +35,11 @@ def test_every_measured_figure_of_the_readme_stands_in_the_results():
     assert len(figures) > 20 and missing == []
 
 
+def test_the_tests_that_the_readme_names_are_there():
+    names = re.findall(r"`(?:tests/)?([\w/]*test_\w+\.py)`", (ROOT / "README.md").read_text())
+    assert len(names) > 5 and all([*(ROOT / "tests").rglob(name)] for name in names), names
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

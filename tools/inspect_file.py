@@ -92,7 +92,9 @@ def chain(header: dict, here: dict[str, Path], depth: int = 1) -> Iterator[str]:
         where = path.relative_to(ROOT) if path else "not here"
         yield f"{'  ' * depth}{name} {str(sha256)[:12]}: {where}"
         if path and depth < 8:
-            yield from chain(read(path)[0], here, depth + 1)
+            # of an array the header alone: images of 150 MB would be read for a line each
+            array = path.suffix == ".npy"
+            yield from chain(read_json(sidecar(path)) if array else read(path)[0], here, depth + 1)
 
 
 def main(cfg: InspectConfig) -> None:
