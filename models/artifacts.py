@@ -140,8 +140,8 @@ def as_written(path: Path | str, what: str, mend: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as e:
-        reason = one_line(e, 150)
-        raise InputError(f"{path} holds no {what} that is whole ({reason}); {mend}") from None
+        found = f"no {what} that is whole ({one_line(e, 150)})"
+        raise InputError(f"{path} holds {found}; {mend}") from None
 
 
 def expect_file(path: Path, what: str, mend: str) -> None:
@@ -157,8 +157,7 @@ def map_array(path: Path, what: str, mend: str) -> np.ndarray:
     try:  # numpy raises many types for a torn header, tokenize.TokenError too
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as e:
-        reason = one_line(e, 150)
-        raise InputError(f"{path} is torn or no .npy file ({reason}); {mend}") from None
+        raise InputError(f"{path} is torn or no .npy file ({one_line(e, 150)}); {mend}") from None
 
 
 def read_json(path: Path, limit: int = 1 << 24) -> dict:
@@ -276,6 +275,15 @@ def safe_load(path: Path, mend: str) -> tuple[Any, str]:
             f"{path} is broken or unsafe and was not loaded ({one_line(reason, 100)}); {mend}"
         ) from None
     return contents, hashlib.sha256(raw).hexdigest()
+
+
+def restored(build: Callable[[], torch.nn.Module], state: dict) -> torch.nn.Module:
+    """Return what `build` makes with these weights; a size they cannot fill is not allocated."""
+    with torch.device("meta"):
+        # a copy: torch notes assign=True in the dict, and would keep half precision below
+        build().load_state_dict(dict(state), assign=True)
+    (model := build()).load_state_dict(state)
+    return model
 
 
 def tensors_in(contents: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim.swa_utils import AveragedModel
 
-from models.artifacts import ROOT, as_written, load_checkpoint, save_checkpoint
+from models.artifacts import ROOT, as_written, load_checkpoint, restored, save_checkpoint
 from models.command import InputError
 from models.method import Method
 from models.methods import build
@@ -122,8 +122,7 @@ def load_generator(path: Path) -> Generator:
     head = saved["header"]
     with as_written(path, KIND, "run: uv run train_c2i.py"):
         config = ModelConfig(**renewed("model_config", saved["model_config"]))
-        model = build(head["method"], config)
-        model.load_state_dict(saved["model"])
+        model = restored(lambda: build(head["method"], config), saved["model"])
         classes = head.get("classes", [""] * config.classes)
         names = (head["config"].get("order", ""), head.get("dataset", ""), *classes)
         if len(classes) != config.classes or not all(isinstance(name, str) for name in names):

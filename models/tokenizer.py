@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.artifacts import ROOT, as_written, load_checkpoint, save_checkpoint, sha256_of
+from models.artifacts import ROOT, as_written, load_checkpoint, restored, save_checkpoint, sha256_of
 from models.command import InputError
 from models.data import Codes
 from models.training import bf16_is_native
@@ -57,8 +57,8 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, dict]:
     rerun = "uv run tokenizer_vq/train_vqvae.py"
     saved = load_checkpoint(path, KIND, rerun)
     with as_written(path, KIND, f"run: {rerun}"):
-        model = build_tokenizer(saved["header"].get("model", "vqvae"), saved["model_config"])
-        model.load_state_dict(saved["model"])  # half precision becomes fp32
+        what = saved["header"].get("model", "vqvae"), saved["model_config"]
+        model = restored(lambda: build_tokenizer(*what), saved["model"])  # half becomes fp32
     return model.requires_grad_(False).eval(), saved["header"]
 
 

@@ -162,7 +162,7 @@ def test_an_exported_checkpoint_is_small_and_carries_how_to_sample(world, runs, 
     with pytest.raises(InputError, match="expected samples of gpt"):
         export.main(refused)
     metrics.write_text("{}")
-    with pytest.raises(InputError, match="expected a metrics.json"):
+    with pytest.raises(InputError, match="give a metrics.json"):
         export.main(export.ExportConfig(run, metrics, tmp_path / "x.pth"))
     assert not (tmp_path / "x.pth").exists()
 

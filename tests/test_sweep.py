@@ -68,5 +68,5 @@ def test_a_sweep_of_something_else_is_not_mixed_in(config):
     with pytest.raises(InputError, match="sweep of another checkpoint, tokenizer or reference"):
         tool.main(changed(config, reference=30))
     (config.out / "sweep.json").write_text("[")
-    with pytest.raises(InputError, match="is no sweep"):
+    with pytest.raises(InputError, match="holds no sweep"):
         tool.main(config)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from models import command
-from models.artifacts import ROOT, read_json
+from models.artifacts import ROOT, as_written, read_json
 from models.checkpoint import load_generator, renewed, save_generator
 from models.command import InputError, run
 from models.sampling import Plan
@@ -28,11 +28,9 @@ class ExportConfig(command.Config):
 
 def sampling_of(path: Path, method: str) -> dict:
     """Return how the samples of a metrics.json were made. Raises InputError if it does not say."""
-    try:
+    with as_written(path, "record of samples", "give a metrics.json of eval_c2i.py"):
         metrics = read_json(path)
         plan, sampled = asdict(Plan(**renewed("plan", metrics["plan"]))), metrics["method"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"expected a metrics.json of eval_c2i.py at {path} ({e})") from None
     if sampled != method:
         raise InputError(f"expected samples of {method} in {path}, found those of {sampled}")
     return plan

@@ -25,7 +25,7 @@ from metrics.pictures import save_figure
 from metrics.plots import plot_sweep
 from metrics.report import HIGHER_IS_BETTER, Run, write_record
 from models import command
-from models.artifacts import read_json
+from models.artifacts import as_written, read_json
 from models.checkpoint import Generator
 from models.command import InputError, run
 from models.sampling import Plan, Schedule
@@ -110,11 +110,9 @@ def read_rows(file: Path, inputs: dict) -> list[dict]:
     """Return what a sweep has measured so far. Raises InputError if it was of other inputs."""
     if not file.exists():
         return []
-    try:
+    with as_written(file, "sweep", "delete it, or choose another --out"):
         record = read_json(file)
-        same, rows = record["inputs"] == inputs, list(record["rows"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"{file} is no sweep ({e}); delete it, or choose another --out") from None
+        same, rows = record["inputs"] == inputs, [dict(row) for row in record["rows"]]
     if not same:
         raise InputError(
             f"{file} is a sweep of another checkpoint, tokenizer or reference; delete it, or "

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from tiny_cifar import tiny_batches, write_archive
 from tiny_extractor import write_extractor
 from tiny_published import layout
+from torchvision.datasets.utils import calculate_md5
 
 from metrics.corruptions import OFFICIAL, official
 from metrics.evaluation import read_samples
@@ -108,7 +109,7 @@ def write_perceptual(folder: Path) -> None:
 
 def read_archive(folder: Path) -> tuple:
     path = folder / "a.tar.gz"
-    md5 = load.md5_of(path) if path.is_file() else "0" * 32
+    md5 = calculate_md5(path) if path.is_file() else "0" * 32
     return load.read_source(load.LoadConfig(source=path, md5=md5))[1]
 
 
@@ -145,12 +146,13 @@ def read_features(folder: Path) -> torch.Tensor:
 
 
 def write_corruptions(folder: Path) -> None:
-    for name in (*OFFICIAL, "labels"):
-        np.save(folder / f"{name}.npy", np.zeros((10, 32, 32, 3) if name != "labels" else 10, "u1"))
+    for name in OFFICIAL:
+        np.save(folder / f"{name}.npy", np.tile(images()[:2], (5, 1, 1, 1)))
+    np.save(folder / "labels.npy", np.tile(LABEL_N[:2], 5).astype("u1"))
 
 
 def read_corruptions(folder: Path) -> list:
-    corrupted = official(folder, np.zeros(2, np.int64), np.array([0, 1]))
+    corrupted = official(folder, images()[:2], LABEL_N[:2], np.arange(2))
     return list(corrupted.at(1).shape)
 
 

@@ -98,6 +98,16 @@ def pristine(tmp_path_factory) -> dict:
     return found
 
 
+@pytest.mark.parametrize(("name", "width"), [("generator gpt", 2**14), ("tokenizer", 2**12)])
+def test_a_size_that_the_weights_cannot_fill_is_not_allocated(pristine, tmp_path, name, width):
+    path = next(pristine[name][0].glob("*.pth"))
+    contents = torch.load(path, weights_only=True)
+    contents["model_config"] |= {"width": width}
+    torch.save(contents, tmp_path / path.name)
+    with limited(), pytest.raises(InputError, match="size mismatch"):
+        TARGETS[name].read(tmp_path)
+
+
 def test_damaged_files_end_in_one_line_or_read_as_they_were(pristine, tmp_path, pytestconfig):
     first, cases = (pytestconfig.getoption(f"--{name}") for name in ("first-case", "cases"))
     tally, wrong = Counter(), []

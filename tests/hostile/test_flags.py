@@ -6,6 +6,7 @@ parsed, not run.
 
 import contextlib
 import io
+import shutil
 import traceback
 import typing
 from collections import Counter
@@ -76,6 +77,17 @@ def files(world, tmp_path_factory) -> dict[str, Path]:
     }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def copies(files, tmp_path_factory) -> list[Path]:
+    """Other files and folders, for outputs to write over."""
+    folder, found = tmp_path_factory.mktemp("copies"), []
+    for path in sorted({path for path in files.values() if path.exists()}):
+        found.append(folder / str(len(found)) / path.name)
+        found[-1].parent.mkdir()
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, found[-1])
+    return found
+
+
 def flat(kind: type, prefix: str = "") -> list[tuple[str, object]]:
     """Return the flags of a config and their types; those of MeasureConfig have no prefix."""
     hints, found = typing.get_type_hints(kind, include_extras=True), []
@@ -90,34 +102,27 @@ def flat(kind: type, prefix: str = "") -> list[tuple[str, object]]:
     return found
 
 
-def value_of(name: str, hint, rng, files: dict[str, Path], out: Path) -> str:
+def value_of(name: str, hint, rng, files: dict[str, Path], outs: list[Path]) -> str:
     """Return a value for a flag: a good one, one at the edge of its range, or none that fits."""
     marks = marks_of(hint)
     if rng.random() < 0.3:
         return JUNK[rng.integers(len(JUNK))]
     if any(isinstance(mark, Output) for mark in marks):
-        places = (
-            out / "new",
-            out / "new.pth",
-            out / "new.png",
-            *files.values(),
-            Path("/dev/null/a"),
-        )
-        return str(places[rng.integers(len(places))])
+        return str(outs[rng.integers(len(outs))])
     if allowed := next((mark for mark in marks if isinstance(mark, Range)), None):
         near = (allowed.least, allowed.least - 1, allowed.most + 1, -allowed.most, 2.0**63)
         good = near if name in HEAVY else (*near, allowed.most, (allowed.least + allowed.most) / 2)
         value = good[rng.integers(len(good))]
         return str(int(value) if float(value).is_integer() else value)
     if name in files or Path in typing.get_args(hint) or hint is Path:
-        places = (*files.values(), out, out / "nowhere", Path("/dev/null"), Path("a" * 300))
+        places = (*files.values(), *outs[:2], Path("/dev/null"), Path("a" * 300))
         return str(places[rng.integers(len(places))])
     parts = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part)]
     choices = [c for part in parts for c in typing.get_args(part) if isinstance(c, str)]
     return choices[rng.integers(len(choices))] if choices else JUNK[rng.integers(len(JUNK))]
 
 
-def line_of(path: str, rng, files: dict[str, Path], out: Path) -> list[str]:
+def line_of(path: str, rng, files: dict[str, Path], copies: list[Path], out: Path) -> list[str]:
     """Return the arguments of a command: what makes it small, and one to four drawn ones."""
     flags = dict(flat(config_of(path)))
     line = {name: SMALL[name] for name in flags if name in SMALL and SMALL[name] is not None}
@@ -127,8 +132,10 @@ def line_of(path: str, rng, files: dict[str, Path], out: Path) -> list[str]:
     line |= {"out": out / ("new.pth" if Output(".pth") in marks_of(flags["out"]) else "new")} \
         if "out" in flags else {}  # fmt: skip
     line.pop("order", None)
+    outs = [out, *(out / name for name in ("new", "new.pth", "new.png")), *copies]
+    outs += [Path("/dev/null/a"), *(value for value in line.values() if isinstance(value, Path))]
     for name in rng.choice(list(flags), rng.integers(1, 5)):
-        line[name] = value_of(name, flags[name], rng, files, out)
+        line[name] = value_of(name, flags[name], rng, files, outs)
     free = [str(line.pop(name)) for name in ("file", "runs") if name in line]
     if path == "tools/import_checkpoint.py":
         free.append(str(line.pop("source")))
@@ -140,14 +147,14 @@ def hashes(files: dict[str, Path]) -> dict[Path, str]:
     return {p: sha256_of(p) for p in every if p.is_file()}
 
 
-def test_any_flags_end_in_one_line_or_a_result(files, tmp_path, pytestconfig, monkeypatch):
+def test_any_flags_end_in_one_line_or_a_result(files, copies, tmp_path, pytestconfig, monkeypatch):
     first, cases = (pytestconfig.getoption(f"--{name}") for name in ("first-case", "cases"))
     monkeypatch.chdir(tmp_path)
     before, tally, wrong = hashes(files), Counter(), []
     for case in range(first, first + cases // 4):
         rng = np.random.default_rng([8, case])
         path = SCRIPTS[case % len(SCRIPTS)]
-        line = line_of(path, rng, files, tmp_path / f"out{case}")
+        line = line_of(path, rng, files, copies, tmp_path / f"out{case}")
         where = f"case {case}: {path} {' '.join(line)}"
         nowhere = io.TextIOWrapper(io.BytesIO())
         quiet = contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere)

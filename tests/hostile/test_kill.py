@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ from models.artifacts import ROOT
 
 TIMES = {"images_per_second", "peak_memory_gb", "seconds", "git_commit", "command", "out", "device"}
 """what two equal runs may differ in"""
-LOG = "/dev/shm/stage.log" if os.path.isdir("/dev/shm") else os.devnull
+LOG = Path(tempfile.gettempdir()) / f"stage-{os.getpid()}.log"
 QUICK = ("2 tokenizer", "4 adamw")
 """commands that are killed with --kills 1"""
 DRAWN_TIMES = ("curves.png", "sweep.png")
@@ -42,16 +43,22 @@ from models import command
 import lightning_fabric, matplotlib.pyplot, torch, torch_fidelity, vector_quantize_pytorch
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits "ignore"
+ends = signal.SIGINT, signal.SIGTERM
+signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+def at_work(cfg):
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
+    main(cfg)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
 for line in sys.stdin:
     path, arguments = json.loads(line)
     if not (child := os.fork()):
-        log = os.open({LOG!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        log = os.open({str(LOG)!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         sys.argv = [path, *arguments]
         status, main, config = 1, script(path).main, config_of(path)
         print(os.getpid(), flush=True)
         os.dup2(log, 1), os.dup2(log, 2)
         try:
-            command.run(main, config)
+            command.run(at_work, config)
             status = 0
         except SystemExit as e:
             print(e, file=sys.stderr)
@@ -83,6 +90,7 @@ def server():
 
     yield run
     process.communicate()
+    LOG.unlink()
 
 
 def plain(value):
@@ -184,7 +192,7 @@ def test_ended_at_any_moment_the_same_command_finishes(
     for name, (path, flags) in some.items():
         arguments = flags(tmp_path / f"{name}/out")
         began = time.perf_counter()
-        assert server(path, arguments) == 0, f"{name}: {Path(LOG).read_text()[-2000:]}"
+        assert server(path, arguments) == 0, f"{name}: {LOG.read_text()[-2000:]}"
         seconds = time.perf_counter() - began
         whole = contents(tmp_path / name)
         shutil.rmtree(tmp_path / name)
@@ -195,7 +203,7 @@ def test_ended_at_any_moment_the_same_command_finishes(
                 statuses.append(server(path, arguments, how, rng.uniform(0, seconds)))
                 if not statuses[-1]:  # quicker than the first, which had a machine to share
                     seconds = min(seconds, time.perf_counter() - began)
-                said = Path(LOG).read_text()
+                said = LOG.read_text(errors="replace")
                 one_line = "\ninterrupted: " in f"\n{said}" and "Traceback" not in said
                 if statuses[-1] and how != signal.SIGKILL and not one_line:
                     wrong.append(f"{name}, end {number}: {statuses}, {said[-2000:]}")
