@@ -27,6 +27,7 @@ from torch import nn
 from models.command import InputError
 from models.method import Method
 from models.transformer import (
+    Dropout,
     LayerCache,
     ModelConfig,
     RMSNorm,
@@ -36,19 +37,17 @@ from models.transformer import (
     initialise,
     rotate,
     rotation_at,
+    split_heads,
     widened,
 )
 
-
-def split_heads(x_BSD: torch.Tensor, heads: int) -> torch.Tensor:
-    """Return x_BHSK."""
-    return x_BSD.unflatten(-1, (heads, -1)).transpose(1, 2)
+KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 
-def keys_values(owner: nn.Module, x_BSD: torch.Tensor, rotation_B1SR: torch.Tensor) -> torch.Tensor:
-    """Return kv_2BHSK by the owner's `to_k` and `to_v`, the keys turned to their cells."""
+def keys_values(owner: nn.Module, x_BSD: torch.Tensor, rotation_B1SR: torch.Tensor) -> KeysValues:
+    """Return k_BHSK and v_BHSK by the owner's `to_k` and `to_v`, the keys turned to their cells."""
     k_BHSK = rotate(split_heads(owner.to_k(x_BSD), owner.heads), rotation_B1SR)
-    return torch.stack((k_BHSK, split_heads(owner.to_v(x_BSD), owner.heads)))
+    return k_BHSK, split_heads(owner.to_v(x_BSD), owner.heads)
 
 
 class CrossAttention(nn.Module):
@@ -61,19 +60,14 @@ class CrossAttention(nn.Module):
         self.heads = config.heads
         for name in self.projections:  # apart, as in the published files
             setattr(self, name, nn.Linear(config.width, config.width, bias=False))
-        self.dropout = nn.Dropout(config.residual_dropout)
+        self.dropout = Dropout(config.residual_dropout)
 
     def forward(
-        self,
-        x_BSD: torch.Tensor,
-        rotation_B1SR: torch.Tensor,
-        kv_2BHLK: torch.Tensor,
-        start: int | None,
+        self, x_BSD: torch.Tensor, rotation_B1SR: torch.Tensor, kv: KeysValues, slots: range
     ) -> torch.Tensor:
-        """Let query s see the slots up to start + s; with None, all slots."""
+        """Let the query of a slot see it and those before it; without `slots` all see all."""
         q_BHSK = rotate(split_heads(self.to_q(x_BSD), self.heads), rotation_B1SR)
-        mixed_BHSK = attend(q_BHSK, *kv_2BHLK, start)
-        return self.dropout(self.proj(mixed_BHSK.transpose(1, 2).flatten(2)))
+        return self.dropout(self.proj(attend(q_BHSK, *kv, slots)))
 
 
 class SelfAttention(CrossAttention):
@@ -83,10 +77,11 @@ class SelfAttention(CrossAttention):
 
     def forward(self, x_BSD, rotation_B1SR, cache: LayerCache | None, start: int) -> torch.Tensor:
         """Let token s see tokens <= s of x and, with a cache, its slots before `start`."""
-        kv_2BHLK = keys_values(self, x_BSD, rotation_B1SR)
+        kv = keys_values(self, x_BSD, rotation_B1SR)
         if cache is not None:
-            kv_2BHLK = cache.write(start, kv_2BHLK)
-        return super().forward(x_BSD, rotation_B1SR, kv_2BHLK, start)
+            kv = cache.write(start, *kv)
+        slots = range(start, start + x_BSD.shape[1])
+        return super().forward(x_BSD, rotation_B1SR, kv, slots)
 
 
 class Block(nn.Module):
@@ -132,32 +127,28 @@ class TwoPasses(nn.Module):
 
     def read(
         self, x_BSD: torch.Tensor, rotation_BSR: torch.Tensor, cache: ARPGCache | None = None
-    ) -> torch.Tensor:
-        """Pass 1: return kv_2BHLK of the content so far; with a cache, x is what follows in it."""
+    ) -> KeysValues:
+        """Pass 1: return keys and values of the content so far; with a cache, x follows in it."""
         rotation_B1SR, start = rotation_BSR.unsqueeze(1), cache.slots if cache else 0
         for i, block in enumerate(self.self_dec):
             x_BSD = block(x_BSD, rotation_B1SR, cache.layers[i] if cache else None, start)
         x_BSD = self.norm(x_BSD)
-        kv_2BHSK = keys_values(self, x_BSD, rotation_B1SR)
+        kv = keys_values(self, x_BSD, rotation_B1SR)
         if cache is None:
-            return kv_2BHSK
+            return kv
         cache.slots += x_BSD.shape[1]
-        return cache.shared.write(start, kv_2BHSK)
+        return cache.shared.write(start, *kv)
 
     def answer(
-        self,
-        query_11D: torch.Tensor,
-        rotation_BSR: torch.Tensor,
-        kv_2BHLK: torch.Tensor,
-        start: int | None,
+        self, query_11D: torch.Tensor, rotation_BSR: torch.Tensor, kv: KeysValues, slots: range
     ) -> torch.Tensor:
-        """Pass 2: return x_BSD of the query turned S ways; see CrossAttention for `start`.
+        """Pass 2: return x_BSD of the query turned S ways; see attend for `slots`.
 
         The query is one vector until its first rotation spreads it over the batch and the cells.
         """
         x_BSD, rotation_B1SR = query_11D, rotation_BSR.unsqueeze(1)
         for block in self.cross_dec:
-            x_BSD = block(x_BSD, rotation_B1SR, kv_2BHLK, start)
+            x_BSD = block(x_BSD, rotation_B1SR, kv, slots)
         return x_BSD
 
 
@@ -176,7 +167,7 @@ class ARPG(Method):
                 f"expected an even number of layers, got {config.layers}"
             )
         self.embeddings = nn.Embedding(config.vocab_size + config.classes + 3, config.width)
-        self.token_dropout = nn.Dropout(config.token_dropout)
+        self.token_dropout = Dropout(config.token_dropout)
         self.layers = TwoPasses(config)
         self.norm = RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
@@ -192,14 +183,18 @@ class ARPG(Method):
         code_VD, query_1D, label_D, _ = self.embeddings.weight.split(sizes)
         return code_VD, query_1D.unsqueeze(0), label_D
 
+    def _rotation(self, cells_BS: torch.Tensor) -> torch.Tensor:
+        return rotation_at(self.config, cells_BS, self.head.weight)
+
     def forward(self, codes_BT, label_B, order_BS):
         """Return logits_BSV; see Method. Query s sees slots 0..s of pass 1: c, x_1 .. x_s."""
         code_VD, query_11D, label_D = self._embeddings()
         codes_BS = codes_BT.gather(1, order_BS)
         c_B1D, x_BSD = F.embedding(label_B[:, None], label_D), F.embedding(codes_BS, code_VD)
         x_BSD = self.token_dropout(torch.cat((c_B1D, x_BSD[:, :-1]), dim=1))
-        kv_2BHSK = self.layers.read(x_BSD, rotation_at(self.config, after_label(order_BS[:, :-1])))
-        x_BnD = self.layers.answer(query_11D, rotation_at(self.config, order_BS), kv_2BHSK, 0)
+        kv = self.layers.read(x_BSD, self._rotation(after_label(order_BS[:, :-1])))
+        slots = range(order_BS.shape[1])
+        x_BnD = self.layers.answer(query_11D, self._rotation(order_BS), kv, slots)
         return widened(self.head(self.norm(x_BnD)))
 
     def cache(self, label_B):
@@ -214,7 +209,9 @@ class ARPG(Method):
         if cache.slots == 0:
             x_BmD = torch.cat((F.embedding(cache.label_B[:, None], label_D), x_BmD), dim=1)
             cells_Bm = after_label(cells_Bm)
-        kv_2BHLK = self.layers.read(x_BmD, rotation_at(self.config, cells_Bm), cache)
-        rotation_BnR = rotation_at(self.config, next_cells_Bn)
-        x_BnD = self.layers.answer(query_11D, rotation_BnR, kv_2BHLK, None)
+        kv = tuple(cache.shared.kv_2)
+        if x_BmD.shape[1]:
+            kv = self.layers.read(x_BmD, self._rotation(cells_Bm), cache)
+        last = range(cache.slots - 1, cache.slots)
+        x_BnD = self.layers.answer(query_11D, self._rotation(next_cells_Bn), kv, last)
         return widened(self.head(self.norm(x_BnD)))

@@ -17,6 +17,7 @@ from torch import nn
 from models.method import Method
 from models.transformer import (
     Block,
+    Dropout,
     LayerCache,
     ModelConfig,
     RMSNorm,
@@ -45,7 +46,7 @@ class Llama(Method):
         super().__init__(config)
         self.cls_embedding = ClassEmbedding(config.classes, config.width)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.width)
-        self.token_dropout = nn.Dropout(config.token_dropout)
+        self.token_dropout = Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width)
         self.output = nn.Linear(config.width, config.vocab_size, bias=False)
@@ -65,10 +66,12 @@ class Llama(Method):
         With caches of the layers, the slots are start..start+L of them; see Attention for what a
         slot sees.
         """
-        rotation_B1LR = rotation_at(self.config, cells_BL).unsqueeze(1)
+        rotation_B1LR = rotation_at(self.config, cells_BL, self.output.weight).unsqueeze(1)
         for i, block in enumerate(self.layers):
-            x_BLD = block(x_BLD, rotation_B1LR, layers and layers[i], start, seen_LL)
-        return widened(self.output(self.norm(x_BLD[:, at])))
+            wanted = at if block is self.layers[-1] else slice(None)  # nothing reads the others
+            how = (rotation_B1LR, layers and layers[i], start, seen_LL)
+            x_BLD = block(x_BLD, *how, at=wanted)
+        return widened(self.output(self.norm(x_BLD)))
 
 
 @dataclass

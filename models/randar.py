@@ -40,7 +40,7 @@ class RandAR(Llama):
     def _instructions(self, cells_BS: torch.Tensor) -> torch.Tensor:
         """Return p_BSD, the learned vector turned head by head to each cell."""
         vector_HK = self.pos_instruct_embeddings.view(self.config.heads, self.config.head_width)
-        rotation_BS1R = rotation_at(self.config, cells_BS).unsqueeze(2)
+        rotation_BS1R = rotation_at(self.config, cells_BS, vector_HK).unsqueeze(2)
         return rotate(vector_HK.expand(*cells_BS.shape, -1, -1), rotation_BS1R).flatten(2)
 
     def _pairs(self, codes_BS: torch.Tensor, cells_BS: torch.Tensor) -> tuple:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.method import Method
-from models.transformer import LayerCache, ModelConfig, attend, widened
+from models.transformer import Dropout, LayerCache, ModelConfig, attend, split_heads, widened
 
 EPS = 1e-6
 
@@ -39,19 +39,17 @@ class RARAttention(nn.Module):
         self.q_norm = nn.LayerNorm(width // heads, eps=EPS)
         self.k_norm = nn.LayerNorm(width // heads, eps=EPS)
         self.proj = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BSD: torch.Tensor, cache: LayerCache | None, start: int) -> torch.Tensor:
         """Let slot s see slots <= s of x and, with a cache, its slots before `start`."""
-        qkv_3BHSK = self.qkv(x_BSD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        v_BHSK = qkv_3BHSK[2]
-        # under autocast the norms answer in fp32; attention and its cache want one dtype
-        q_BHSK = self.q_norm(qkv_3BHSK[0]).to(v_BHSK.dtype)
-        k_BHSK = self.k_norm(qkv_3BHSK[1]).to(v_BHSK.dtype)
+        qkv = (split_heads(part, self.heads) for part in self.qkv(x_BSD).chunk(3, dim=-1))
+        q_BHSK, k_BHSK, v_BHSK = qkv
+        q_BHSK, k_BHSK = self.q_norm(q_BHSK), self.k_norm(k_BHSK)
         if cache is not None:
-            k_BHSK, v_BHSK = cache.write(start, torch.stack((k_BHSK, v_BHSK)))
-        mixed_BHSK = attend(q_BHSK, k_BHSK, v_BHSK, start)
-        return self.dropout(self.proj(mixed_BHSK.transpose(1, 2).flatten(2)))
+            k_BHSK, v_BHSK = cache.write(start, k_BHSK, v_BHSK)
+        slots = range(start, start + x_BSD.shape[1])
+        return self.dropout(self.proj(attend(q_BHSK, k_BHSK, v_BHSK, slots)))
 
 
 class MLP(nn.Module):
@@ -61,7 +59,7 @@ class MLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
         return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x_BSD)))))

@@ -7,6 +7,7 @@ layout are kept, so that its checkpoints load.
 """
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,6 +18,40 @@ from torch import nn
 from models import command
 from models.command import InputError
 
+EPS = 1e-5
+
+
+class RMSNormOnCPU(torch.autograd.Function):
+    """F.rms_norm with a gradient in three passes over memory; PyTorch's own takes fifteen there.
+
+    LayerNorm's kernel, told that the mean is 0, gives the gradient less its own mean term.
+    """
+
+    @staticmethod
+    def forward(ctx, x_BSD: torch.Tensor, weight_D: torch.Tensor) -> torch.Tensor:
+        width = x_BSD.shape[-1]
+        norm_BS1 = torch.linalg.vector_norm(x_BSD, dim=-1, keepdim=True)
+        scale_BS1 = (norm_BS1.square() / width + EPS).rsqrt()
+        ctx.save_for_backward(x_BSD, weight_D, scale_BS1)
+        return (x_BSD * scale_BS1).mul_(weight_D)
+
+    @staticmethod
+    def backward(ctx, grad_BSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x_BSD, weight_D, scale_BS1 = ctx.saved_tensors
+        grad_BSD, mean_BS1 = grad_BSD.contiguous(), torch.zeros_like(scale_BS1)
+        through_BSD, of_weight_D, _ = torch.ops.aten.native_layer_norm_backward(
+            grad_BSD,
+            x_BSD,
+            weight_D.shape,
+            mean_BS1,
+            scale_BS1,
+            weight_D,
+            None,
+            (True, True, False),
+        )
+        mean_BS = torch.mv(grad_BSD.flatten(0, -2), weight_D / len(weight_D))
+        return through_BSD.addcmul_(scale_BS1, mean_BS.view_as(scale_BS1)), of_weight_D
+
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + 1e-5) in at least fp32, then times a learned weight."""
@@ -26,12 +61,28 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x_BSD, self.weight.shape, self.weight, eps=1e-5)
+        if x_BSD.device.type == "cpu" and x_BSD.requires_grad and x_BSD.dtype == self.weight.dtype:
+            return RMSNormOnCPU.apply(x_BSD, self.weight)
+        return F.rms_norm(x_BSD, self.weight.shape, self.weight, eps=EPS)
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, with 16 random bits a value on a CPU: its own draw there is 7% of a training."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (self.training and 0 < self.p < 1 and x.device.type == "cpu"):
+            return super().forward(x)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = bits.view(torch.int16)[: x.numel()].view(x.shape)
+        dropped = round(self.p * 2**16)  # of the values that 16 bits can have
+        return x * (bits >= dropped - 2**15).to(x.dtype).div_(1 - dropped / 2**16)
 
 
 @functools.lru_cache(maxsize=32)
-def rope_table(grid: int, head_width: int, device: torch.device) -> torch.Tensor:
-    """Return the rotations of 2-D RoPE, complex128 (1 + T, K/2), one row per cell after row 0.
+def rope_table(
+    grid: int, head_width: int, device: torch.device, dtype: torch.dtype = torch.complex128
+) -> torch.Tensor:
+    """Return the rotations of 2-D RoPE, complex (1 + T, K/2), one row per cell after row 0.
 
     Row 1 + p is cell p: K/4 angles from its grid row, then K/4 from its column, at frequencies
     10000^(-4j/K). Row 0 is for the class token and is zero, not the identity: it wipes out query
@@ -42,31 +93,32 @@ def rope_table(grid: int, head_width: int, device: torch.device) -> torch.Tensor
     row_TR, column_TR = (p[:, None] * frequency for p in (cell // grid, cell % grid))
     angle_TR = torch.cat((row_TR, column_TR), dim=1)
     rotation_TR = torch.polar(torch.ones_like(angle_TR), angle_TR)
-    return torch.cat((torch.zeros_like(rotation_TR[:1]), rotation_TR)).to(device)
+    return torch.cat((torch.zeros_like(rotation_TR[:1]), rotation_TR)).to(device, dtype)
 
 
 def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """Turn the adjacent pairs (2i, 2i+1) of x (..., K) by `rotation` (..., K/2), in >= fp32."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)))
-    turned = pairs * rotation.to(torch.complex128 if wide == torch.float64 else torch.complex64)
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    """Turn the adjacent pairs (2i, 2i+1) of x (..., K) by `rotation` (..., K/2); in >= fp32."""
+    pairs = torch.view_as_complex(x.to(rotation.real.dtype).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * rotation).flatten(-2)
 
 
 class LayerCache:
-    """Keys and values of one layer, written by slot; `capacity` slots at most."""
+    """Keys and values of one layer, written in place by slot; `capacity` slots at most."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
-        self.kv: torch.Tensor | None = None  # until batch, device and dtype are known
+        self.kv_2: list[torch.Tensor] = []  # until batch, device and dtype are known
 
-    def write(self, start: int, kv_2BHSK: torch.Tensor) -> torch.Tensor:
-        """Put keys and values at slots start..start+S; return all up to there, (2, B, H, L, K)."""
-        _, batch, heads, slots, width = kv_2BHSK.shape
-        if self.kv is None:
-            self.kv = kv_2BHSK.new_empty(2, batch, heads, self.capacity, width)
-        self.kv[:, :, :, start : start + slots] = kv_2BHSK
-        return self.kv[:, :, :, : start + slots]
+    def write(
+        self, start: int, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put keys and values at slots start..start+S, in v's dtype; return those of all slots."""
+        batch, heads, slots, width = v_BHSK.shape
+        if not self.kv_2:  # zeros, since what is not seen is weighed with 0, and 0 * NaN is NaN
+            self.kv_2 = [v_BHSK.new_zeros(batch, heads, self.capacity, width) for _ in range(2)]
+        for stored_BHLK, new_BHSK in zip(self.kv_2, (k_BHSK, v_BHSK), strict=True):
+            stored_BHLK[:, :, start : start + slots] = new_BHSK
+        return self.kv_2[0], self.kv_2[1]
 
 
 class Attention(nn.Module):
@@ -77,7 +129,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.wqkv = nn.Linear(width, 3 * width, bias=False)  # rows q | k | v, each head-major
         self.wo = nn.Linear(width, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -86,55 +138,89 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
         start: int = 0,
         seen_SL: torch.Tensor | None = None,
+        at: slice = slice(None),
     ) -> torch.Tensor:
         """Let token s see tokens <= s of x and, with a cache, its slots before `start`.
 
-        With `seen_SL`, bool, token s sees the slots l of that row that are true instead.
+        With `seen_SL`, bool, token s sees the slots l of that row that are true instead. Returned
+        are the tokens `at`; of the others nothing but keys and values is computed.
         """
-        qkv_3BHSK = self.wqkv(x_BSD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        qk_2BHSK = rotate(qkv_3BHSK[:2], rotation_B1SR)
-        q_BHSK, k_BHSK, v_BHSK = qk_2BHSK[0], qk_2BHSK[1], qkv_3BHSK[2]
+        slots = range(start, start + x_BSD.shape[1])
+        if slots[at] == slots:
+            q_BSD, k_BSD, v_BSD = self.wqkv(x_BSD).chunk(3, dim=-1)
+        else:
+            q_DD, kv_2DD = self.wqkv.weight.tensor_split((x_BSD.shape[-1],))
+            q_BSD, (k_BSD, v_BSD) = (
+                F.linear(x_BSD[:, at], q_DD),
+                F.linear(x_BSD, kv_2DD).chunk(2, -1),
+            )
+        q_BHSK, k_BHSK, v_BHSK = (split_heads(x, self.heads) for x in (q_BSD, k_BSD, v_BSD))
+        q_BHSK, k_BHSK = rotate(q_BHSK, rotation_B1SR[:, :, at]), rotate(k_BHSK, rotation_B1SR)
         if cache is not None:
-            k_BHSK, v_BHSK = cache.write(start, torch.stack((k_BHSK, v_BHSK)))
-        mixed_BHSK = attend(q_BHSK, k_BHSK, v_BHSK, start, seen_SL)
-        return self.dropout(self.wo(mixed_BHSK.transpose(1, 2).flatten(2)))
+            k_BHSK, v_BHSK = cache.write(start, k_BHSK, v_BHSK)
+        if seen_SL is not None:
+            seen_SL = seen_SL[at]
+        mixed_BSD = attend(q_BHSK, k_BHSK, v_BHSK, slots[at], seen_SL)
+        return self.dropout(self.wo(mixed_BSD))
+
+
+def split_heads(x_BSD: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return x_BHSK."""
+    return x_BSD.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+FEW = 4
+"""queries up to which two products are faster in bf16 on a CPU than its SDPA: 0.7 against 2.3 ms
+for one query of 128 x 8 heads, 64 slots, head width 32 (fp32: no gain)"""
 
 
 def attend(
     q_BHSK: torch.Tensor,
     k_BHLK: torch.Tensor,
     v_BHLK: torch.Tensor,
-    start: int | None,
+    slots: range,
     seen_SL: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return causal attention of S new tokens over L = start + S slots; None: all see all L.
+    """Return causal attention, heads joined again, (B, S, D), in the dtype of the values.
 
-    `seen_SL`, bool, says which slots each token sees in place of that.
+    The queries are at `slots`; or at one slot, the last that all of them see. Keys and values from
+    slots[-1] + 1 on are not there yet. `seen_SL`, bool, says which slots each query sees instead.
 
-    On a CPU in at least fp32: PyTorch's bf16 backward there took 828 ms where fp32 took 25
-    (64 x 4 heads, 128 tokens, head width 32, one thread, torch 2.15).
+    On a CPU gradients go through at least fp32: PyTorch's bf16 backward there took 828 ms where
+    fp32 took 25 (64 x 4 heads, 128 tokens, head width 32, one thread, torch 2.15).
     """
-    masked = {"attn_mask": seen_SL}
-    if seen_SL is None:
-        masked = _causal(q_BHSK.shape[2], start, q_BHSK.device)
-    if q_BHSK.device.type != "cpu":
-        return F.scaled_dot_product_attention(q_BHSK, k_BHLK, v_BHLK, **masked)
-    wide = torch.promote_types(q_BHSK.dtype, torch.float32)
-    with torch.autocast("cpu", enabled=False):
-        mixed_BHSK = F.scaled_dot_product_attention(
-            q_BHSK.to(wide), k_BHLK.to(wide), v_BHLK.to(wide), **masked
-        )
-    return mixed_BHSK.to(q_BHSK.dtype)
+    dtype, length, device = v_BHLK.dtype, slots[-1] + 1, q_BHSK.device
+    if device.type == "cpu" and q_BHSK.requires_grad:
+        dtype = torch.promote_types(dtype, torch.float32)
+    few = device.type == "cpu" and dtype == torch.bfloat16 and q_BHSK.shape[2] <= FEW
+    if not few:
+        k_BHLK, v_BHLK = k_BHLK[:, :, :length], v_BHLK[:, :, :length]
+    hidden = slots[0] + 1 < k_BHLK.shape[2]  # from some query
+    causal = hidden and slots == range(length) and seen_SL is None and not few
+    if hidden and seen_SL is None and not causal:
+        seen_SL = seen_by(slots, k_BHLK.shape[2], device)
+    qkv = q_BHSK.to(dtype), k_BHLK.to(dtype), v_BHLK.to(dtype)
+    with torch.autocast(device.type, enabled=False):
+        if few:
+            mixed_BHSK = _attend_few(*qkv, seen_SL)
+        else:
+            mixed_BHSK = F.scaled_dot_product_attention(*qkv, seen_SL, is_causal=causal)
+    return mixed_BHSK.transpose(1, 2).flatten(2).to(v_BHLK.dtype)
 
 
-def _causal(tokens: int, start: int | None, device: torch.device) -> dict:
-    """Return how `tokens` new tokens after `start` cached ones are masked, cheapest form first."""
-    if tokens == 1 or start is None:
-        return {}
-    if start == 0:
-        return {"is_causal": True}
-    seen = torch.ones(tokens, start + tokens, dtype=torch.bool, device=device).tril(start)
-    return {"attn_mask": seen}
+def _attend_few(q_BHSK, k_BHLK, v_BHLK, seen_SL: torch.Tensor | None) -> torch.Tensor:
+    """Return attention by two products over all slots, seen or not: a part would be copied."""
+    score_BHSL = widened((q_BHSK * q_BHSK.shape[-1] ** -0.5) @ k_BHLK.transpose(-1, -2))
+    if seen_SL is not None:
+        hidden_SL = ~F.pad(seen_SL, (0, k_BHLK.shape[2] - seen_SL.shape[1]))
+        score_BHSL = score_BHSL.masked_fill_(hidden_SL, -math.inf)
+    return score_BHSL.softmax(-1).to(v_BHLK.dtype) @ v_BHLK
+
+
+@functools.lru_cache(maxsize=256)
+def seen_by(slots: range, length: int, device: torch.device) -> torch.Tensor:
+    """Return seen_SL, bool: each of `slots` sees itself and those before it, of `length`."""
+    return torch.arange(length, device=device) <= torch.tensor(slots, device=device)[:, None]
 
 
 class SwiGLU(nn.Module):
@@ -147,7 +233,7 @@ class SwiGLU(nn.Module):
         self.w1 = nn.Linear(width, hidden, bias=False)
         self.w3 = nn.Linear(width, hidden, bias=False)
         self.w2 = nn.Linear(hidden, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
         return self.dropout(self.w2(F.silu(self.w1(x_BSD)) * self.w3(x_BSD)))
@@ -214,9 +300,9 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.width)
         self.ffn_norm = RMSNorm(config.width)
 
-    def forward(self, x_BSD: torch.Tensor, *how) -> torch.Tensor:
-        """Map (B, S, D) to (B, S, D); `how` are the further arguments of Attention."""
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), *how)
+    def forward(self, x_BSD: torch.Tensor, *how, at: slice = slice(None)) -> torch.Tensor:
+        """Map (B, S, D) to the S `at` of them; `how` are the further arguments of Attention."""
+        x_BSD = x_BSD[:, at] + self.attention(self.attention_norm(x_BSD), *how, at)
         return x_BSD + self.feed_forward(self.ffn_norm(x_BSD))
 
 
@@ -231,9 +317,13 @@ def initialise(model: nn.Module, head: nn.Linear) -> None:
     nn.init.zeros_(head.weight)
 
 
-def rotation_at(config: ModelConfig, cells_BS: torch.Tensor) -> torch.Tensor:
-    """Return rotation_BSR of cells, -1 meaning the class token."""
-    return rope_table(config.grid, config.head_width, cells_BS.device)[cells_BS + 1]
+def rotation_at(config: ModelConfig, cells_BS: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return rotation_BSR of cells, -1 meaning the class token, as wide as a model's weights.
+
+    And at least complex64: what is narrower has too few digits for an angle.
+    """
+    dtype = torch.complex128 if weight.dtype == torch.float64 else torch.complex64
+    return rope_table(config.grid, config.head_width, cells_BS.device, dtype)[cells_BS + 1]
 
 
 def after_label(cells_BS: torch.Tensor) -> torch.Tensor:

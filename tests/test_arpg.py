@@ -52,9 +52,10 @@ def test_the_class_token_is_reached_through_its_value_alone(model, monkeypatch):
     """Its rotation is zero: no query prefers or avoids it, in any layer of either pass."""
     seen = []
 
-    def spy(q_BHSK, k_BHLK, v_BHLK, start, attend=arpg.attend):
-        seen.append((q_BHSK, k_BHLK, v_BHLK))
-        return attend(q_BHSK, k_BHLK, v_BHLK, start)
+    def spy(q_BHSK, k_BHLK, v_BHLK, slots, attend=arpg.attend):
+        length = slots[-1] + 1
+        seen.append((q_BHSK, k_BHLK[:, :, :length], v_BHLK[:, :, :length]))
+        return attend(q_BHSK, k_BHLK, v_BHLK, slots)
 
     monkeypatch.setattr(arpg, "attend", spy)
     codes_BT, label_B, order_BS = draw(model)
