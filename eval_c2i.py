@@ -58,9 +58,14 @@ class EvalConfig(GeneratorConfig):
     cfg_scale: command.Amount | None = None
     """guidance scale, 1 for none; default: what the checkpoint recommends, else 2"""
     schedule: Schedule | None = None
-    """linear (default): from 1 to --cfg-scale over the decoding; power_cosine as RAR; constant"""
+    """linear (default): from 1 to --cfg-scale over the decoding; linear_after as ARPG, power_cosine
+    as RAR; constant"""
     power: command.Amount | None = None
     """of power_cosine; default 2.75"""
+    cfg_from: command.Fraction | None = None
+    """share of the codes decoded before guidance begins; default 0"""
+    cfg_to: command.Share | None = None
+    """share of the codes after which it ends, at half the cost from there; default 1"""
     temperature: command.Amount | None = None
     """default 1"""
     top_k: command.Natural | None = None

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.command import InputError
-from models.method import Method
+from models.method import Cache, Method
 from models.transformer import (
     Dropout,
     LayerCache,
@@ -101,7 +101,7 @@ class Block(nn.Module):
 
 
 @dataclass
-class ARPGCache:
+class ARPGCache(Cache):
     """What pass 1 has been fed: [c, x_1 ..], `slots` of them."""
 
     label_B: torch.Tensor
@@ -110,6 +110,9 @@ class ARPGCache:
     shared: LayerCache
     """the keys and values that pass 2 reads"""
     slots: int = 0
+
+    def rewind(self, codes: int) -> None:
+        self.slots = codes and 1 + codes  # the class token is fed with the first call
 
 
 class TwoPasses(nn.Module):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.method import Method
+from models.method import Cache, Method
 from models.transformer import (
     Block,
     Dropout,
@@ -75,13 +75,16 @@ class Llama(Method):
 
 
 @dataclass
-class LlamaCache:
-    """What has been fed."""
+class LlamaCache(Cache):
+    """The label, and keys and values of what has been fed."""
 
     label_B: torch.Tensor
     layers: list[LayerCache]
     fed: int = 0
     """slots of the layers' caches that are final"""
+
+    def rewind(self, codes: int) -> None:
+        self.fed = codes and 1 + codes  # the class token is fed with the first call
 
 
 class GPT(Llama):

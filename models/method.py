@@ -8,8 +8,6 @@ first; the null label is put in by the training script; a last code that nothing
 with the same logits; logits are fp32 or wider in every mode; there is no stochastic depth.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,6 +15,18 @@ from torch import nn
 from models.command import InputError
 from models.orders import SCANS, Grouping, groups_of, scan
 from models.transformer import ModelConfig
+
+
+class Cache:
+    """What a method has been fed while it generates."""
+
+    def rewind(self, codes: int) -> None:
+        """Forget all but the first `codes` codes, and what was asked for after them.
+
+        The next call commits codes, of any cells that the method can follow; after rewind(0) it may
+        commit none.
+        """
+        raise NotImplementedError
 
 
 class Method(nn.Module):
@@ -102,21 +112,23 @@ class Method(nn.Module):
         nats = F.cross_entropy(logits_BSV.flatten(0, 1), codes_BT.gather(1, order_BS).flatten())
         return nats, {"nats": nats.detach()}
 
-    def cache(self, label_B: torch.Tensor) -> Any:
+    def cache(self, label_B: torch.Tensor) -> Cache:
         """Start generating: return the state that `decode` reads and writes."""
         raise NotImplementedError
 
     def decode(
         self,
-        cache: Any,
+        cache: Cache,
         codes_Bm: torch.Tensor,
         cells_Bm: torch.Tensor,
         next_cells_Bn: torch.Tensor,
     ) -> torch.Tensor:
         """Commit m >= 0 codes at cells_Bm, in that order; return logits_BnV of the n >= 1 cells.
 
-        Asking for groups of one cell gives the logits of `forward`. Nothing in it waits for the
-        device: that the cells are those of an order the method can follow, the caller has checked
-        (`check_order`). Raises ValueError for n > 1 without `parallel`.
+        The cells committed are the first m of those that the last call asked for; to commit others,
+        or to ask again, `cache.rewind` first. Asking for groups of one cell gives the logits of
+        `forward`. Nothing in it waits for the device: that the cells are those of an order the
+        method can follow, the caller has checked (`check_order`). Raises ValueError for n > 1
+        without `parallel`.
         """
         raise NotImplementedError

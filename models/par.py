@@ -67,8 +67,19 @@ class PARCache(LlamaCache):
 
     codes_BS: torch.Tensor | None = None
     """committed, in order; those of the last group may not be fed yet"""
+    regions: int = 4
     logits_BnV: torch.Tensor | None = None
     """of the group that ends at step `fed`: asked for at once or not, it is computed once"""
+
+    def group(self, codes: int) -> tuple[int, int]:
+        """Return the steps start..end of the group of the code that follows so many."""
+        start = codes if codes < self.regions else codes // self.regions * self.regions
+        return start, start + (1 if codes < self.regions else self.regions)
+
+    def rewind(self, codes: int) -> None:
+        start, end = self.group(codes)
+        self.codes_BS = self.codes_BS[:, :codes]
+        self.fed = self.fed if self.fed <= end else start
 
 
 class PAR(Llama):
@@ -135,7 +146,8 @@ class PAR(Llama):
 
     def cache(self, label_B):
         layers = [LayerCache(self.config.tokens) for _ in self.layers]
-        return PARCache(label_B, layers, codes_BS=label_B.new_empty(len(label_B), 0))
+        none_B0 = label_B.new_empty(len(label_B), 0)
+        return PARCache(label_B, layers, codes_BS=none_B0, regions=self.config.regions)
 
     def decode(self, cache, codes_Bm, cells_Bm, next_cells_Bn):
         """Return logits_BnV; see Method.
@@ -147,8 +159,7 @@ class PAR(Llama):
         committed = cache.codes_BS.shape[1]
         first = committed + codes_Bm.shape[1]
         last = first + next_cells_Bn.shape[1]
-        regions = self.config.regions
-        end = first + 1 if first < regions else (first // regions + 1) * regions
+        start, end = cache.group(first)
         if last > end:
             raise ValueError(
                 f"PAR of {self.config.regions} regions decodes at most {end - first} cells at once "
@@ -156,8 +167,6 @@ class PAR(Llama):
             )
         cache.codes_BS = torch.cat((cache.codes_BS, codes_Bm), dim=1)
         if cache.fed < end:
-            group = 1 if end <= self.config.regions else self.config.regions
             logits_BLV = self._run(cache.label_B, cache.codes_BS, cache.fed, end, cache.layers)
-            cache.logits_BnV, cache.fed = logits_BLV[:, -group:], end
-        behind = cache.fed - cache.logits_BnV.shape[1]
-        return cache.logits_BnV[:, first - behind : last - behind]
+            cache.logits_BnV, cache.fed = logits_BLV[:, start - end :], end
+        return cache.logits_BnV[:, first - start : last - start]

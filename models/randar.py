@@ -23,8 +23,11 @@ from models.transformer import LayerCache, ModelConfig, after_label, rotate, rot
 class RandARCache(LlamaCache):
     """What has been fed. Final slots are [c, p_1, x_1, .. p_q, x_q] of q committed codes."""
 
-    asked_Bn: torch.Tensor | None = None
-    """the cells of the last call; the first one's instruction is in its final slot already"""
+    asked: bool = False
+    """the slot after them holds the instruction of the cell that is committed next"""
+
+    def rewind(self, codes: int) -> None:
+        self.fed, self.asked = codes and 1 + 2 * codes, False
 
 
 class RandAR(Llama):
@@ -62,18 +65,17 @@ class RandAR(Llama):
         """Return logits_BnV; see Method.
 
         The committed codes take their final slots [.. p, x, p, x], overwriting the instructions of
-        the last call, and the new instructions follow in consecutive slots. Passing as `cells_Bm`
-        the very tensor that was asked for in the last call saves feeding its first instruction
-        again: that one is in its final slot and saw its final context.
+        the last call, and the new instructions follow in consecutive slots. The first of those
+        overwritten is not fed again: it is in its final slot, and saw its final context.
         """
         (x_BLD, cells_BL), start = self._pairs(codes_Bm, cells_Bm), cache.fed
         if start == 0:
             x_BLD = torch.cat((self.cls_embedding(cache.label_B), x_BLD), dim=1)
             cells_BL = after_label(cells_BL)
         cache.fed += x_BLD.shape[1]
-        if cells_Bm is cache.asked_Bn:
+        if cache.asked and x_BLD.shape[1]:
             x_BLD, cells_BL, start = x_BLD[:, 1:], cells_BL[:, 1:], start + 1
-        cache.asked_Bn = next_cells_Bn
+        cache.asked = True
         x_BLD = torch.cat((x_BLD, self._instructions(next_cells_Bn).to(x_BLD.dtype)), dim=1)
         cells_BL = torch.cat((cells_BL, next_cells_Bn), dim=1)
         last = slice(-next_cells_Bn.shape[1], None)

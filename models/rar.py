@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.method import Method
+from models.method import Cache, Method
 from models.transformer import Dropout, LayerCache, ModelConfig, attend, split_heads, widened
 
 EPS = 1e-6
@@ -126,20 +126,24 @@ class ModulatedNorm(nn.Module):
 
 
 @dataclass
-class RARCache:
-    """What has been fed. The last slot is open: it holds T of a cell that was only asked for."""
+class RARCache(Cache):
+    """What has been fed. The last slot is open: it is told a cell that was only asked for."""
 
     label_U: torch.Tensor
     """all labels, or those of the images"""
     row_B: torch.Tensor
     """which of them each image has"""
-    open_BLD: torch.Tensor
-    """the last slot without T; before the first call the two slots [cls, y]"""
+    fed_BLD: torch.Tensor
+    """the slots [cls, y, x_1 ..] without T"""
     layers: list[LayerCache]
-    start: int = 0
-    """the slot that open_BLD begins at"""
-    asked_B1: torch.Tensor | None = None
-    """the cell whose T is in the open slot"""
+    final: int = 0
+    """of them in the layers' caches, with T of the code that followed"""
+    asked: bool = False
+    """the slot after those is in them too, with T of the cell that is committed next"""
+
+    def rewind(self, codes: int) -> None:
+        self.fed_BLD = self.fed_BLD[:, : 2 + codes]
+        self.final, self.asked = codes and 1 + codes, False
 
 
 class RAR(Method):
@@ -234,15 +238,14 @@ class RAR(Method):
         """Return logits_B1V; see Method.
 
         A slot is told the cell after it, so the last committed code is fed with the cell asked
-        for, and fed again if that is not the one committed next. Passing as `cells_Bm` the very
-        tensor that was asked for in the last call saves that.
+        for, and fed again if another is committed next.
         """
         self.check_one(next_cells_Bn)
-        x_BLD = torch.cat((cache.open_BLD, self._codes(codes_Bm, cells_Bm)), dim=1)
-        next_BS, start = torch.cat((cells_Bm, next_cells_Bn), dim=1), cache.start
-        cache.open_BLD, cache.start = x_BLD[:, -1:], start + x_BLD.shape[1] - 1
-        if cells_Bm is cache.asked_B1:
-            x_BLD, next_BS, start = x_BLD[:, 1:], next_BS[:, 1:], start + 1
-        cache.asked_B1 = next_cells_Bn
-        x_BLD = self._told(x_BLD, next_BS)
+        cache.fed_BLD = torch.cat((cache.fed_BLD, self._codes(codes_Bm, cells_Bm)), dim=1)
+        next_BS, start = torch.cat((cells_Bm, next_cells_Bn), dim=1), cache.final
+        cache.final = cache.fed_BLD.shape[1] - 1
+        if cache.asked and cells_Bm.shape[1]:
+            next_BS, start = next_BS[:, 1:], start + 1
+        cache.asked = True
+        x_BLD = self._told(cache.fed_BLD[:, start:], next_BS)
         return self._run(x_BLD, cache.label_U, cache.row_B, 1, cache.layers, start)

@@ -18,7 +18,7 @@ from models.command import InputError
 from models.method import Method
 from models.orders import Grouping
 
-Schedule = Literal["constant", "linear", "power_cosine"]
+Schedule = Literal["constant", "linear", "linear_after", "power_cosine"]
 
 
 def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
@@ -26,16 +26,19 @@ def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tenso
     return uncond + scale * (cond - uncond)
 
 
-def guidance_at(schedule: Schedule, scale: float, power: float, done: int, total: int) -> float:
-    """Return the guidance scale of a step that starts with `done` of `total` codes decoded.
+def guidance_at(
+    schedule: Schedule, scale: float, power: float, done: int, size: int, total: int
+) -> float:
+    """Return the guidance scale of a step that decodes `size` codes after `done` of `total`.
 
-    constant: `scale`. linear: 1 -> scale, as RandAR. power_cosine: RAR's 1 + (scale - 1) *
-    (1 - cos(pi * (done/total)^power)) / 2; power 0 is constant.
+    constant: `scale`. linear: 1 -> scale, as RandAR. linear_after: as ARPG, which counts the codes
+    of the step too. power_cosine: RAR's 1 + (scale - 1) * (1 - cos(pi * (done/total)^power)) / 2;
+    power 0 is constant.
     """
     if schedule == "constant":
         return scale
-    if schedule == "linear":
-        return 1 + (scale - 1) * done / total
+    if schedule.startswith("linear"):
+        return 1 + (scale - 1) * (done + size * (schedule == "linear_after")) / total
     return 1 + (scale - 1) * (1 - math.cos(math.pi * (done / total) ** power)) / 2
 
 
@@ -99,10 +102,10 @@ def generate(
     """Generate codes_BT in raster positions, every cell written once.
 
     `sizes` and `scales` give each step's number of codes and guidance scale; guidance runs a second
-    half-batch with the null label, unless all scales are 1. With `known_Bm`, the first m cells of
-    each order hold these codes and are not sampled. `watch` is handed the codes after each step, -1
-    where there is none yet. Raises InputError for a plan that does not fill the grid or that the
-    method cannot follow.
+    half-batch with the null label, in the steps whose scale is not 1. With `known_Bm`, the first m
+    cells of each order hold these codes and are not sampled. `watch` is handed the codes after each
+    step, -1 where there is none yet. Raises InputError for a plan that does not fill the grid or
+    that the method cannot follow.
     """
     tokens = order_BS.shape[1]
     known_Bm = order_BS[:, :0] if known_Bm is None else known_Bm
@@ -113,19 +116,20 @@ def generate(
         name = type(model).__name__
         raise InputError(f"{name} decodes one code a step: expected {left} steps, got {len(sizes)}")
     model.check_order(order_BS)
-    guided = any(scale != 1 for scale in scales)
-
-    def rows(x):  # both halves of a guided batch
-        return torch.cat((x, x)) if guided else x
-
-    labels = torch.cat((label_B, label_B.new_full(label_B.shape, model.null_label)))
-    cache = model.cache(labels if guided else label_B)
-    cells = rows(order_BS).split([known_Bm.shape[1], *sizes], dim=1)
+    batch, null_B = len(label_B), torch.full_like(label_B, model.null_label)
+    labels = torch.cat((label_B, null_B))
+    cells = torch.cat((order_BS, order_BS)).split([known_Bm.shape[1], *sizes], dim=1)
     uniforms = uniform_BS.split([known_Bm.shape[1], *sizes], dim=1)
-    groups = [known_Bm]
+    groups, rows = [known_Bm], 0
     for step, scale in enumerate(scales):
-        logits = model.decode(cache, rows(groups[-1]), cells[step], cells[step + 1])
-        if guided:
+        committed, rows_before = slice(step, step + 1), rows
+        rows = batch if scale == 1 else 2 * batch
+        if rows != rows_before:  # guidance starts or ends: all codes so far are fed anew
+            cache, committed = model.cache(labels[:rows]), slice(step + 1)
+        codes_Bm = torch.cat(groups[committed], dim=1).repeat(rows // batch, 1)
+        cells_Bm = torch.cat(cells[committed], dim=1)[:rows]
+        logits = model.decode(cache, codes_Bm, cells_Bm, cells[step + 1][:rows])
+        if scale != 1:
             logits = guide(*logits.chunk(2), scale)
         groups.append(pick(logits, uniforms[step + 1], temperature, top_k, top_p))
         if watch is not None:
@@ -154,6 +158,10 @@ class Plan(command.Config):
     schedule: Schedule = "linear"
     power: command.Amount = 2.75
     """of power_cosine"""
+    cfg_from: command.Fraction = 0.0
+    """share of the codes that are decoded before guidance begins"""
+    cfg_to: command.Share = 1.0
+    """share of the codes after which it ends; LlamaGen's cfg_interval i is (i + 2) / tokens"""
     temperature: command.Amount = 1.0
     top_k: command.Natural = 0
     top_p: command.Share = 1.0
@@ -161,10 +169,12 @@ class Plan(command.Config):
     def groups(self, model: Method) -> tuple[list[int], list[float]]:
         """Return each step's number of codes and its guidance scale, for this method."""
         sizes, tokens = model.groups(self.decode_steps, self.grouping), model.config.tokens
-        done = [sum(sizes[:i]) for i in range(len(sizes))]
-        return sizes, [
-            guidance_at(self.schedule, self.cfg_scale, self.power, q, tokens) for q in done
-        ]
+        how, scales, done = (self.schedule, self.cfg_scale, self.power), [], 0
+        for size in sizes:
+            guided = self.cfg_from <= done / tokens < self.cfg_to
+            scales.append(guidance_at(*how, done, size, tokens) if guided else 1.0)
+            done += size
+        return sizes, scales
 
 
 def sample_codes(

@@ -122,6 +122,29 @@ def test_groups_see_the_committed_codes_as_in_teacher_forcing(name):
         torch.testing.assert_close(found_BSV[:, firsts], forced_BSV[:, firsts], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("kept", [0, 2, 5, 8])
+def test_a_rewound_cache_has_forgotten_the_rest(name, kept):
+    """Nine other codes committed and a tenth asked for: after `rewind` nothing of them is left."""
+    model = tiny(name)
+    codes_BT, label_B, order_BS = draw(model)
+    cache, codes_BS = model.cache(label_B), codes_BT.gather(1, order_BS)
+    wrong_BS = torch.cat((codes_BS[:, :kept], (codes_BS[:, kept:] + 1) % CODES), dim=1)
+    wrong = order_BS
+    if model.any_order:
+        wrong = torch.cat((order_BS[:, :kept], order_BS[:, kept:].flip(1)), dim=1)
+    for step in range(10):
+        new = slice(max(step - 1, 0), step)
+        model.decode(cache, wrong_BS[:, new], wrong[:, new], wrong[:, step : step + 1])
+    cache.rewind(kept)
+    forced_BSV = model(codes_BT, label_B, order_BS)
+    for after in range(kept + (kept > 0), TOKENS):
+        new = slice(max(after - 1, 0), after)
+        found_B1V = model.decode(
+            cache, codes_BS[:, new], order_BS[:, new], order_BS[:, after : after + 1]
+        )
+        torch.testing.assert_close(found_B1V[:, 0], forced_BSV[:, after], rtol=0, atol=1e-10)
+
+
 def test_probabilities_of_all_grids_sum_to_one(name):
     model = tiny(name, grid=2, vocab_size=3)
     grids_NT = torch.tensor(list(itertools.product(range(3), repeat=4)))

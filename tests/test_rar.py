@@ -42,25 +42,6 @@ def test_spare_rows_change_nothing(model):
     assert torch.equal(model(*draw(model)), spare(*draw(model)))
 
 
-def test_a_question_can_be_dropped(model):
-    """Asking about a cell and then committing others leaves no trace of the question."""
-    codes_BT, label_B, order_BS = draw(model)
-    forced_BSV = model(codes_BT, label_B, order_BS)
-    codes_BS, cache = codes_BT.gather(1, order_BS), model.cache(label_B)
-
-    def ask(known: int, after: int, asked: int) -> torch.Tensor:
-        """Commit the cells known..after, then ask for one."""
-        new = slice(known, after)
-        return model.decode(cache, codes_BS[:, new], order_BS[:, new], order_BS[:, [asked]])[:, 0]
-
-    for known, after in ((0, 0), (0, 2), (2, 3), (3, 9)):
-        ask(known, after, 15)
-        ask(after, after, 14)
-        found_BV = ask(after, after, after)
-        torch.testing.assert_close(found_BV, forced_BSV[:, after], rtol=0, atol=1e-10)
-        ask(after, after, 13)  # the next commit is not of the cell asked for last
-
-
 def test_in_raster_order_the_target_table_folds_into_the_positions(model):
     folded = tiny("rar")
     with torch.no_grad():

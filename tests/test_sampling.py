@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from models.command import InputError
 from models.method import Method
 from models.methods import build
-from models.orders import cosine_groups
-from models.sampling import generate, guidance_at, guide, pick, sample_chance
+from models.orders import cosine_groups, groups_of
+from models.sampling import Plan, generate, guidance_at, guide, pick, sample_chance
 from models.transformer import ModelConfig
 
 VOCABULARY, GRID = 50, 4
@@ -89,14 +89,32 @@ RAR_GUIDANCE = {  # scale, power -> at t = 0, 8, 16, 32, 48, 56, 63 of 64
 @pytest.mark.parametrize("setting", RAR_GUIDANCE)
 def test_power_cosine_equals_rars_values(setting):
     steps = (0, 8, 16, 32, 48, 56, 63)
-    found = [guidance_at("power_cosine", *setting, t, 64) for t in steps]
+    found = [guidance_at("power_cosine", *setting, t, 1, 64) for t in steps]
     assert found == pytest.approx(RAR_GUIDANCE[setting], abs=1e-4)
 
 
 def test_the_other_schedules():
-    assert [guidance_at("linear", 4, 0, q, 64) for q in (0, 16, 32)] == [1, 1.75, 2.5]
-    assert [guidance_at("constant", 4, 0, q, 64) for q in (0, 63)] == [4, 4]
-    assert guidance_at("power_cosine", 4, 0, 0, 64) == 4  # 0^0 = 1
+    assert [guidance_at("linear", 4, 0, q, 9, 64) for q in (0, 16, 32)] == [1, 1.75, 2.5]
+    assert [guidance_at("constant", 4, 0, q, 1, 64) for q in (0, 63)] == [4, 4]
+    assert guidance_at("power_cosine", 4, 0, 0, 1, 64) == 4  # 0^0 = 1
+    done, found = 0, []
+    for size in groups_of(64, 8, "arccos"):
+        found.append(guidance_at("linear_after", 4, 0, done, size, 64))
+        done += size
+    of_arpg = [1.2813, 1.5156, 1.75, 2.0313, 2.3125, 2.6406, 3.0625, 4]
+    assert found == pytest.approx(of_arpg, abs=1e-4)
+
+
+def test_guidance_in_an_interval_runs_no_null_label_outside_of_it():
+    """In steps 4 to 7 of 16 the batch is doubled; where that changes, all codes are fed anew."""
+    oracle, order_BS = Oracle(torch.arange(TOKENS).repeat(2, 1)), torch.arange(TOKENS).repeat(2, 1)
+    plan = Plan(cfg_scale=2.0, schedule="constant", cfg_from=0.25, cfg_to=0.5)
+    sizes, scales = plan.groups(oracle)
+    assert scales == [1.0] * 4 + [2.0] * 4 + [1.0] * 8
+    inputs = torch.tensor([0, 1]), order_BS, torch.rand(2, TOKENS), sizes, scales
+    assert torch.equal(generate(oracle, *inputs), oracle.image_BT)
+    assert [len(cells_Bn) for cells_Bn in oracle.asked] == [2] * 4 + [4] * 4 + [2] * 8
+    assert [cells_Bm.shape[1] for cells_Bm in oracle.told] == [0, 1, 1, 1, 4, 1, 1, 1, 8, *[1] * 7]
 
 
 def uniforms(count: int, seed: int = 0) -> torch.Tensor:
