@@ -34,7 +34,7 @@ from models.methods import check_order
 from models.orders import FIXED_RANDOM, ORDERS, Grouping
 from models.processes import device_name
 from models.sampling import Plan, Schedule
-from models.training import peak_memory, pick_device
+from models.training import Precision, peak_memory, pick_device, pick_precision
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class EvalConfig(GeneratorConfig):
     labels: tuple[command.Natural, ...] = ()
     """sample these classes only; default all"""
     batch: command.Batch = 500
+    precision: Precision = "auto"
+    """of sampling; auto: bf16 where the hardware has it, which flips a draw here and there"""
     random_orders: Annotated[int, command.Range(1, 1000)] = 1
     """random orders an image that its likelihood is averaged over"""
     against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
@@ -118,7 +120,7 @@ def first_samples(
         images_NHWC, _ = read_samples(file, 32, len(classes))
         if sha256_of(images_NHWC) == before["sha256"]:
             return images_NHWC, done("samples", lambda: before)["images_per_second"]
-    sampler = subject.model, subject.tokenizer
+    sampler = subject.sampler(cfg.precision), subject.tokenizer
     sample_images(*sampler, label_N[:2], plan, cfg.seed, cfg.batch)  # warm-up, not timed
     began = time.time()
     images_NHWC = sample_images(*sampler, label_N, plan, cfg.seed, cfg.batch)
@@ -165,7 +167,9 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
     inputs = subject.inputs | {f"{s} codes": one.header["sha256"] for s, one in codes.items()}
     inputs |= reference.inputs if reference else {}
     settings = {name: getattr(cfg, name) for name in ("labels", "num_samples", "seed")}
-    settings |= {"plan": asdict(plan), "random_orders": cfg.random_orders}
+    precision = pick_precision(cfg.precision, subject.device)
+    settings |= {"plan": asdict(plan), "precision": precision}
+    settings |= {"random_orders": cfg.random_orders}
     done = Done(subject.out / ".partial.json", inputs | settings)
 
     images_NHWC, speed = first_samples(done, subject, label_N, plan, cfg)
@@ -174,6 +178,7 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
         "cluster_weight": header["config"].get("cluster_weight", 0.0),
         "train_steps": header["config"]["steps"],
         "plan": asdict(plan),
+        "precision": precision,
         "network_calls": len(plan.groups(model)[0]),
         "num_samples": cfg.num_samples,
         "seeds": list(seeds),
@@ -185,9 +190,10 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
     if reference is not None:
         metrics |= reference.report(images_NHWC, label_N.numpy(), done)
     if reference is not None and cfg.seeds > 1:
+        sampler = subject.sampler(cfg.precision)
 
         def again(seed: int) -> dict[str, float]:
-            images_NHWC = sample_images(model, subject.tokenizer, label_N, plan, seed, cfg.batch)
+            images_NHWC = sample_images(sampler, subject.tokenizer, label_N, plan, seed, cfg.batch)
             return reference.measure(images_NHWC, label_N.numpy())
 
         every = [metrics["samples"], *(done(f"seed {seed}", again, seed) for seed in seeds[1:])]

@@ -3,6 +3,7 @@
 And what the commands that measure a generator share: their flags, samples, and files of samples.
 """
 
+import copy
 import io
 import math
 import zipfile
@@ -36,7 +37,7 @@ from models.data import PRODUCERS, SPLITS, Split, evenly, load_split
 from models.method import Method
 from models.sampling import Plan, sample_codes
 from models.tokenizer import Tokenizer, decode_codes, find_tokenizer, load_tokenizer
-from models.training import parameters, pick_device
+from models.training import Precision, parameters, pick_device, pick_precision
 
 LARGEST = 4 << 30
 """bytes of an array of samples: more than a million images"""
@@ -51,6 +52,15 @@ class Subject(Generator):
     """where both are"""
     out: Path
     """folder for what is measured"""
+
+    def sampler(self, precision: Precision) -> Method:
+        """Return what to sample from: the model, or a copy with weights in bf16, cast once.
+
+        Likelihoods are the model's own, in fp32.
+        """
+        if pick_precision(precision, self.device) == "fp32":
+            return self.model
+        return copy.deepcopy(self.model).bfloat16()
 
     @property
     def description(self) -> dict:

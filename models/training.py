@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 OptimizerName = Literal["adamw", "muon"]
 LoggerName = Literal["none", "tensorboard", "wandb"]
+Precision = Literal["auto", "fp32", "bf16"]
 LOG_EVERY = 50
 """steps between the rows of a generator's log"""
 
@@ -170,6 +171,11 @@ def bf16_is_native(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def pick_precision(name: Precision, device: torch.device) -> Precision:
+    """Return fp32 or bf16; for auto bf16 where that is native."""
+    return name if name != "auto" else "bf16" if bf16_is_native(device) else "fp32"
 
 
 def start_fabric(device: torch.device, devices: int = 1) -> "Fabric":

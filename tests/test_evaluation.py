@@ -71,6 +71,21 @@ def test_evaluation_writes_samples_and_numbers(runs, config, tmp_path, method):
         assert 250 < bits["mean"] < 400 and bits["se"] > 0  # 64 * log2(32) = 320
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_precision_is_that_of_samples_and_never_of_likelihoods(runs, config, method):
+    """In fp32 or bf16 images hardly differ, nor with the batch; bits are the same to the last."""
+    cfg, images, bits = config(runs[method]), {}, []
+    for precision, batch in (("fp32", 20), ("bf16", 20), ("bf16", 7)):
+        found = stage.main(changed(cfg, precision=precision, batch=batch))
+        assert found["precision"] == precision
+        images[precision, batch] = samples_in(cfg.out.parent).astype(int)
+        bits.append(found["bits_per_image"])
+    assert np.array_equal(images["bf16", 20], images["bf16", 7])
+    assert (images["bf16", 20] == images["fp32", 20]).all((1, 2, 3)).mean() > 0.5
+    assert next(cfg.load().sampler("bf16").parameters()).dtype == torch.bfloat16
+    assert bits[0] == bits[1] == bits[2]
+
+
 def test_seeds_and_not_batches_make_the_images_and_give_a_mean_and_a_spread(runs, config, tmp_path):
     cfg = config(runs["randar"], decode_steps=4, codes=tmp_path / "none")
     alone, images = [], []

@@ -200,6 +200,18 @@ def test_logits_are_fp32_under_bf16(name):
     assert (found_BSV - exact_BSV).abs().max() < 0.1 * exact_BSV.abs().max()
 
 
+def test_weights_in_bf16_decode_near_fp32(name):
+    """In steps of one code and, where the method can, of several: other sums, and no NaN."""
+    model = tiny(name).float()
+    codes_BT, label_B, order_BS = draw(model)
+    exact_BSV = model(codes_BT, label_B, order_BS)
+    model.bfloat16()
+    for sizes in ([1] * TOKENS, model.groups(None)):
+        found_BSV = decoded(model, codes_BT, label_B, order_BS, sizes)
+        assert found_BSV.dtype == torch.float32
+        assert (found_BSV - exact_BSV).abs().max() < 0.1 * exact_BSV.abs().max()
+
+
 FIRST_EXCESS = {"rar": (0.02**2 * 16 / 2, 0.03)}
 """nats above ln V and their tolerance, where the head does not start at zero: variance / 2"""
 

@@ -7,6 +7,7 @@ checkpoint -> results/<run>/{sweep.json, sweep.png}. A cut sweep goes on where i
 import itertools
 import time
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -28,7 +29,9 @@ from models import command
 from models.artifacts import as_written, read_json
 from models.checkpoint import Generator
 from models.command import InputError, run
+from models.method import Method
 from models.sampling import Plan, Schedule
+from models.training import Precision, pick_precision
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class SweepConfig(GeneratorConfig):
     metric: str | None = None
     """what is best; default the first FID if one is measured, else the first distance"""
     batch: command.Batch = 500
+    precision: Precision = "auto"
+    """of sampling; auto: bf16 where the hardware has it, which flips a draw here and there"""
     against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
 
     def check(self) -> None:
@@ -86,15 +91,20 @@ class Sweep:
     """what the rows depend on besides their own settings"""
     rows: list[dict]
 
+    @cached_property
+    def sampler(self) -> Method:
+        return self.subject.sampler(self.cfg.precision)
+
     def row(self, plan: Plan, count: int, seed: int) -> dict:
         """Return the row of one combination, measured now or before."""
         key = {"plan": asdict(plan), "num_samples": count, "seed": seed}
+        key |= {"precision": pick_precision(self.cfg.precision, self.subject.device)}
         for row in self.rows:
             if key.items() <= row.items():
                 return row
-        model, tokenizer = self.subject.model, self.subject.tokenizer
-        label_N, began = torch.arange(count) % model.config.classes, time.time()
-        images_NHWC = sample_images(model, tokenizer, label_N, plan, seed, self.cfg.batch)
+        sampler, tokenizer = self.sampler, self.subject.tokenizer
+        label_N, began = torch.arange(count) % sampler.config.classes, time.time()
+        images_NHWC = sample_images(sampler, tokenizer, label_N, plan, seed, self.cfg.batch)
         speed = count / (time.time() - began)
         measures = self.reference.report(images_NHWC, label_N.numpy())
         self.rows.append(key | {"images_per_second": speed} | measures)
