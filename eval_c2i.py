@@ -15,8 +15,8 @@ import torch
 from tyro.conf import OmitArgPrefixes
 
 from metrics.evaluation import (
-    GeneratorConfig,
     MeasureConfig,
+    SamplingConfig,
     Subject,
     read_samples,
     sample_images,
@@ -34,11 +34,11 @@ from models.methods import check_order
 from models.orders import FIXED_RANDOM, ORDERS, Grouping
 from models.processes import device_name
 from models.sampling import Plan, Schedule
-from models.training import Precision, peak_memory, pick_device, pick_precision
+from models.training import peak_memory, pick_device, pick_precision
 
 
 @dataclass(frozen=True)
-class EvalConfig(GeneratorConfig):
+class EvalConfig(SamplingConfig):
     """Sample from a generator and measure it (stage 5)."""
 
     checkpoint: Path | None = None
@@ -74,9 +74,6 @@ class EvalConfig(GeneratorConfig):
     """default 1: all codes"""
     labels: tuple[command.Natural, ...] = ()
     """sample these classes only; default all"""
-    batch: command.Batch = 500
-    precision: Precision = "auto"
-    """of sampling; auto: bf16 where the hardware has it, which flips a draw here and there"""
     random_orders: Annotated[int, command.Range(1, 1000)] = 1
     """random orders an image that its likelihood is averaged over"""
     against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
@@ -112,7 +109,7 @@ def measure_samples(cfg: EvalConfig) -> tuple[dict, dict, Path]:
 
 
 def first_samples(
-    done: Done, subject: Subject, label_N: torch.Tensor, plan: Plan, cfg: EvalConfig
+    done: Done, subject: Subject, sampler, label_N: torch.Tensor, plan: Plan, cfg: EvalConfig
 ) -> tuple[np.ndarray, float]:
     """Return samples of the first seed and images/s, from samples.npz if a cut run wrote it."""
     classes, file = subject.header["classes"], subject.out / "samples.npz"
@@ -120,10 +117,9 @@ def first_samples(
         images_NHWC, _ = read_samples(file, 32, len(classes))
         if sha256_of(images_NHWC) == before["sha256"]:
             return images_NHWC, done("samples", lambda: before)["images_per_second"]
-    sampler = subject.sampler(cfg.precision), subject.tokenizer
-    sample_images(*sampler, label_N[:2], plan, cfg.seed, cfg.batch)  # warm-up, not timed
+    sample_images(sampler, label_N[: 2 * cfg.devices], plan, cfg.seed, 2)  # warm-up, not timed
     began = time.time()
-    images_NHWC = sample_images(*sampler, label_N, plan, cfg.seed, cfg.batch)
+    images_NHWC = sample_images(sampler, label_N, plan, cfg.seed, cfg.batch)
     speed = cfg.num_samples / (time.time() - began)
     write_samples(subject.out, images_NHWC, label_N.numpy(), classes)
     done("samples", lambda: {"sha256": sha256_of(images_NHWC), "images_per_second": speed})
@@ -172,7 +168,8 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
     settings |= {"random_orders": cfg.random_orders}
     done = Done(subject.out / ".partial.json", inputs | settings)
 
-    images_NHWC, speed = first_samples(done, subject, label_N, plan, cfg)
+    sampler = cfg.sampler(subject)
+    images_NHWC, speed = first_samples(done, subject, sampler, label_N, plan, cfg)
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
     metrics = subject.description | {
         "cluster_weight": header["config"].get("cluster_weight", 0.0),
@@ -190,10 +187,9 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
     if reference is not None:
         metrics |= reference.report(images_NHWC, label_N.numpy(), done)
     if reference is not None and cfg.seeds > 1:
-        sampler = subject.sampler(cfg.precision)
 
         def again(seed: int) -> dict[str, float]:
-            images_NHWC = sample_images(sampler, subject.tokenizer, label_N, plan, seed, cfg.batch)
+            images_NHWC = sample_images(sampler, label_N, plan, seed, cfg.batch)
             return reference.measure(images_NHWC, label_N.numpy())
 
         every = [metrics["samples"], *(done(f"seed {seed}", again, seed) for seed in seeds[1:])]

@@ -35,8 +35,9 @@ from models.checkpoint import Generator, load_generator, results_of
 from models.command import InputError
 from models.data import PRODUCERS, SPLITS, Split, evenly, load_split
 from models.method import Method
-from models.sampling import Plan, sample_codes
-from models.tokenizer import Tokenizer, decode_codes, find_tokenizer, load_tokenizer
+from models.processes import Workers
+from models.sampling import ImageSampler, Plan, sample_codes
+from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from models.training import Precision, parameters, pick_device, pick_precision
 
 LARGEST = 4 << 30
@@ -52,15 +53,6 @@ class Subject(Generator):
     """where both are"""
     out: Path
     """folder for what is measured"""
-
-    def sampler(self, precision: Precision) -> Method:
-        """Return what to sample from: the model, or a copy with weights in bf16, cast once.
-
-        Likelihoods are the model's own, in fp32.
-        """
-        if pick_precision(precision, self.device) == "fp32":
-            return self.model
-        return copy.deepcopy(self.model).bfloat16()
 
     @property
     def description(self) -> dict:
@@ -96,6 +88,24 @@ class GeneratorConfig(command.Config):
         tokenizer, out = load_tokenizer(path)[0], self.out or results_of(self.checkpoint)
         model = generator.model.to(device)
         return Subject(model, generator.header, tokenizer.to(device), device, out)
+
+
+@dataclass(frozen=True)
+class SamplingConfig(GeneratorConfig):
+    """The flags of the commands that draw many samples."""
+
+    batch: command.Batch = 500
+    precision: Precision = "auto"
+    """of sampling; auto: bf16 where the hardware has it, which flips a draw here and there"""
+    devices: command.Devices = 1
+    """processes that share the samples, on a GPU each or on the threads of the CPU"""
+
+    def sampler(self, subject: Subject) -> Workers:
+        """Return what `sample_images` takes. Likelihoods are the subject's own model's, in fp32."""
+        model = subject.model
+        if pick_precision(self.precision, subject.device) == "bf16":
+            model = copy.deepcopy(model).bfloat16()  # cast once
+        return Workers(ImageSampler(model, subject.tokenizer), subject.device, self.devices)
 
 
 @dataclass(frozen=True)
@@ -250,11 +260,17 @@ def sampled_codes(
 
 
 def sample_images(
-    model: Method, tokenizer: Tokenizer, label_N: torch.Tensor, plan: Plan, seed: int, batch: int
+    sampler: Workers, label_N: torch.Tensor, plan: Plan, seed: int, batch: int
 ) -> np.ndarray:
     """Return uint8 (N, H, W, 3), sample i from stream (seed, i), with a progress bar."""
-    parts = sampled_codes(model, label_N, plan, seed, batch)
-    return np.concatenate([decode_codes(tokenizer, codes_BT) for codes_BT in parts])
+    starts = range(0, len(label_N), batch)
+    calls = [(label_N[i : i + batch], plan, seed, i) for i in starts]
+    parts = []
+    with tqdm(total=len(label_N), desc="sampling", unit="image") as bar:
+        for images_BHWC in sampler.map(calls):
+            parts.append(images_BHWC)
+            bar.update(len(images_BHWC))
+    return np.concatenate(parts)
 
 
 def write_samples(out: Path, images_NHWC: np.ndarray, label_N: np.ndarray, classes: list) -> None:

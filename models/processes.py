@@ -1,8 +1,10 @@
-"""Stages as processes: one a folder, or run by other commands; and what they record of speed."""
+"""Stages as processes, run by other commands, and one stage's work shared among processes."""
 
 import contextlib
 import ctypes
+import itertools
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -12,7 +14,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +27,44 @@ from models.command import InputError
 Stage = tuple[str, list[str]]
 """name, script and arguments"""
 RECORDED = ("images_per_second", "peak_memory_gb", "network_calls", "parameters")
+
+
+class Workers:
+    """Calls of one function, made here, or dealt among processes that each have a copy of it."""
+
+    def __init__(self, function: Callable, device: torch.device, processes: int):
+        """Start the processes: on a CPU each has its share of the threads, else a GPU of its own.
+
+        The function is one of models, with a method `to`, and answers on the CPU.
+        """
+        self.function, self.pool = function, None
+        if processes == 1:
+            return
+        context = multiprocessing.get_context("spawn")  # a fork would share CUDA and its threads
+        ranks = context.Queue()
+        for rank in range(processes):
+            ranks.put(rank)
+        threads = max(1, torch.get_num_threads() // processes)
+        given = (function.to(torch.device("cpu")), device.type, threads, ranks)
+        self.pool = ProcessPoolExecutor(processes, context, _start_worker, given)
+
+    def map(self, calls: Sequence[tuple]) -> Iterator:
+        """Yield the results of the calls, in their order."""
+        if self.pool is None:
+            return itertools.starmap(self.function, calls)
+        return self.pool.map(_work, calls)
+
+
+def _start_worker(function: Callable, device: str, threads: int, ranks) -> None:
+    global _function
+    _end_with_parent()
+    torch.set_num_threads(threads)
+    rank = ranks.get()
+    _function = function.to(torch.device(device, rank) if device == "cuda" else device)
+
+
+def _work(call: tuple):
+    return _function(*call)
 
 
 def _end_with_parent() -> None:

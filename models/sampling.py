@@ -17,6 +17,7 @@ from models import command
 from models.command import InputError
 from models.method import Method
 from models.orders import Grouping
+from models.tokenizer import Tokenizer, decode_codes
 
 Schedule = Literal["constant", "linear", "linear_after", "power_cosine"]
 
@@ -200,3 +201,18 @@ def sample_codes(
         plan.top_k,
         plan.top_p,
     )
+
+
+@dataclass(frozen=True)
+class ImageSampler:
+    """A method and the tokenizer of its codes: from labels to pixels."""
+
+    model: Method
+    tokenizer: Tokenizer
+
+    def __call__(self, label_B: torch.Tensor, plan: Plan, seed: int, first: int) -> np.ndarray:
+        """Return uint8 (B, H, W, 3) of samples first..first+B of the stream `seed`."""
+        return decode_codes(self.tokenizer, sample_codes(self.model, label_B, plan, seed, first))
+
+    def to(self, device: torch.device | str) -> "ImageSampler":
+        return ImageSampler(self.model.to(device), self.tokenizer.to(device))

@@ -82,8 +82,19 @@ def test_precision_is_that_of_samples_and_never_of_likelihoods(runs, config, met
         bits.append(found["bits_per_image"])
     assert np.array_equal(images["bf16", 20], images["bf16", 7])
     assert (images["bf16", 20] == images["fp32", 20]).all((1, 2, 3)).mean() > 0.5
-    assert next(cfg.load().sampler("bf16").parameters()).dtype == torch.bfloat16
+    sampler = changed(cfg, precision="bf16").sampler(cfg.load()).function
+    assert next(sampler.model.parameters()).dtype == torch.bfloat16
     assert bits[0] == bits[1] == bits[2]
+
+
+def test_two_processes_make_the_samples_of_one(runs, config, tmp_path):
+    """To the byte; and they are gone when it is done."""
+    files = []
+    for devices in (1, 2):
+        cfg = config(runs["randar"], decode_steps=4, batch=7, devices=devices)
+        stage.main(changed(cfg, codes=tmp_path / "none", out=tmp_path / str(devices)))
+        files.append((tmp_path / str(devices) / "samples.npz").read_bytes())
+    assert files[0] == files[1]
 
 
 def test_seeds_and_not_batches_make_the_images_and_give_a_mean_and_a_spread(runs, config, tmp_path):

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from metrics.evaluation import (
-    GeneratorConfig,
     MeasureConfig,
     Reference,
+    SamplingConfig,
     Subject,
     print_measures,
     sample_images,
@@ -29,13 +29,13 @@ from models import command
 from models.artifacts import as_written, read_json
 from models.checkpoint import Generator
 from models.command import InputError, run
-from models.method import Method
+from models.processes import Workers
 from models.sampling import Plan, Schedule
-from models.training import Precision, pick_precision
+from models.training import pick_precision
 
 
 @dataclass(frozen=True)
-class SweepConfig(GeneratorConfig):
+class SweepConfig(SamplingConfig):
     """Sample with every combination of settings, measure each, and the best one once more."""
 
     cfg_scale: tuple[command.Amount, ...] = (1.0, 2.0, 4.0, 7.0, 10.0, 15.0)
@@ -50,9 +50,6 @@ class SweepConfig(GeneratorConfig):
     """samples of the best combination, with --seed + 1: it was not chosen on those; 0: none"""
     metric: str | None = None
     """what is best; default the first FID if one is measured, else the first distance"""
-    batch: command.Batch = 500
-    precision: Precision = "auto"
-    """of sampling; auto: bf16 where the hardware has it, which flips a draw here and there"""
     against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
 
     def check(self) -> None:
@@ -92,8 +89,8 @@ class Sweep:
     rows: list[dict]
 
     @cached_property
-    def sampler(self) -> Method:
-        return self.subject.sampler(self.cfg.precision)
+    def sampler(self) -> Workers:
+        return self.cfg.sampler(self.subject)
 
     def row(self, plan: Plan, count: int, seed: int) -> dict:
         """Return the row of one combination, measured now or before."""
@@ -102,9 +99,9 @@ class Sweep:
         for row in self.rows:
             if key.items() <= row.items():
                 return row
-        sampler, tokenizer = self.sampler, self.subject.tokenizer
-        label_N, began = torch.arange(count) % sampler.config.classes, time.time()
-        images_NHWC = sample_images(sampler, tokenizer, label_N, plan, seed, self.cfg.batch)
+        sampler, classes = self.sampler, self.subject.model.config.classes
+        label_N, began = torch.arange(count) % classes, time.time()
+        images_NHWC = sample_images(sampler, label_N, plan, seed, self.cfg.batch)
         speed = count / (time.time() - began)
         measures = self.reference.report(images_NHWC, label_N.numpy())
         self.rows.append(key | {"images_per_second": speed} | measures)
