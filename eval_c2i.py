@@ -14,22 +14,14 @@ import numpy as np
 import torch
 from tyro.conf import OmitArgPrefixes
 
-from metrics.evaluation import (
-    MeasureConfig,
-    SamplingConfig,
-    Subject,
-    read_samples,
-    sample_images,
-    write_samples,
-)
-from metrics.likelihood import baseline_bits, likelihood
-from metrics.report import Done, write_record
+from metrics.evaluation import MeasureConfig, SamplingConfig, Subject, print_measures, sample_images
+from metrics.likelihood import bits_of
+from metrics.report import Done, read_samples, write_record, write_samples
 from models import command
 from models.artifacts import ROOT, sha256_of
 from models.checkpoint import Generator
 from models.command import InputError, run
 from models.data import load_codes_of
-from models.method import Method
 from models.methods import check_order
 from models.orders import FIXED_RANDOM, ORDERS, Grouping
 from models.processes import device_name
@@ -126,17 +118,6 @@ def first_samples(
     return images_NHWC, speed
 
 
-def bits_of(model: Method, codes: dict, order: str, draws: int, done: Done) -> dict:
-    """Return bits per test image in each order to compare, and what codes cost without a network.
-
-    The orders are `order`, raster and `draws` random ones where the method can choose.
-    """
-    orders = sorted({order, "raster", "random"} if model.any_order else {model.config.scan})
-    bits = {o: done(f"bits {o}", likelihood, model, codes["test"], o, draws) for o in orders}
-    baselines = done("baselines", baseline_bits, codes["train"], codes["test"])
-    return {"bits_per_image": bits, "baseline_bits": baselines}
-
-
 def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
     """Sample and measure, write samples; return the numbers, what they rest on, and their folder.
 
@@ -162,10 +143,10 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
     label_N = labels[torch.arange(cfg.num_samples) % len(labels)]
     inputs = subject.inputs | {f"{s} codes": one.header["sha256"] for s, one in codes.items()}
     inputs |= reference.inputs if reference else {}
-    settings = {name: getattr(cfg, name) for name in ("labels", "num_samples", "seed")}
+    named = ("labels", "num_samples", "seed", "random_orders")
+    settings = {name: getattr(cfg, name) for name in named}
     precision = pick_precision(cfg.precision, subject.device)
     settings |= {"plan": asdict(plan), "precision": precision}
-    settings |= {"random_orders": cfg.random_orders}
     done = Done(subject.out / ".partial.json", inputs | settings)
 
     sampler = cfg.sampler(subject)
@@ -219,8 +200,8 @@ def report(metrics: dict, out: Path) -> None:
         print(f"  {order:>10} order: {bits['mean']:8.2f} +- {bits['se']:.2f} bits per test image")
     for name, bits in metrics.get("baseline_bits", {}).items():
         print(f"  {name:>14}: {bits:8.2f} bits, without a network")
-    for name, value in metrics.get("samples", {}).items():
-        print(f"  {name:>14}: {value:10.4f}   real test images: {metrics['control'][name]:10.4f}")
+    if "samples" in metrics:
+        print_measures(metrics)
     for name, both in metrics.get("over_seeds", {}).items():
         print(f"  {name:>14}: {both['mean']:10.4f} +- {both['sd']:.4f}, sd over the seeds")
     speed = f", {metrics['images_per_second']:.1f} images/s" if "method" in metrics else ""

@@ -22,12 +22,12 @@ from models.checkpoint import KIND, resume, save_generator
 from models.cluster_loss import cluster_cross_entropy
 from models.command import InputError, run
 from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
+from models.method import SIZES, ModelConfig
 from models.methods import METHODS, build, check_order
 from models.orders import OrderName
 from models.processes import locked
 from models.tokenizer import tokenizer_of
 from models.training import Adaptive, Anneal, LoggerName, OptimizerName, OrderPolicy
-from models.transformer import SIZES, ModelConfig
 
 
 @dataclass(frozen=True)

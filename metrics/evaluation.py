@@ -1,12 +1,9 @@
 """Images held against real ones: with every feature extractor at hand, and a control beside it.
 
-And what the commands that measure a generator share: their flags, samples, and files of samples.
+And what the commands that measure a generator share: their flags, and their samples.
 """
 
 import copy
-import io
-import math
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,10 +24,9 @@ from metrics.fidelity import (
     fidelity,
     inception_extractor,
 )
-from metrics.pictures import plot_class_grid, save_figure
 from metrics.report import at_once
 from models import command
-from models.artifacts import ROOT, as_written, expect_file, replace_file, sha256_of
+from models.artifacts import ROOT, sha256_of
 from models.checkpoint import Generator, load_generator, results_of
 from models.command import InputError
 from models.data import PRODUCERS, SPLITS, Split, evenly, load_split
@@ -39,9 +35,6 @@ from models.processes import Workers
 from models.sampling import ImageSampler, Plan, sample_codes
 from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from models.training import Precision, parameters, pick_device, pick_precision
-
-LARGEST = 4 << 30
-"""bytes of an array of samples: more than a million images"""
 
 
 @dataclass(frozen=True)
@@ -271,54 +264,3 @@ def sample_images(
             parts.append(images_BHWC)
             bar.update(len(images_BHWC))
     return np.concatenate(parts)
-
-
-def write_samples(out: Path, images_NHWC: np.ndarray, label_N: np.ndarray, classes: list) -> None:
-    """Write samples.npz (arr_0 uint8 NHWC, arr_1 labels: ADM's convention) and samples.png."""
-    packed = io.BytesIO()
-    np.savez(packed, arr_0=images_NHWC, arr_1=label_N)
-    replace_file(out / "samples.npz", lambda file: file.write(packed.getbuffer()))
-    present = [k for k in range(len(classes)) if (label_N == k).any()]
-    columns = min(10, *(int((label_N == k).sum()) for k in present))
-    shown = np.concatenate([np.flatnonzero(label_N == k)[:columns] for k in present])
-    figure = plot_class_grid(images_NHWC[shown], label_N[shown], [classes[k] for k in present])
-    save_figure(figure, out / "samples.png", dpi=150)
-
-
-def read_samples(path: Path, size: int, classes: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return (images uint8 (N, size, size, 3), labels int64 (N,) or None) of an .npz.
-
-    Raises InputError unless arr_0 is such an array, and arr_1, if there, labels in 0..classes-1.
-    """
-    mend = "give an .npz as eval_c2i.py writes it"
-    expect_file(path, "samples", mend)
-    with as_written(path, "samples with an arr_0", mend), zipfile.ZipFile(path) as packed:
-        images_NHWC = _member(packed, "arr_0")
-        label_N = _member(packed, "arr_1") if "arr_1.npy" in packed.namelist() else None
-    if images_NHWC.dtype != np.uint8 or images_NHWC.shape[1:] != (size, size, 3):
-        raise InputError(
-            f"{path}: expected arr_0 uint8 (N, {size}, {size}, 3), "
-            f"found {images_NHWC.dtype} {images_NHWC.shape}"
-        )
-    if label_N is None:
-        return images_NHWC, None
-    integers = np.issubdtype(label_N.dtype, np.integer) and label_N.shape == images_NHWC.shape[:1]
-    if not integers or not ((label_N >= 0) & (label_N < classes)).all():
-        raise InputError(
-            f"{path}: expected arr_1 to hold {len(images_NHWC)} labels in 0..{classes - 1}, "
-            f"found {label_N.dtype} {label_N.shape}"
-        )
-    return images_NHWC, label_N.astype(np.int64)
-
-
-def _member(packed: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Return an array of an .npz whose size was looked at before it is read: it may be a bomb."""
-    with packed.open(f"{name}.npy") as file:
-        first = np.lib.format.read_magic(file)[0] == 1
-        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        size = math.prod(shape) * dtype.itemsize
-        if size > LARGEST or file.tell() + size != packed.getinfo(f"{name}.npy").file_size:
-            raise ValueError(f"{name} claims {dtype} {shape}")
-        file.seek(0)
-        return np.lib.format.read_array(file, allow_pickle=False)

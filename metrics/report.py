@@ -2,19 +2,35 @@
 
 A run is a folder of what measured it: metrics.json (eval_c2i.py), and perhaps calibration.json
 (tools/calibrate.py), robustness.json (tools/robustness.py), sweep.json (tools/sweep_cfg.py), and
-from its training config.json and the curve metrics.jsonl. A folder may also hold tokenizer.json,
-benchmark.json or quickstart.json of the tools of that name. A file with a `note` has it printed
-under every table that shows the file.
+from its training config.json and the curve metrics.jsonl. A folder may also hold samples.npz and
+tokenizer.json, benchmark.json or quickstart.json of the tools of that name. A file with a `note`
+has it printed under every table that shows the file.
 """
 
+import io
 import json
+import math
 import re
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.artifacts import ROOT, git_commit, plain, read_json, this_command, write_text
+import numpy as np
+
+from metrics.pictures import plot_class_grid, save_figure
+from models.artifacts import (
+    ROOT,
+    as_written,
+    expect_file,
+    git_commit,
+    plain,
+    read_json,
+    replace_file,
+    this_command,
+    write_text,
+)
 from models.command import InputError
 from models.data import evenly
 
@@ -212,3 +228,58 @@ def keep_run(folder: Path, kept: Path, training: Path | None = None) -> dict[str
     for name, text in texts.items():
         write_text(kept / run.name / name, text)
     return {name: len(text) for name, text in texts.items()}
+
+
+LARGEST_ARRAY = 4 << 30
+"""bytes of an array of samples: more than a million images"""
+
+
+def write_samples(out: Path, images_NHWC: np.ndarray, label_N: np.ndarray, classes: list) -> None:
+    """Write samples.npz (arr_0 uint8 NHWC, arr_1 labels: ADM's convention) and samples.png."""
+    packed = io.BytesIO()
+    np.savez(packed, arr_0=images_NHWC, arr_1=label_N)
+    replace_file(out / "samples.npz", lambda file: file.write(packed.getbuffer()))
+    present = [k for k in range(len(classes)) if (label_N == k).any()]
+    columns = min(10, *(int((label_N == k).sum()) for k in present))
+    shown = np.concatenate([np.flatnonzero(label_N == k)[:columns] for k in present])
+    figure = plot_class_grid(images_NHWC[shown], label_N[shown], [classes[k] for k in present])
+    save_figure(figure, out / "samples.png", dpi=150)
+
+
+def read_samples(path: Path, size: int, classes: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return (images uint8 (N, size, size, 3), labels int64 (N,) or None) of an .npz.
+
+    Raises InputError unless arr_0 is such an array, and arr_1, if there, labels in 0..classes-1.
+    """
+    mend = "give an .npz as eval_c2i.py writes it"
+    expect_file(path, "samples", mend)
+    with as_written(path, "samples with an arr_0", mend), zipfile.ZipFile(path) as packed:
+        images_NHWC = _member(packed, "arr_0")
+        label_N = _member(packed, "arr_1") if "arr_1.npy" in packed.namelist() else None
+    if images_NHWC.dtype != np.uint8 or images_NHWC.shape[1:] != (size, size, 3):
+        raise InputError(
+            f"{path}: expected arr_0 uint8 (N, {size}, {size}, 3), "
+            f"found {images_NHWC.dtype} {images_NHWC.shape}"
+        )
+    if label_N is None:
+        return images_NHWC, None
+    integers = np.issubdtype(label_N.dtype, np.integer) and label_N.shape == images_NHWC.shape[:1]
+    if not integers or not ((label_N >= 0) & (label_N < classes)).all():
+        raise InputError(
+            f"{path}: expected arr_1 to hold {len(images_NHWC)} labels in 0..{classes - 1}, "
+            f"found {label_N.dtype} {label_N.shape}"
+        )
+    return images_NHWC, label_N.astype(np.int64)
+
+
+def _member(packed: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Return an array of an .npz whose size was looked at before it is read: it may be a bomb."""
+    with packed.open(f"{name}.npy") as file:
+        first = np.lib.format.read_magic(file)[0] == 1
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        size = math.prod(shape) * dtype.itemsize
+        if size > LARGEST_ARRAY or file.tell() + size != packed.getinfo(f"{name}.npy").file_size:
+            raise ValueError(f"{name} claims {dtype} {shape}")
+        file.seek(0)
+        return np.lib.format.read_array(file, allow_pickle=False)

@@ -25,11 +25,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.command import InputError
-from models.method import Cache, Method
+from models.method import Cache, Method, ModelConfig
 from models.transformer import (
     Dropout,
     LayerCache,
-    ModelConfig,
     RMSNorm,
     SwiGLU,
     after_label,

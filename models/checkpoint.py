@@ -9,10 +9,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from models.artifacts import ROOT, as_written, load_checkpoint, restored, save_checkpoint
 from models.command import InputError
-from models.method import Method
+from models.method import Method, ModelConfig
 from models.methods import build
 from models.sampling import Plan
-from models.transformer import ModelConfig
 
 KIND = "generator"
 RENAMED = {

@@ -189,6 +189,9 @@ def one_line(text: Any, length: int | None = None) -> str:
     return " ".join(str(text).split())[:length]
 
 
+INTERRUPTED = "interrupted: run the same command again to go on"
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn the errors that a user can mend into `error: ...` on stderr and exit status 1.
@@ -200,7 +203,11 @@ def one_line_errors() -> Iterator[None]:
     except (InputError, OSError) as e:
         message = f"error: {one_line(e)}"
     except KeyboardInterrupt:
-        message = "interrupted: run the same command again to go on"
+        message = INTERRUPTED
+    except ImportError as e:
+        if not isinstance(e.__context__, KeyboardInterrupt):
+            raise
+        message = INTERRUPTED  # in the middle of a compiled module's start
     else:
         return
     if "tqdm" in sys.modules:  # a progress bar that is being drawn would share its line

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.method import Cache, Method
+from models.method import Cache, Method, ModelConfig
 from models.transformer import (
     Block,
     Dropout,
     LayerCache,
-    ModelConfig,
     RMSNorm,
     after_label,
     initialise,

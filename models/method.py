@@ -8,13 +8,67 @@ first; the null label is put in by the training script; a last code that nothing
 with the same logits; logits are fp32 or wider in every mode; there is no stochastic depth.
 """
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models import command
 from models.command import InputError
 from models.orders import SCANS, Grouping, groups_of, scan
-from models.transformer import ModelConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig(command.Config):
+    """Everything a method needs to be built; saved in every checkpoint."""
+
+    vocab_size: command.Vocabulary = 1024
+    """V, size of the codebook"""
+    classes: Annotated[int, command.Range(1, 10**5)] = 10
+    """labels are 0..classes-1; `classes` itself is the null label"""
+    grid: Annotated[int, command.Range(1, 256)] = 8
+    """side of the token grid"""
+    layers: Annotated[int, command.Range(1, 256)] = 4
+    heads: Annotated[int, command.Range(1, 256)] = 4
+    width: Annotated[int, command.Range(1, 2**14)] = 128
+    token_dropout: command.Fraction = 0.1
+    residual_dropout: command.Fraction = 0.1
+    ffn_dropout: command.Fraction = 0.1
+    scan: str = "raster"
+    """the one order of a method that cannot choose"""
+    cells: tuple[int, ...] = ()
+    """the cells in the order `scan`, if that is no function of the grid: read from a file, drawn"""
+    regions: int = 4
+    """of the order `regions`: PAR generates as many codes side by side, its n"""
+    ffn_width: Annotated[int, command.Range(1, 2**16)] | None = None
+    """RAR: hidden width of the feed-forward; None: 4 x width"""
+    spare_rows: bool = False
+    """RAR: position tables with the unused rows that its published files have"""
+
+    def check(self) -> None:
+        if self.width % self.heads or self.width // self.heads % 4:
+            raise InputError(
+                f"expected width / heads to be a multiple of 4, got {self.width} / {self.heads}"
+            )
+
+    @property
+    def tokens(self) -> int:
+        return self.grid * self.grid  # T
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads  # K
+
+
+SIZES = {
+    "nano": {"layers": 4, "heads": 4, "width": 128},
+    "small": {"layers": 6, "heads": 4, "width": 256},
+    "base": {"layers": 8, "heads": 6, "width": 384},
+    "large": {"layers": 12, "heads": 8, "width": 512},
+}
+"""The presets of --model: 1.3, 5.6, 15 and 42 million parameters at V = 1024."""
 
 
 class Cache:

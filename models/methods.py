@@ -3,12 +3,11 @@
 from models.arpg import ARPG
 from models.command import InputError
 from models.gpt import GPT
-from models.method import Method
+from models.method import Method, ModelConfig
 from models.orders import CHANCE
 from models.par import PAR
 from models.randar import RandAR
 from models.rar import RAR
-from models.transformer import ModelConfig
 
 METHODS: dict[str, type[Method]] = {
     "gpt": GPT,

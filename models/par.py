@@ -28,8 +28,9 @@ from torch import nn
 
 from models.command import InputError
 from models.gpt import Llama, LlamaCache
+from models.method import ModelConfig
 from models.orders import region_scan
-from models.transformer import LayerCache, ModelConfig
+from models.transformer import LayerCache
 
 
 @functools.lru_cache(maxsize=32)

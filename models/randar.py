@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from models.gpt import Llama, LlamaCache
-from models.transformer import LayerCache, ModelConfig, after_label, rotate, rotation_at
+from models.method import ModelConfig
+from models.transformer import LayerCache, after_label, rotate, rotation_at
 
 
 @dataclass

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.method import Cache, Method
-from models.transformer import Dropout, LayerCache, ModelConfig, attend, split_heads, widened
+from models.method import Cache, Method, ModelConfig
+from models.transformer import Dropout, LayerCache, attend, split_heads, widened
 
 EPS = 1e-6
 

@@ -9,7 +9,7 @@ from helpers import script
 from tiny_extractor import write_extractor
 
 from models.classifier import KIND, PerceptualNet, save_net
-from models.transformer import SIZES
+from models.method import SIZES
 from models.vqvae import VQVAEConfig
 
 SIZES["tiny"] = {"layers": 2, "heads": 2, "width": 16}  # before train_c2i.py lists its --model

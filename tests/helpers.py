@@ -15,10 +15,9 @@ import torch
 from models.artifacts import ROOT, header, load_checkpoint
 from models.checkpoint import KIND, save_generator
 from models.data import load_codes, save_codes
-from models.method import Method
+from models.method import Method, ModelConfig
 from models.methods import METHODS, build
 from models.orders import mixed_order, scan
-from models.transformer import ModelConfig
 
 
 @cache

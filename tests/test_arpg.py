@@ -6,8 +6,8 @@ from helpers import draw, tiny
 
 from models import arpg
 from models.command import InputError
+from models.method import ModelConfig
 from models.methods import build
-from models.transformer import ModelConfig
 
 TOKENS = 16
 

@@ -128,3 +128,19 @@ def test_the_line_of_an_error_is_not_glued_to_a_progress_bar(capsys):
         bar.update()
         raise InputError("no")
     assert capsys.readouterr().err.endswith("\n")
+
+
+def test_an_interrupt_in_the_start_of_a_compiled_module_is_one():
+    """Such a module turns it into an ImportError of its own; any other one is our bug."""
+
+    def start(cause: type[BaseException]):
+        with command.one_line_errors():
+            try:
+                raise cause
+            except BaseException:
+                raise ImportError("initialization failed")  # noqa: B904
+
+    with pytest.raises(SystemExit, match="^interrupted: run the same command again"):
+        start(KeyboardInterrupt)
+    with pytest.raises(ImportError):
+        start(ValueError)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import changed, cut_at, eval_config, other_codes, script, tiny, train_config
 
+import metrics.likelihood
 from metrics.evaluation import print_measures
 from metrics.likelihood import bits_per_code, orders_for
 from models.artifacts import load_checkpoint, save_checkpoint, sha256_of
@@ -207,9 +208,9 @@ def test_labels_can_be_chosen_and_are_held_against_real_images_of_theirs(
 def test_a_cut_evaluation_goes_on_where_it_was(runs, config, tmp_path, monkeypatch):
     cfg = config(runs["randar"], decode_steps=4, seeds=2)
     whole = stage.main(changed(cfg, out=tmp_path / "whole"))
-    for name, call in (("likelihood", 2), ("sample_images", 1)):
+    for owner, name, call in ((metrics.likelihood, "likelihood", 2), (stage, "sample_images", 1)):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            cut_at(patched, stage, name, call)
+            cut_at(patched, owner, name, call)
             stage.main(cfg)
     sampled = cut_at(monkeypatch, stage, "sample_images", 99)
     found = stage.main(cfg)

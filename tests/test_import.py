@@ -27,13 +27,13 @@ from tiny_published import (
 from models.artifacts import load_checkpoint
 from models.checkpoint import load_generator
 from models.command import InputError, one_line_errors
+from models.method import ModelConfig
 from models.methods import METHODS, build
 from models.orders import mixed_order, region_scan, scan
 from models.published.sizes import infer_config, recognise
 from models.published.vq16 import VQ16, VQ16Config
 from models.published.weights import Published, restore
 from models.training import parameters
-from models.transformer import ModelConfig
 
 stage = script("eval_c2i.py")
 BATCH = 3

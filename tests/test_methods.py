@@ -10,10 +10,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from models import sampling
 from models.command import InputError
+from models.method import ModelConfig
 from models.methods import METHODS, build
 from models.orders import SCANS, scan
 from models.sampling import Plan, generate, pick, sample_codes
-from models.transformer import ModelConfig
 
 CODES, GRID, BATCH = 7, 4, 3
 TOKENS = GRID * GRID

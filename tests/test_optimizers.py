@@ -2,9 +2,9 @@
 
 import pytest
 
+from models.method import ModelConfig
 from models.methods import METHODS
 from models.training import make_optimizers
-from models.transformer import ModelConfig
 
 SIZES = ModelConfig(vocab_size=8, grid=2, layers=2, width=16, heads=2)
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.command import InputError
+from models.method import ModelConfig
 from models.methods import METHODS
 from models.orders import (
     ORDERS,
@@ -19,7 +20,6 @@ from models.orders import (
     region_scan,
     scan,
 )
-from models.transformer import ModelConfig
 
 FOUR_BY_FOUR = {
     "raster": "0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15",

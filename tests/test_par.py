@@ -6,11 +6,11 @@ from helpers import decoded, draw, tiny
 from reference_par import reference_logits
 
 from models.command import InputError
+from models.method import ModelConfig
 from models.methods import METHODS, build, check_order
 from models.orders import region_scan
 from models.par import group_mask
 from models.sampling import generate
-from models.transformer import ModelConfig
 
 CODES, BATCH = 7, 3
 

@@ -8,10 +8,10 @@ import torch
 from helpers import decoded, draw, tiny
 from reference_rar import reference_logits
 
+from models.method import ModelConfig
 from models.methods import build
 from models.orders import scan
 from models.rar import RAR
-from models.transformer import ModelConfig
 
 TOKENS = 16
 

@@ -19,13 +19,12 @@ from metrics.robustness import (
     nearest_codes,
 )
 from models.command import InputError
-from models.method import Method
+from models.method import Method, ModelConfig
 from models.methods import METHODS
 from models.published.baseline_vqvae import BaselineConfig, BaselineVQVAE
 from models.published.vq16 import VQ16, VQ16Config
 from models.sampling import Plan, sample_chance, sample_codes
 from models.tokenizer import code_vectors
-from models.transformer import ModelConfig
 from models.vqvae import VQVAE, VQVAEConfig
 
 CODES = 7

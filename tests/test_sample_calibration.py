@@ -24,10 +24,10 @@ from metrics.sample_calibration import (
     risk_coverage,
     spearman,
 )
+from models.method import ModelConfig
 from models.methods import METHODS
 from models.orders import scan
 from models.sampling import sample_chance
-from models.transformer import ModelConfig
 
 
 def test_an_ensemble_of_orders_is_no_worse_than_a_random_one():

@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.command import InputError
-from models.method import Method
+from models.method import Method, ModelConfig
 from models.methods import build
 from models.orders import cosine_groups, groups_of
 from models.sampling import Plan, generate, guidance_at, guide, pick, sample_chance
-from models.transformer import ModelConfig
 
 VOCABULARY, GRID = 50, 4
 TOKENS = GRID * GRID

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from models.command import InputError
 from models.data import draw_batch, load_codes, split_heldout
+from models.method import ModelConfig
 from models.methods import METHODS
 from models.training import averaged, batch_rows, lr_at, seed_step
-from models.transformer import ModelConfig
 
 stage = script("train_c2i.py")
 

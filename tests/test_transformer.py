@@ -43,16 +43,16 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("queries", [1, FEW, FEW + 1])
 def test_attention_over_a_cache_with_room_sees_what_is_written(dtype, queries):
-    """The last queries of 9 slots of 16; and the same of one slot each that see all 9."""
+    """The last queries of 20 slots of 32; and as many that see all 20."""
     torch.manual_seed(0)
-    q_BHSK, k_BHLK, v_BHLK = torch.randn(3, 2, 3, 9, 8, dtype=torch.float64)
-    cache = LayerCache(16)
+    q_BHSK, k_BHLK, v_BHLK = torch.randn(3, 2, 3, 20, 8, dtype=torch.float64)
+    cache = LayerCache(32)
     cache.write(0, k_BHLK[:, :, :4].to(dtype), v_BHLK[:, :, :4].to(dtype))
     kv = cache.write(4, k_BHLK[:, :, 4:].to(dtype), v_BHLK[:, :, 4:].to(dtype))
     q_BHSK = q_BHSK[:, :, -queries:]
-    causal_SL = torch.ones(9, 9, dtype=torch.bool).tril()[-queries:]
-    all_SL = torch.ones(queries, 9, dtype=torch.bool)
-    for slots, seen_SL in ((range(9 - queries, 9), causal_SL), (range(8, 9), all_SL)):
+    causal_SL = torch.ones(20, 20, dtype=torch.bool).tril()[-queries:]
+    all_SL = torch.ones(queries, 20, dtype=torch.bool)
+    for slots, seen_SL in ((range(20 - queries, 20), causal_SL), (range(19, 20), all_SL)):
         expected = F.scaled_dot_product_attention(q_BHSK, k_BHLK, v_BHLK, seen_SL)
         expected = expected.transpose(1, 2).flatten(2)
         for given_SL in (None, seen_SL):

@@ -28,6 +28,7 @@ from models import command
 from models.artifacts import ROOT
 from models.checkpoint import load_generator
 from models.command import InputError, run
+from models.method import SIZES
 from models.methods import METHODS
 from models.processes import (
     device_name,
@@ -39,7 +40,6 @@ from models.processes import (
 )
 from models.tokenizer import load_tokenizer
 from models.training import LOG_EVERY, parameters, pick_device
-from models.transformer import SIZES
 
 CALLS = (64, 16)
 """network calls of the methods that can choose"""

@@ -10,9 +10,9 @@ import math
 from typing import Any
 
 from models.command import InputError
+from models.method import ModelConfig
 from models.published.baseline_vqvae import BaselineConfig
 from models.published.vq16 import VQ16Config
-from models.transformer import ModelConfig
 
 Shapes = dict[str, tuple[int, ...]]
 

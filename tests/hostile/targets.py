@@ -22,19 +22,18 @@ from tiny_published import layout
 from torchvision.datasets.utils import calculate_md5
 
 from metrics.corruptions import OFFICIAL, official
-from metrics.evaluation import read_samples
 from metrics.extractor import load_classifier
 from metrics.fidelity import FeatureExtractor, features_of
-from metrics.report import Done, read_run
+from metrics.report import Done, read_run, read_samples
 from models.artifacts import header
 from models.checkpoint import load_generator, save_generator
 from models.classifier import PerceptualNet, load_perceptual, save_net
 from models.data import load_codes, load_split, save_codes, save_splits
+from models.method import ModelConfig
 from models.methods import METHODS, build
 from models.orders import scan
 from models.published.weights import read_published, restore
 from models.tokenizer import load_tokenizer, save_tokenizer
-from models.transformer import ModelConfig
 from models.vqvae import VQVAE, VQVAEConfig
 
 load, export = script("data/load_CIFAR10.py"), script("tools/export_checkpoint.py")

@@ -28,8 +28,8 @@ from models.artifacts import header, sha256_of
 from models.checkpoint import save_generator
 from models.classifier import PerceptualNet, save_net
 from models.command import Output, Range, marks_of
+from models.method import ModelConfig
 from models.methods import build
-from models.transformer import ModelConfig
 
 STARTERS = ("tools/quickstart.py", "tools/benchmark.py")
 JUNK = ("", "x", "nan", "inf", "-1", "0", "1e400", "9" * 30, "0x10", "1.5", "None", "a b", "--",
