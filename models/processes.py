@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import IO
 
@@ -49,15 +50,20 @@ class Workers:
         self.pool = ProcessPoolExecutor(processes, context, _start_worker, given)
 
     def map(self, calls: Sequence[tuple]) -> Iterator:
-        """Yield the results of the calls, in their order."""
+        """Yield the results of the calls, in their order. Raises InputError if a process ends."""
         if self.pool is None:
-            return itertools.starmap(self.function, calls)
-        return self.pool.map(_work, calls)
+            yield from itertools.starmap(self.function, calls)
+            return
+        try:
+            yield from self.pool.map(_work, calls)
+        except BrokenProcessPool:
+            raise InputError("a process that --devices started was ended: out of memory?") from None
 
 
 def _start_worker(function: Callable, device: str, threads: int, ranks) -> None:
     global _function
     _end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started them
     torch.set_num_threads(threads)
     rank = ranks.get()
     _function = function.to(torch.device(device, rank) if device == "cuda" else device)

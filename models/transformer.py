@@ -71,7 +71,7 @@ class Dropout(nn.Dropout):
             return super().forward(x)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         bits = bits.view(torch.int16)[: x.numel()].view(x.shape)
-        dropped = round(self.p * 2**16)  # of the values that 16 bits can have
+        dropped = min(round(self.p * 2**16), 2**16 - 1)  # of the values that 16 bits can have
         return x * (bits >= dropped - 2**15).to(x.dtype).div_(1 - dropped / 2**16)
 
 
@@ -198,7 +198,7 @@ def attend(
     if hidden and seen_SL is None and not causal:
         seen_SL = seen_by(slots, k_BHLK.shape[2], device)
     qkv = q_BHSK.to(dtype), k_BHLK.to(dtype), v_BHLK.to(dtype)
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
         if few:
             mixed_BHSK = _attend_few(*qkv, seen_SL)
         else:
@@ -215,10 +215,10 @@ def _attend_few(q_BHSK, k_BHLK, v_BHLK, seen_SL: torch.Tensor | None) -> torch.T
     return score_BHSL.softmax(-1).to(v_BHLK.dtype) @ v_BHLK
 
 
-@functools.lru_cache(maxsize=256)
 def seen_by(slots: range, length: int, device: torch.device) -> torch.Tensor:
     """Return seen_SL, bool: each of `slots` sees itself and those before it, of `length`."""
-    return torch.arange(length, device=device) <= torch.tensor(slots, device=device)[:, None]
+    slot_S = torch.arange(slots.start, slots.stop, slots.step, device=device)
+    return torch.arange(length, device=device) <= slot_S[:, None]
 
 
 class SwiGLU(nn.Module):

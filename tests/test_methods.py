@@ -189,6 +189,17 @@ def test_decoding_never_waits_for_the_device(name):
             logits_BSV.sum().item()
 
 
+def test_a_whole_decoding_runs_where_there_are_no_values(name):
+    """On the meta device: shapes follow from shapes alone, as CUDA graphs and compilers need."""
+    model = tiny(name).to("meta")
+    label_B, order_BS = (torch.zeros(shape, dtype=int, device="meta") for shape in (3, (3, TOKENS)))
+    uniform_BS = torch.zeros(BATCH, TOKENS, device="meta")
+    sizes, scales = Plan(cfg_scale=3.0).groups(model)
+    model.check_order = lambda order_BS: None  # the caller's look at values
+    codes_BT = generate(model, label_B, order_BS, uniform_BS, sizes, scales)
+    assert codes_BT.is_meta and codes_BT.shape == (BATCH, TOKENS)
+
+
 def test_logits_are_fp32_under_bf16(name):
     model = tiny(name).float()
     codes_BT, label_B, order_BS = draw(model)
