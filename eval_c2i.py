@@ -22,11 +22,10 @@ from models.artifacts import ROOT, sha256_of
 from models.checkpoint import Generator
 from models.command import InputError, run
 from models.data import load_codes_of
+from models.machine import device_name, peak_memory, pick_device, pick_precision
 from models.methods import check_order
 from models.orders import FIXED_RANDOM, ORDERS, Grouping
-from models.processes import device_name
 from models.sampling import Plan, Schedule
-from models.training import peak_memory, pick_device, pick_precision
 
 
 @dataclass(frozen=True)

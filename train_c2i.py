@@ -16,16 +16,16 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 
-from models import command, training
+from models import command, machine, training
 from models.artifacts import ROOT, header, sha256_of, write_text
-from models.checkpoint import KIND, resume, save_generator
+from models.checkpoint import KIND, locked, resume, save_generator
 from models.cluster_loss import cluster_cross_entropy
 from models.command import InputError, run
 from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
+from models.machine import Meter
 from models.method import SIZES, ModelConfig
 from models.methods import METHODS, build, check_order
 from models.orders import OrderName
-from models.processes import locked
 from models.tokenizer import tokenizer_of
 from models.training import Adaptive, Anneal, LoggerName, OptimizerName, OrderPolicy
 
@@ -101,6 +101,9 @@ class TrainConfig(command.Config):
 FREE = ("codes", "out", "tokenizer", "logger", "devices", "device")
 """fields of the config that may change between the two halves of a run"""
 ECE = "heldout_ece"
+SPEED = (
+    "{images_per_second:.0f} images/s, {gflops_per_second:.0f} GFLOP/s, {peak_share:.0%} of peak"
+)
 
 
 def model_config(cfg: TrainConfig, codes: Codes) -> ModelConfig:
@@ -177,7 +180,7 @@ def evaluate(model, ema, heldout: Codes, test: Codes, order: str) -> dict[str, f
 def main(cfg: TrainConfig) -> Path:
     """Train, or go on training; return the run folder, which is locked meanwhile."""
     cfg = replace(cfg, order=cfg.order or METHODS[cfg.method].scans[0])
-    fabric = training.start_fabric(training.pick_device(cfg.device), cfg.devices)
+    fabric = machine.start_fabric(machine.pick_device(cfg.device), cfg.devices)
     train, test = (load_codes(cfg.codes, split).to(fabric.device) for split in SPLITS)
     config, head = model_config(cfg, train), describe(cfg, train)
     name = f"{cfg.method}_{Path(cfg.policy.name).stem}_{cfg.model}_{head['dataset']}"
@@ -212,6 +215,7 @@ def fit(
             missing = None if (out / f"samples/{step:07d}.png").exists() else tokenizer
             show_progress(out, rows, ema.module, missing, head["classes"], order)
 
+    meter = Meter.start(training.flops(model), config.tokens, fabric.device)
     bar = tqdm(initial=step, total=cfg.steps, unit="step", disable=not fabric.is_global_zero)
     ece = next((row[ECE] for row in reversed(rows) if ECE in row), 0.0)
     if cfg.order == "adaptive" and step == 0:
@@ -227,16 +231,16 @@ def fit(
             continue
         nats = fabric.all_reduce(nats, reduce_op="mean")  # NaN on one device stops all
         bits, *of_cluster = (float(n) / since / math.log(2) for n in nats.flatten())
-        speed = since * cfg.batch / (time.time() - began)
         training.check_finite(bits, step, last)
         row = {"step": step, "train_bits": bits, "lr": optimizers[0].param_groups[0]["lr"]}
-        row |= {"images_per_second": speed} | dict(zip(["cluster_bits"], of_cluster, strict=False))
+        row |= dict(zip(["cluster_bits"], of_cluster, strict=False))
+        row |= meter.row(since * cfg.batch, time.time() - began)
         rows.append(row)
-        bar.set_postfix(bits_per_code=f"{bits:.3f}", images_per_s=f"{speed:.0f}")
+        bar.set_postfix_str(f"{bits:.3f} bits a code, " + SPEED.format(**row))
         if at_save and cfg.order == "adaptive":  # on every device: all of them draw orders by it
             row[ECE] = ece = token_ece(ema.module, heldout, order)
         if at_save and fabric.is_global_zero:
-            row |= evaluate(model, ema, heldout, test, order) | training.peak_memory(fabric.device)
+            row |= evaluate(model, ema, heldout, test, order) | machine.peak_memory(fabric.device)
         training.check_finite(fabric.broadcast(row.get("test_bits", 0.0)), step, last)
         if at_save and fabric.is_global_zero:
             states = [optimizer.state_dict() for optimizer in optimizers]

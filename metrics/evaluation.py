@@ -30,11 +30,11 @@ from models.artifacts import ROOT, sha256_of
 from models.checkpoint import Generator, load_generator, results_of
 from models.command import InputError
 from models.data import PRODUCERS, SPLITS, Split, evenly, load_split
+from models.machine import Precision, Workers, pick_device, pick_precision
 from models.method import Method
-from models.processes import Workers
 from models.sampling import ImageSampler, Plan, sample_codes
 from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
-from models.training import Precision, parameters, pick_device, pick_precision
+from models.training import parameters
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,22 @@
 """What trainings save and resume, and the generator as a file that all else samples from."""
 
-from collections.abc import Iterable
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch.optim.swa_utils import AveragedModel
 
-from models.artifacts import ROOT, as_written, load_checkpoint, restored, save_checkpoint
+from models.artifacts import (
+    ROOT,
+    as_written,
+    load_checkpoint,
+    remove_leftovers,
+    restored,
+    save_checkpoint,
+)
 from models.command import InputError
 from models.method import Method, ModelConfig
 from models.methods import build
@@ -134,3 +143,36 @@ def results_of(checkpoint: Path) -> Path:
     """Return the default folder of what measures a generator: results/<name of its run or file>."""
     name = checkpoint.parent.name if checkpoint.stem == "last" else checkpoint.stem
     return ROOT / "results" / name
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing into a run's folder; the system ends a dead one's lock.
+
+    Raises InputError naming the process that holds it. Without `fcntl` (Windows) nothing is locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(
+                f"{folder} is being written by process {file.read(20).strip() or 'unknown'}; "
+                "wait for it, or choose another --out"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        remove_leftovers(folder)
+        try:
+            yield
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # nothing came of it

@@ -28,7 +28,8 @@ from models import command
 from models.artifacts import ROOT, as_written, header, load_checkpoint, save_checkpoint
 from models.checkpoint import load_state, same_run, save_state
 from models.data import SPLITS, Split, load_split
-from models.training import batch_rows, check_finite, lr_at, pick_device, seed_step, start_fabric
+from models.machine import pick_device, start_fabric
+from models.training import batch_rows, check_finite, lr_at, seed_step
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -16,7 +16,7 @@ from torch import nn
 from models.artifacts import ROOT, as_written, load_checkpoint, restored, save_checkpoint, sha256_of
 from models.command import InputError
 from models.data import Codes
-from models.training import bf16_is_native
+from models.machine import bf16_is_native
 
 KIND = "tokenizer"
 TOKENIZERS = {

@@ -1,9 +1,7 @@
 """What training scripts share: chance and orders by step, learning rate, devices, checks, log."""
 
 import json
-import logging
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from models import command, orders
 from models.artifacts import write_text
 from models.command import InputError
+from models.machine import flops_of
 from models.method import Method
 from models.orders import ScanName
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 OptimizerName = Literal["adamw", "muon"]
 LoggerName = Literal["none", "tensorboard", "wandb"]
-Precision = Literal["auto", "fp32", "bf16"]
 LOG_EVERY = 50
 """steps between the rows of a generator's log"""
 
@@ -143,52 +141,6 @@ def lr_at(step: int, peak: float, warmup: int, total: int, floor: float = 0.0) -
     return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the device called auto (a GPU if there is one), cpu or cuda.
-
-    Raises InputError for another name, or for cuda without a GPU.
-    """
-    gpu = torch.cuda.is_available()
-    if name not in ("auto", "cpu", "cuda") or (name == "cuda" and not gpu):
-        raise InputError(f"expected device auto, cpu or (with a GPU) cuda, got {name}")
-    return torch.device("cuda" if name != "cpu" and gpu else "cpu")
-
-
-def peak_memory(device: torch.device) -> dict[str, float]:
-    """Return {"peak_memory_gb"}, in 1e9 bytes: of tensors on a GPU, else of this process so far.
-
-    {} on the CPU of a system that does not tell.
-    """
-    if device.type == "cuda":
-        return {"peak_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9}
-    status = Path("/proc/self/status")  # getrusage would count the starter's memory too
-    peak = re.search(r"VmHWM:\s*(\d+)", status.read_text()) if status.exists() else None
-    return {"peak_memory_gb": int(peak[1]) * 1024 / 1e9} if peak else {}
-
-
-def bf16_is_native(device: torch.device) -> bool:
-    """Tell whether bf16 arithmetic is done by the hardware, and so is faster than fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def pick_precision(name: Precision, device: torch.device) -> Precision:
-    """Return fp32 or bf16; for auto bf16 where that is native."""
-    return name if name != "auto" else "bf16" if bf16_is_native(device) else "fp32"
-
-
-def start_fabric(device: torch.device, devices: int = 1) -> "Fabric":
-    """Return Fabric, launched, in bf16 where that is native, else in fp32."""
-    from lightning_fabric import Fabric  # takes longer to import than torch
-
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    precision = "bf16-mixed" if bf16_is_native(device) else "32-true"
-    fabric = Fabric(accelerator=device.type, devices=devices, precision=precision)
-    fabric.launch()
-    return fabric
-
-
 def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
     """Return the moving average of the weights, warmed up: decay min(decay, (1 + t) / (10 + t)).
 
@@ -229,6 +181,19 @@ def make_optimizers(
     if muon:
         optimizers.append(torch.optim.Muon(muon, lr=lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
+
+
+def flops(model: Method) -> int:
+    """Return the operations of training on one image, forward and backward."""
+    device = next(model.parameters()).device
+    order_1T = model.order(model.config.scan)[None].to(device)
+    codes_1T, label_1 = torch.zeros_like(order_1T), torch.zeros(1, dtype=int, device=device)
+
+    def learn_one() -> None:
+        model.loss(model(codes_1T, label_1, order_1T), codes_1T, order_1T)[0].backward()
+        model.zero_grad(set_to_none=True)
+
+    return flops_of(learn_one)
 
 
 def parameters(model: torch.nn.Module) -> int:

@@ -172,6 +172,9 @@ def log_of(path: Path) -> list[dict]:
     return [json.loads(row) for row in path.read_text().splitlines()]
 
 
+SPEEDS = ("images_per_second", "tokens_per_second", "gflops_per_second", "peak_share")
+
+
 def last(out: Path) -> dict:
     return load_checkpoint(out / "last.pth", KIND, rerun="")
 
@@ -179,9 +182,10 @@ def last(out: Path) -> dict:
 def results(out: Path) -> dict:
     """Everything in last.pth that must not depend on a cut: all but speeds, memory and the date."""
     found = last(out)
-    for row in found["rows"]:
-        del row["images_per_second"]
-        row.pop("peak_memory_gb", None)
+    found["rows"] = [
+        {key: row[key] for key in row if key not in (*SPEEDS, "peak_memory_gb")}
+        for row in found["rows"]
+    ]
     del found["header"]
     return found
 

@@ -24,8 +24,8 @@ from models.artifacts import (
     sha256_of,
     sidecar,
 )
+from models.checkpoint import locked
 from models.command import InputError, one_line_errors
-from models.processes import locked
 
 HEAD = header("thing", "tests", {"a": 1})
 
@@ -152,7 +152,7 @@ def test_a_run_folder_is_locked_while_its_process_lives(tmp_path):
     hold = f"""
 import time
 from pathlib import Path
-from models.processes import locked
+from models.checkpoint import locked
 with locked(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(60)

@@ -21,7 +21,7 @@ from metrics.extractor import reconstruction_report
 from metrics.pictures import plot_reconstructions, save_figure
 from metrics.plots import plot_curves
 from metrics.report import Run
-from models import command, training
+from models import command, machine, training
 from models.artifacts import ROOT, header, sha256_of
 from models.checkpoint import load_state, same_run, save_state
 from models.classifier import PerceptualNet, load_perceptual, perceptual_distance
@@ -157,7 +157,7 @@ def main(cfg: TokenizerConfig) -> dict:
     model, rows = fit(cfg, head, train, test)
     model.half().float()  # rounded to what the file holds
     report = reconstruction_report(model.eval(), test, len(test.labels_N))
-    rows[-1] |= report | training.peak_memory(next(model.parameters()).device)
+    rows[-1] |= report | machine.peak_memory(next(model.parameters()).device)
     write_log(cfg.log, rows)
     save_figure(plot_curves([Run("tokenizer", {}, rows)], PANELS), cfg.out.with_suffix(".png"))
     shown_NHWC = test.images_NHWC[evenly(len(test.labels_N), 16)]
@@ -174,7 +174,7 @@ def main(cfg: TokenizerConfig) -> dict:
 
 def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQVAE, list[dict]]:
     """Train, from the saved state if there is one; return the averaged model and the log."""
-    fabric = training.start_fabric(training.pick_device(cfg.device))
+    fabric = machine.start_fabric(machine.pick_device(cfg.device))
     torch.manual_seed(cfg.seed)
     revive_below = 0.1 * cfg.batch * VQVAE.grid**2 / cfg.model.codebook_size
     model = VQVAE(cfg.model, revive_below).to(memory_format=torch.channels_last)

@@ -1,217 +1,243 @@
 #!/usr/bin/env -S uv run
-"""How fast and how large each stage and each method is on this machine.
+"""How fast this machine trains, encodes and samples with every method; results/benchmark.
 
-Runs the stages themselves, as the commands that they are, on drawn shapes, and reads what they
-record; results/benchmark/benchmark.json and a table. What a number is:
+Everything runs in this process on drawn codes and images, with the functions of the stages: what a
+checkpoint holds does not change its speed. In a round every case is measured once, so that whatever
+else the machine does meets all of them alike; a number is the median of the rounds.
 
-training    images a second, median of the rows of the stage's log but the first, which is the
-            warm-up; evaluations and saves are not in it
-encoding    images a second of the test split, as stage 3 prints it; the train split, as large and
-            encoded before, is the warm-up. An image and its mirror image count as one
-sampling    images a second of all samples, from labels to pixels, after stage 5's own warm-up
-memory      what stages 2, 4 and 5 record: the largest resident set of the process, with Python,
-            torch and evaluations; on a GPU the most that tensors took there
+training    a step as stage 4's (forward, backward, Muon, EMA), or stage 2's with squared error
+encoding    an image and its mirror image, counted as one
+sampling    from labels to pixels, with guidance
+GFLOP/s     of matrix products, attentions and convolutions, counted once for one image; and their
+            share of what a matrix product does here in that precision on as many threads
+memory      the most that a batch took beyond what was there before it
 """
 
+import contextlib
+import copy
 import os
-import tempfile
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
+from tqdm import tqdm
 
-from metrics.report import write_record
-from models import command
+from metrics.report import table, write_record
+from models import command, machine, training
 from models.artifacts import ROOT
-from models.checkpoint import load_generator
 from models.command import InputError, run
-from models.method import SIZES
-from models.methods import METHODS
-from models.processes import (
-    device_name,
-    of_encoding,
-    of_sampling,
-    of_training,
-    processor,
-    run_stages,
-)
-from models.tokenizer import load_tokenizer
-from models.training import LOG_EVERY, parameters, pick_device
+from models.machine import flops_of, matmul_peak
+from models.method import SIZES, ModelConfig
+from models.methods import METHODS, build
+from models.orders import mixed_order
+from models.sampling import ImageSampler, Plan
+from models.tokenizer import encode_images, mirror, to_uint8
+from models.vqvae import VQVAE, VQVAEConfig
 
 CALLS = (64, 16)
 """network calls of the methods that can choose"""
-TOKENIZER_BATCH = 128
+LEAST = 0.2
+"""seconds that one measurement takes at least: small batches are repeated"""
+Case = tuple[dict, Callable[[int], object], int]
+"""the start of its row; what does it with a batch of so many images; operations for one image"""
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig(command.Config):
-    """Measure speed and memory of the stages on this machine."""
+    """Measure the speed and memory of every method on this machine."""
 
     methods: tuple[Literal[tuple(METHODS)], ...] = tuple(METHODS)
-    """each trained in random order if it can be, else in its own"""
+    """each in random order if it can be, else in its own; none: the tokenizer only"""
     model: Literal[tuple(SIZES)] = "nano"
     """size of the generators; the tokenizer is the README's"""
-    batch: command.Batch = 64
-    """images a training step of the generators"""
-    steps: Annotated[int, command.Range(2, 10**6)] = 150
-    """of training each generator; 50 of them are the warm-up, of fewer than 100 half of them"""
-    tokenizer_steps: Annotated[int, command.Range(2, 10**6)] = 50
-    """of training the tokenizer, 128 images each; the first fifth is the warm-up"""
-    images: Annotated[int, command.Range(20, 10**6)] = 1_000
-    """shapes drawn for training, and as many to encode"""
-    num_samples: command.Images = 500
-    """sampled from each generator, with guidance"""
-    sample_batch: command.Batch = 500
-    """of them at once"""
-    threads: Annotated[int, command.Range(1, 1024)] = os.cpu_count() or 1
-    """of each stage"""
+    precisions: tuple[Literal["fp32", "bf16"], ...] = ()
+    """of the generators; default fp32, and bf16 where the hardware has it"""
+    batches: tuple[command.Batch, ...] = (1, 64, 500)
+    """images at once"""
+    threads: tuple[Annotated[int, command.Range(1, 1024)], ...] = ()
+    """default one, and all"""
+    rounds: Annotated[int, command.Range(1, 1000)] = 3
+    """of measuring everything; three take some 20 minutes on 2 cores"""
     seed: command.Seed = 0
     device: command.DeviceName = "auto"
     out: command.OutFolder = ROOT / "results/benchmark"
     """benchmark.json goes here, at the end"""
-    work: Path | None = None
-    """new or empty folder to keep what the stages write; default: a temporary one"""
 
     def check(self) -> None:
         """Raise InputError for what cannot be measured."""
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            known = ", ".join(METHODS)
-            raise InputError(f"expected --methods of {known}, each once, got {self.methods}")
-        if self.work and self.work.exists() and (self.work.is_file() or any(self.work.iterdir())):
-            raise InputError(
-                f"expected --work to be a new or empty folder, {self.work} is not: a stage that "
-                "is finished there would not run again"
-            )
+        for name in ("methods", "precisions", "batches", "threads"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise InputError(f"expected each of --{name} once, got {values}")
+        if not self.batches:
+            raise InputError("expected at least one of --batches")
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One stage to run, and how to read its record."""
+def training_case(method: str, config: ModelConfig, precision: str, device, most: int) -> Case:
+    """Return the training of a generator."""
+    fabric = machine.start_fabric(device, precision=precision)
+    model = build(method, config).to(device).train()
+    flops, optimizers = training.flops(model), training.make_optimizers(model, "muon", 3e-3, 0.05)
+    net, *optimizers = fabric.setup(model, *optimizers)
+    ema = training.averaged(model, 0.999)
+    codes_BT = torch.randint(config.vocab_size, (most, config.tokens), device=device)
+    label_B = torch.randint(config.classes, (most,), device=device)
+    base_T, chance = model.order(config.scan).to(device), torch.Generator(device).manual_seed(0)
 
-    about: dict
-    """the start of its row: stage, method, order, what, model, batch"""
-    line: list[str]
-    """its command"""
-    read: Callable[[str], dict]
-    """returns the rest, images_per_second, parameters, .., of what it printed and recorded"""
+    def work(batch: int) -> None:
+        order_BS = mixed_order(base_T, batch, float(model.any_order), chance)
+        logits_BSV = net(codes_BT[:batch], label_B[:batch], order_BS)
+        loss, _ = model.loss(logits_BSV, codes_BT[:batch], order_BS)
+        training.descend(fabric, net, optimizers, loss, 3e-3)
+        ema.update_parameters(model)
 
-    def name(self, number: int, total: int) -> str:
-        """Return its name, which says how far the benchmark is."""
-        parts = (self.about[key] for key in ("stage", "method", "order", "what"))
-        return f"{number} of {total}: stage {' '.join(str(p) for p in parts if p)}"
-
-
-def tokenizer_measurements(cfg: BenchmarkConfig, work: Path, device: str) -> list[Measurement]:
-    """Return stage 2 at the README's size, and stage 3 without and with search."""
-    path, data = work / "tokenizer.pth", work / "data"
-    about = {"stage": 2, "method": None, "order": None, "what": "training", "model": "vqvae"}
-
-    def with_size(found: dict) -> dict:
-        return found | {"parameters": parameters(load_tokenizer(path)[0])}
-
-    train = ["tokenizer_vq/train_vqvae.py", f"--data={data}", f"--out={path}", f"--seed={cfg.seed}"]
-    train += ["--init=None", "--loss=l2", "--perceptual=0"]
-    train += [f"--steps={cfg.tokenizer_steps}", f"--save-every={cfg.tokenizer_steps}"]
-    train += [f"--log-every={-(-cfg.tokenizer_steps // 5)}", f"--batch={TOKENIZER_BATCH}", device]
-    log, row = path.with_suffix(".jsonl"), about | {"batch": TOKENIZER_BATCH}
-    found = [Measurement(row, train, lambda said: with_size(of_training(log)))]
-    batch = min(cfg.images, 500)
-    for search in (0, 1):
-        encode = ["tools/extract_latent_codes.py", f"--tokenizer={path}", f"--data={data}", device]
-        encode += [f"--out={work / f'codes_{search}'}", f"--batch={batch}", f"--search={search}"]
-        what = {"stage": 3, "what": f"encoding, --search {search}", "batch": batch}
-        found.append(Measurement(about | what, encode, lambda said: with_size(of_encoding(said))))
-    return found
+    return {"what": "training", "network_calls": None}, work, flops
 
 
-def method_measurements(
-    cfg: BenchmarkConfig, method: str, work: Path, device: str
-) -> list[Measurement]:
-    """Return a method's stage 4 in its own order, and its stage 5 in all its numbers of calls."""
-    kind, run, seed = METHODS[method], work / method, f"--seed={cfg.seed}"
-    order = "random" if kind.any_order else kind.scans[0]
-    about = {"stage": 4, "method": method, "order": order, "what": "training", "model": cfg.model}
-    evaluate_at = cfg.steps if cfg.steps >= 2 * LOG_EVERY else -(-cfg.steps // 2)  # writes a row
-    train = ["train_c2i.py", f"--method={method}", f"--order={order}", f"--model={cfg.model}"]
-    train += [f"--codes={work / 'codes_0'}", f"--out={run}", f"--tokenizer={work / 'none.pth'}"]
-    train += [f"--batch={cfg.batch}", f"--steps={cfg.steps}", f"--eval-every={evaluate_at}", seed]
-    train += [f"--heldout={cfg.images // 10}", "--optimizer=muon", "--lr=3e-3", "--dropout=0"]
+def sampling_cases(
+    method: str, config: ModelConfig, tokenizer: VQVAE, precision: str, device
+) -> Iterator[Case]:
+    """Yield the sampling of a generator in all its numbers of network calls."""
+    model = build(method, config).to(device).eval().requires_grad_(False)
+    order = "random" if model.any_order else config.scan
+    if precision == "bf16":
+        model = model.bfloat16()
+    sampler = ImageSampler(model, tokenizer)
+    for steps in CALLS if model.parallel and model.any_order else (None,):
+        plan = Plan(order=order, decode_steps=steps, cfg_scale=3.0)
+        row = {"what": "sampling", "network_calls": len(plan.groups(model)[0])}
 
-    def read_training(said: str) -> dict:
-        size = parameters(load_generator(run / "last.pth").model)
-        return of_training(run / "metrics.jsonl") | {"parameters": size}
+        def work(batch: int, plan=plan) -> None:
+            sampler(torch.arange(batch) % config.classes, plan, 0, 0)
 
-    found = [Measurement(about | {"batch": cfg.batch}, [*train, device], read_training)]
-    for steps in CALLS if kind.parallel and kind.any_order else (None,):
-        out = run / f"samples_{steps or 'own'}"
-        sample = ["eval_c2i.py", f"--checkpoint={run / 'last.pth'}", f"--out={out}"]
-        sample += ["--cfg-scale=3"]
-        sample += [f"--tokenizer={work / 'tokenizer.pth'}", f"--codes={work / 'left_out'}", seed]
-        sample += [f"--data={work / 'data'}", "--inception-weights=none", "--reference=10", device]
-        sample += [f"--num-samples={cfg.num_samples}", f"--batch={cfg.sample_batch}"]
-        sample += [f"--decode-steps={steps}"] if steps else []
-        batch = min(cfg.num_samples, cfg.sample_batch)
-        what = {"stage": 5, "what": "sampling", "batch": batch}
-        found.append(Measurement(about | what, sample, lambda _, out=out: of_sampling(out)))
-    return found
+        flops = flops_of(lambda: work(1))  # noqa: B023 - called at once
+        yield row, work, flops
 
 
-def measure(cfg: BenchmarkConfig, work: Path, device: str) -> list[dict]:
-    """Run everything in `work`, one stage at a time; return a row for each measurement."""
-    draw = ["data/shapes.py", f"--out={work / 'data'}"]
-    draw += [f"--count-train={cfg.images}", f"--count-test={cfg.images}", f"--seed={cfg.seed}"]
-    todo = tokenizer_measurements(cfg, work, device)
+def tokenizer_cases(tokenizer: VQVAE, device, most: int) -> Iterator[Case]:
+    """Yield the tokenizer's training, and its encoding without and with search."""
+    images_N3HW = torch.rand(most, 3, 32, 32)
+    images_NHWC, images_N3HW = to_uint8(images_N3HW), images_N3HW.to(device)
+    fabric, model = machine.start_fabric(device), copy.deepcopy(tokenizer).train()
+    net, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters()))
+
+    def train(batch: int) -> None:
+        with fabric.autocast():
+            decoded_N3HW, _, commitment = net(images_N3HW[:batch], None)
+        loss = F.mse_loss(decoded_N3HW.float(), images_N3HW[:batch]) + commitment
+        training.descend(fabric, net, [optimizer], loss, 1e-3)
+
+    yield {"what": "training"}, train, flops_of(lambda: train(1))
+    for sweeps in (0, 1):
+
+        def encode(batch: int, sweeps=sweeps) -> None:
+            for views_NHWC in (images_NHWC[:batch], mirror(images_NHWC[:batch])):
+                encode_images(tokenizer, views_NHWC, batch, sweeps)
+
+        what = {"what": f"encoding, --search {sweeps}"}
+        yield what, encode, flops_of(lambda: encode(1))  # noqa: B023 - called at once
+
+
+def all_cases(cfg: BenchmarkConfig, precisions: tuple[str, ...], device) -> Iterator[Case]:
+    """Yield every case, with what all rows say of theirs."""
+    torch.manual_seed(cfg.seed)
+    config = VQVAEConfig()
+    tokenizer = VQVAE(config).to(device).eval().to(memory_format=torch.channels_last)
+    tokenizer.quantizer.start(torch.randn(1, config.codebook_size, config.code_dim, device=device))
+    native = "bf16" if machine.bf16_is_native(device) else "fp32"
+    about = {"method": "vqvae", "order": None, "network_calls": None}
+    about["parameters"] = training.parameters(tokenizer)
+    for row, work, flops in tokenizer_cases(tokenizer, device, max(cfg.batches)):
+        precision = "fp32" if row["what"].endswith("search 0") else native
+        yield about | row | {"precision": precision}, work, flops
     for method in cfg.methods:
-        todo += method_measurements(cfg, method, work, device)
-    run_stages([("the shapes to measure with", draw)], cfg.threads)
-    rows = []
-    for number, measurement in enumerate(todo, 1):
-        since = time.time()
-        with tempfile.TemporaryFile("w+") as output:
-            stage = (measurement.name(number, len(todo)), measurement.line)
-            run_stages([stage], cfg.threads, output)
-            output.seek(0)
-            said = output.read()
-        print(said, end="", flush=True)
-        row = {"network_calls": None, "seconds": time.time() - since, "peak_memory_gb": None}
-        rows.append(measurement.about | row | measurement.read(said))
-    return rows
+        kind = METHODS[method]
+        config = ModelConfig(scan=kind.scans[0], **SIZES[cfg.model])
+        about = {"method": method, "order": "random" if kind.any_order else kind.scans[0]}
+        about["parameters"] = training.parameters(build(method, config))
+        for precision in precisions:
+            how = (precision, device)
+            cases = [training_case(method, config, *how, max(cfg.batches))]
+            cases += sampling_cases(method, config, tokenizer, *how)
+            for row, work, flops in cases:
+                yield about | row | {"precision": precision}, work, flops
 
 
-def report(rows: list[dict]) -> None:
-    """Print the rows as a table."""
-    print(f"\n{'stage':31} {'order':8} {'parameters':>10} {'calls':>6} {'images/s':>9} {'GB':>6}")
+def measured(work: Callable, batch: int, repeats: int, device) -> dict[str, float]:
+    """Return the wall and CPU seconds of an image."""
+    since, cpu = machine.now(device), time.process_time()
+    for _ in range(repeats):
+        work(batch)
+    images = batch * repeats
+    wall, cpu = machine.now(device) - since, time.process_time() - cpu
+    return {"seconds": wall / images, "cpu_seconds": cpu / images}
+
+
+def memory(work: Callable, batch: int, device) -> float | None:
+    """Return the most memory that a batch took beyond what was there, 1e9 bytes; None: unknown."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts from now
+    before = machine.peak_memory(device).get("peak_memory_gb")
+    work(batch)
+    after = machine.peak_memory(device).get("peak_memory_gb")
+    return None if before is None else max(0.0, after - before)
+
+
+def measure(cfg: BenchmarkConfig, precisions: tuple, threads: tuple, device) -> list[dict]:
+    """Measure every case in every batch and number of threads; return their rows."""
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    peaks, rows, works = {}, [], []
+    for number in threads:
+        torch.set_num_threads(number)
+        peaks |= {(p, number): matmul_peak(device, dtype) for p, dtype in dtypes.items()}
+    cases = tqdm(list(all_cases(cfg, precisions, device)), desc="warm-up", unit="case")
+    for about, work, flops in cases:
+        for number in threads:
+            torch.set_num_threads(number)
+            for batch in cfg.batches:
+                taken = memory(work, batch, device)
+                once = measured(work, batch, 1, device)["seconds"] * batch
+                works.append((work, batch, max(1, round(LEAST / once)), number))
+                row = about | {"batch": batch, "threads": number, "gflop": flops / 1e9}
+                rows.append(row | {"memory_gb": taken, "rounds": []})
+    for _ in range(cfg.rounds):
+        for row, (work, batch, repeats, number) in zip(rows, tqdm(works, "round"), strict=True):
+            torch.set_num_threads(number)
+            row["rounds"].append(measured(work, batch, repeats, device))
     for row in rows:
-        name = " ".join(str(row[key]) for key in ("stage", "method", "what") if row[key])
-        memory = "" if row["peak_memory_gb"] is None else f"{row['peak_memory_gb']:.2f}"
-        print(
-            f"{name:31} {row['order'] or '':8} {row['parameters']:10,} "
-            f"{row['network_calls'] or '':>6} {row['images_per_second']:9.1f} {memory:>6}"
-        )
+        rounds = row.pop("rounds")
+        row |= {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
+        meter = machine.Meter(row["gflop"] * 1e9, 64, peaks[row["precision"], row["threads"]])
+        row |= meter.row(1, row["seconds"])
+    return rows
 
 
 def main(cfg: BenchmarkConfig) -> Path:
     """Measure everything, write and print it; return the path of benchmark.json."""
-    device = pick_device(cfg.device)
-    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-        work = (cfg.work or Path(folder)).absolute()
-        rows = measure(cfg, work, f"--device={device.type}")
-    on_gpu = device.type == "cuda"
-    numbers = {
-        "device": device_name(device),
-        "cpu": processor(),
-        "threads": cfg.threads,
-        "torch": torch.__version__,
-        "peak_memory": "tensors on the GPU" if on_gpu else "resident set of the process",
-        "rows": rows,
-    }
+    device = machine.pick_device(cfg.device)
+    native = ("fp32", "bf16") if machine.bf16_is_native(device) else ("fp32",)
+    before = torch.get_num_threads()
+    threads = cfg.threads or tuple(sorted({1, os.cpu_count() or 1}))
+    rows = measure(cfg, cfg.precisions or native, threads, device)
+    torch.set_num_threads(before)
+    where = {"device": machine.device_name(device), "cpu": machine.processor()}
     path = cfg.out / "benchmark.json"
-    record = write_record(path, numbers, cfg, {})
-    report(rows)
-    print("on {device} ({cpu}, {threads} threads) -> ".format(**record) + str(path))
+    write_record(path, where | {"torch": torch.__version__, "rows": rows}, cfg, {})
+    keys = ("method", "what", "network_calls", "precision", "batch", "threads")
+    units = {"images_per_second": 1, "cpu_seconds": 4, "gflops_per_second": 1, "peak_share": 2}
+    lines = [
+        [*(str(row[key] or "") for key in keys), *(f"{row[key]:.{n}f}" for key, n in units.items())]
+        for row in rows
+    ]
+    print(table([*keys, *units], lines) + f"\non {where['device']} ({where['cpu']}) -> {path}")
     return path
 
 

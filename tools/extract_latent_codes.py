@@ -18,8 +18,8 @@ from models import command
 from models.artifacts import ROOT, header
 from models.command import InputError, run
 from models.data import SPLITS, evenly, load_split, save_codes
+from models.machine import pick_device
 from models.tokenizer import decode_codes, encode_images, load_tokenizer, mirror
-from models.training import pick_device
 from models.vqvae import VQVAE
 
 

@@ -24,8 +24,9 @@ from models import command
 from models.artifacts import ROOT
 from models.command import InputError, run
 from models.data import Split, evenly, load_codes_of
+from models.machine import pick_device
 from models.tokenizer import Tokenizer, decode_codes, encode_images, load_tokenizer
-from models.training import parameters, pick_device
+from models.training import parameters
 
 
 @dataclass(frozen=True)

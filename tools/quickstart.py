@@ -20,8 +20,8 @@ from metrics.report import write_record
 from models import command
 from models.artifacts import ROOT, write_text
 from models.command import InputError, run
+from models.machine import Stage, run_stages
 from models.methods import METHODS
-from models.processes import Stage, run_stages
 
 ORDERS = ("raster", "random")
 GUIDANCE = 3.0

@@ -29,9 +29,8 @@ from models import command
 from models.artifacts import as_written, read_json
 from models.checkpoint import Generator
 from models.command import InputError, run
-from models.processes import Workers
+from models.machine import Workers, pick_precision
 from models.sampling import Plan, Schedule
-from models.training import pick_precision
 
 
 @dataclass(frozen=True)

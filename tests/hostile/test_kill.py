@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import script
+from helpers import SPEEDS, script
 from tiny_cifar import write_image_folder
 from tiny_extractor import write_extractor
 
 from models.artifacts import ROOT
 
-TIMES = {"images_per_second", "peak_memory_gb", "seconds", "git_commit", "command", "out", "device"}
+TIMES = {"peak_memory_gb", "seconds", "git_commit", "command", "out", "device", *SPEEDS}
 """what two equal runs may differ in"""
 LOG = Path(tempfile.gettempdir()) / f"stage-{os.getpid()}.log"
 QUICK = ("2 tokenizer", "4 adamw")

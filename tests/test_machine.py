@@ -1,6 +1,5 @@
-"""Stages as commands: they get their arguments, fail by name, and end with who started them."""
+"""Stages as processes, which fail by name and end with who started them; and what speed is."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import processes, training
+from models import machine
 from models.command import InputError
-from models.processes import of_encoding, of_training, run_stages
+from models.machine import Meter, flops_of, matmul_peak, run_stages
 
 
 @pytest.fixture
 def stages(tmp_path, monkeypatch):
     """Write scripts of these lines; return them as stages."""
-    monkeypatch.setattr(processes, "ROOT", tmp_path)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
 
     def write(*scripts: str):
         for i, text in enumerate(scripts):
@@ -52,9 +51,9 @@ PARENT = """
 import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits "ignore"
-from models import processes
-processes.ROOT = Path(sys.argv[1])
-processes.run_stages([("child", ["child.py"])], 1)
+from models import machine
+machine.ROOT = Path(sys.argv[1])
+machine.run_stages([("child", ["child.py"])], 1)
 """
 
 
@@ -84,19 +83,24 @@ def test_a_stage_ends_with_its_parent(tmp_path, how):
     pytest.fail("the child goes on")
 
 
-def test_a_log_or_an_output_without_a_speed_is_refused(tmp_path):
-    log = tmp_path / "metrics.jsonl"
-    rows = [{"step": step, "images_per_second": speed} for step, speed in ((1, 1000), (2, 7))]
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert of_training(log) == {"images_per_second": 7}
-    log.write_text(json.dumps(rows[0]))
-    with pytest.raises(InputError, match="one row, the warm-up"):
-        of_training(log)
-    with pytest.raises(InputError, match="printed no speed"):
-        of_encoding("train_codes.npy; 9.0 images/s")
-
-
 def test_memory_is_of_this_process_and_on_a_gpu_of_its_tensors(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2_500_000_000)
-    assert training.peak_memory(torch.device("cuda")) == {"peak_memory_gb": 2.5}
-    assert 0.1 < training.peak_memory(torch.device("cpu"))["peak_memory_gb"] < 20
+    assert machine.peak_memory(torch.device("cuda")) == {"peak_memory_gb": 2.5}
+    assert 0.1 < machine.peak_memory(torch.device("cpu"))["peak_memory_gb"] < 20
+
+
+def test_operations_are_those_of_the_products_and_of_both_directions():
+    layer, x = torch.nn.Linear(30, 20, bias=False), torch.zeros(7, 30, requires_grad=True)
+    assert flops_of(lambda: layer(x)) == 2 * 7 * 30 * 20
+    assert flops_of(lambda: layer(x).sum().backward()) == 3 * 2 * 7 * 30 * 20
+
+
+def test_a_meter_tells_rates_and_the_share_of_what_was_measured():
+    row = Meter(flops=3e9, tokens=64, peak=60e9).row(images=20, seconds=4.0)
+    assert row == {
+        "images_per_second": 5,
+        "tokens_per_second": 320,
+        "gflops_per_second": 15,
+        "peak_share": 0.25,
+    }
+    assert 1e8 < matmul_peak(torch.device("cpu"), torch.float32) < 1e14
