@@ -81,6 +81,8 @@ class TrainConfig(command.Config):
     """decodes the sample grids; without it there are none"""
     logger: LoggerName = "none"
     """where else the rows of metrics.jsonl go; tensorboard: uv sync --extra tensorboard"""
+    compile: bool = False
+    """torch.compile the network; for a GPU, where it was not run yet: on a CPU it is slower"""
     devices: command.Devices = 1
     device: command.DeviceName = "auto"
 
@@ -198,9 +200,10 @@ def fit(
     from metrics.plots import show_progress
 
     torch.manual_seed(cfg.seed)
-    model = build(cfg.method, config)
+    model = build(cfg.method, config).to(fabric.device)
     optimizers = training.make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
-    net, *optimizers = fabric.setup(model, *optimizers)
+    net = machine.compiled(model, fabric.device) if cfg.compile else model
+    net, *optimizers = fabric.setup(net, *optimizers)
     ema = training.averaged(model, cfg.ema)
     last = out / "last.pth"
     step, rows = resume(last, head, FREE, model, ema, optimizers)

@@ -29,7 +29,7 @@ RENAMED = {
     "config": {},
 }
 """Fields of files that were written before they had the names of today, old -> new."""
-ADDED = {"config": {"order_seed": 0}}
+ADDED = {"config": {"order_seed": 0, "compile": False}}
 """Fields that such files lack, with the value that says what was done then."""
 
 

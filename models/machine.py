@@ -70,10 +70,12 @@ def pick_precision(name: Precision, device: torch.device) -> Precision:
 
 
 def start_fabric(device: torch.device, devices: int = 1, precision: Precision = "auto") -> "Fabric":
-    """Return Fabric, launched; its weights stay fp32."""
+    """Return Fabric, launched; its weights stay fp32, and on a GPU their products are TF32."""
     from lightning_fabric import Fabric  # takes longer to import than torch
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
     mixed = {"bf16": "bf16-mixed", "fp32": "32-true"}[pick_precision(precision, device)]
     fabric = Fabric(accelerator=device.type, devices=devices, precision=mixed)
     fabric.launch()
@@ -90,6 +92,16 @@ def processor() -> str:
     about = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", about.read_text()) if about.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def compiled(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """Return the model compiled; as it is, with a line, where there is no compiler that works."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+    except Exception as error:  # of the compiler, the driver, the linker, ..
+        print(f"not compiled, since nothing can be here: {str(error).splitlines()[0]}", flush=True)
+        return model
+    return torch.compile(model)
 
 
 def flops_of(call: Callable[[], object]) -> int:

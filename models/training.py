@@ -177,7 +177,8 @@ def make_optimizers(
         groups = muon if name == "muon" and id(p) in hidden else adamw
         groups[exempt]["params"].append(p)
     adamw, muon = ([group for group in groups if group["params"]] for groups in (adamw, muon))
-    optimizers = [torch.optim.AdamW(adamw, lr=lr, betas=(0.9, 0.95))]
+    fused = next(model.parameters()).is_cuda or None  # None: PyTorch's choice
+    optimizers = [torch.optim.AdamW(adamw, lr=lr, betas=(0.9, 0.95), fused=fused)]
     if muon:
         optimizers.append(torch.optim.Muon(muon, lr=lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers

@@ -60,6 +60,34 @@ def test_a_run_writes_what_it_should(world, tmp_path):
         assert 4 < row["test_bits"] < 6  # of 32 codes: log2 is 5
 
 
+def test_compile_trains_the_compiled_network_or_says_why_not(world, tmp_path, monkeypatch, capsys):
+    """Without a compiler: the same bits as without the flag. With one: what it made is called."""
+    plain = stage.main(train_config(world, tmp_path / "plain"))
+
+    def no_compiler(function, **how):
+        raise RuntimeError("no g++ here\nand more")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    without = stage.main(train_config(world, tmp_path / "without", compile=True))
+    assert "not compiled, since nothing can be here: no g++ here\n" in capsys.readouterr().out
+    assert same(results(plain), results(without))
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, *inputs):
+            made.append(self)
+            return self.inner(*inputs)
+
+    made = []
+    monkeypatch.setattr(torch, "compile", Compiled)
+    with_one = stage.main(train_config(world, tmp_path / "with", compile=True))
+    assert len(made) == 1 + 4  # the trial, and every step
+    assert same(results(plain), results(with_one))
+
+
 def test_what_was_trained_otherwise_is_not_trained_on(world, tmp_path, monkeypatch):
     """With another seed, method or rate, of other codes, by another version, or from no file."""
     cfg = train_config(world, tmp_path / "run", method="rar", order="random", steps=2)

@@ -15,6 +15,7 @@ memory      the most that a batch took beyond what was there before it
 
 import contextlib
 import copy
+import ctypes
 import os
 import statistics
 import time
@@ -178,17 +179,20 @@ def measured(work: Callable, batch: int, repeats: int, device) -> dict[str, floa
     return {"seconds": wall / images, "cpu_seconds": cpu / images}
 
 
-def memory(work: Callable, batch: int, device) -> float | None:
-    """Return the most memory that a batch took beyond what was there, 1e9 bytes; None: unknown."""
+def warmed_up(work: Callable, batch: int, device) -> tuple[float, float | None]:
+    """Return the seconds of a first batch, and the most memory that it took, 1e9 bytes, if known.
+
+    Beyond what was there before.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts from now
-    before = machine.peak_memory(device).get("peak_memory_gb")
+    with contextlib.suppress(OSError, AttributeError):  # another system than Linux
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is taken
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of the process is now
+    before, since = machine.peak_memory(device).get("peak_memory_gb"), machine.now(device)
     work(batch)
-    after = machine.peak_memory(device).get("peak_memory_gb")
-    return None if before is None else max(0.0, after - before)
+    seconds, after = machine.now(device) - since, machine.peak_memory(device).get("peak_memory_gb")
+    return seconds, None if before is None else max(0.0, after - before)
 
 
 def measure(cfg: BenchmarkConfig, precisions: tuple, threads: tuple, device) -> list[dict]:
@@ -203,9 +207,8 @@ def measure(cfg: BenchmarkConfig, precisions: tuple, threads: tuple, device) -> 
         for number in threads:
             torch.set_num_threads(number)
             for batch in cfg.batches:
-                taken = memory(work, batch, device)
-                once = measured(work, batch, 1, device)["seconds"] * batch
-                works.append((work, batch, max(1, round(LEAST / once)), number))
+                seconds, taken = warmed_up(work, batch, device)
+                works.append((work, batch, max(1, round(LEAST / seconds)), number))
                 row = about | {"batch": batch, "threads": number, "gflop": flops / 1e9}
                 rows.append(row | {"memory_gb": taken, "rounds": []})
     for _ in range(cfg.rounds):
