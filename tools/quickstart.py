@@ -148,7 +148,9 @@ def write_page(parameters: str, head: str, foot: str, out: Path) -> None:
     hidden = dict.fromkeys(("exclude_input", "exclude_input_prompt", "exclude_output_prompt"), True)
     html, _ = HTMLExporter(**hidden).from_notebook_node(page)
     # formulas and widgets, which are not there, would be drawn by scripts from the network
-    write_text(out, re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL))
+    html = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+    narrow = "<style>table { display: block !important; overflow-x: auto }</style></head>"
+    write_text(out, html.replace("</head>", narrow))
 
 
 def write_numbers(cfg: QuickstartConfig, timing: dict) -> None:
@@ -179,7 +181,8 @@ def main(cfg: QuickstartConfig) -> Path:
     head += f"in {minutes:.1f} minutes."
     if resumed:
         head += f" Resumed at {datetime.fromtimestamp(began):%Y-%m-%d %H:%M}: a part is older."
-    foot = "## How this was made\n\n```\n" + "\n".join(commands) + "\n```"
+    made_by = "\n".join(commands).replace(f"{ROOT}/", "").replace(" --", " \\\n  --")
+    foot = f"## How this was made\n\n```\n{made_by}\n```"
     path = cfg.out / "index.html"
     write_page(page_parameters(cfg), head, foot, path)
     minutes = (time.time() - began) / 60
