@@ -2,6 +2,7 @@
 
 import math
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import MISSING, fields, is_dataclass
@@ -111,6 +112,15 @@ def test_a_mistake_is_one_line(line, message, monkeypatch, capsys):
     assert re.fullmatch(rf"error: .*{message}.*", stopped.value.code), stopped.value.code
     said = capsys.readouterr()
     assert not said.out and not said.err  # Python itself prints the code, and exits with 1
+
+
+def test_the_script_of_a_copied_folder_is_not_run_with_the_code_of_the_first(tmp_path):
+    (tmp_path / "train_c2i.py").write_text("def main(cfg): raise AssertionError('it ran')")
+    main = runpy.run_path(str(tmp_path / "train_c2i.py"))["main"]
+    with pytest.raises(SystemExit) as stopped:
+        command.run(main, config_of("train_c2i.py"))
+    said = f"error: {tmp_path}/train_c2i.py would run the code of {ROOT}; run: uv sync"
+    assert stopped.value.code == said
 
 
 def test_a_mistake_is_one_line_of_the_process_and_exit_status_1(tmp_path):
