@@ -66,7 +66,8 @@ class GeneratorConfig(command.Config):
     checkpoint: Path
     """last.pth of a run, or a file in checkpoints/"""
     tokenizer: Path | None = None
-    """default: the one in tokenizer_vq/, checkpoints/ or data/*/ that made the generator's codes"""
+    """default: the one in tokenizer_vq/, checkpoints/ or data/*/ that made the generator's codes;
+    given: that, or one with a new decoder for them (train_vqvae.py --train decoder)"""
     seed: command.Seed = 0
     """orders, samples, corruptions and resamples follow from it"""
     batch: command.Batch = 100
@@ -78,7 +79,9 @@ class GeneratorConfig(command.Config):
         """Read the generator and its tokenizer. Raises InputError for files that are not these."""
         device, generator = pick_device(self.device), load_generator(self.checkpoint)
         path = find_tokenizer(generator.header["inputs"]["tokenizer"], self.tokenizer)
-        tokenizer, out = load_tokenizer(path)[0], self.out or results_of(self.checkpoint)
+        (tokenizer, head), out = load_tokenizer(path), self.out or results_of(self.checkpoint)
+        if head["sha256"] != generator.header["inputs"]["tokenizer"]:
+            generator.header["inputs"]["decoder"] = head["sha256"]
         model = generator.model.to(device)
         return Subject(model, generator.header, tokenizer.to(device), device, out)
 

@@ -29,6 +29,10 @@ Tokenizer = nn.Module
 """One of TOKENIZERS: has config, grid, encode and decode."""
 
 
+CODES_OF = "codes_of"
+"""in a header: the sha256 of the tokenizer whose encoder and codebook it has, with a new decoder"""
+
+
 def build_tokenizer(name: str, config: Any) -> Tokenizer:
     """Return a tokenizer by its name in TOKENIZERS; `config` is its own, or a dict of its fields.
 
@@ -77,8 +81,9 @@ def code_vectors(tokenizer: Tokenizer) -> torch.Tensor:
 def find_tokenizer(sha256: str | None, asked: Path | None = None) -> Path:
     """Return the tokenizer file with this sha256: `asked`, or one the repo has.
 
-    Raises InputError if `asked` is another tokenizer, if none of the repo's is the one, or for a
-    generator that was imported without one (None).
+    What is asked for may have a new decoder for its codes. Raises InputError if `asked` is another
+    tokenizer, if none of the repo's is the one, or for a generator that was imported without one
+    (None).
     """
     if sha256 is None:
         raise InputError(
@@ -90,7 +95,7 @@ def find_tokenizer(sha256: str | None, asked: Path | None = None) -> Path:
     for path in [asked] if asked else here:
         if not path.exists():
             raise InputError(f"expected a tokenizer at {path}, found nothing")
-        if sha256_of(path) == sha256:
+        if sha256_of(path) == sha256 or (asked and load_tokenizer(path)[1].get(CODES_OF) == sha256):
             return path
     tried = f"{asked} is not it" if asked else f"none of {', '.join(places)} is it"
     raise InputError(
@@ -100,11 +105,11 @@ def find_tokenizer(sha256: str | None, asked: Path | None = None) -> Path:
 
 
 def tokenizer_of(path: Path, codes: Codes) -> Tokenizer | None:
-    """Return the tokenizer at `path` if it is the one that made the codes, else None."""
+    """Return the tokenizer at `path` if it decodes these codes, else None."""
     if not path.exists():
         return None
     tokenizer, header = load_tokenizer(path)
-    made_them = header["sha256"] == codes.header["inputs"]["tokenizer"]
+    made_them = codes.header["inputs"]["tokenizer"] in (header["sha256"], header.get(CODES_OF))
     return tokenizer.to(codes.label_N.device) if made_them else None
 
 

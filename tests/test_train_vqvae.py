@@ -1,5 +1,6 @@
 """Stage 2: it learns, a cut run ends as a whole one, and the decoder can be trained alone."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,15 @@ from metrics.extractor import label_accuracy, load_classifier
 from metrics.fidelity import psnr
 from models.artifacts import load_checkpoint
 from models.command import InputError
-from models.data import load_split
-from models.tokenizer import decode_codes, encode_images, load_tokenizer
+from models.data import Codes, load_split
+from models.tokenizer import (
+    decode_codes,
+    encode_images,
+    find_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_of,
+)
 from models.training import averaged
 from models.vqvae import VQVAE, VQVAEConfig
 
@@ -101,13 +109,24 @@ def test_a_loss_that_is_not_a_number_stops_the_run(world, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("perturb", [0.0, 0.3])
 def test_the_decoder_trained_alone_leaves_every_code_valid(world, perceptual, tmp_path, perturb):
-    stage.main(decoder_alone(world, perceptual, tmp_path / "a.pth", perturb=perturb))
-    before, after = (
-        load_tokenizer(p)[0].state_dict() for p in (world.tokenizer, tmp_path / "a.pth")
-    )
-    same = {name: torch.equal(before[name], after[name]) for name in before}
-    assert all(same[name] for name in same if not name.startswith("decoder"))
-    assert not any(same[name] for name in same if name.startswith("decoder") and "conv1.w" in name)
+    """From a file of fp32 too, whose encoder fp16 would round; and twice over."""
+    paths = [tmp_path / name for name in ("first.pth", "a.pth", "b.pth")]
+    model, head = load_tokenizer(world.tokenizer)
+    for value in model.parameters():
+        value.mul_(1 + 1e-5)
+    save_tokenizer(paths[0], model, head)
+    for init, out in itertools.pairwise(paths):
+        stage.main(decoder_alone(world, perceptual, out, perturb=perturb, init=init))
+        before, after = (load_tokenizer(path)[0].state_dict() for path in (init, out))
+        same = {name: torch.equal(before[name], after[name]) for name in before}
+        assert all(same[name] for name in same if not name.startswith("decoder"))
+        assert not any(v for name, v in same.items() if "decoder" in name and "conv1.w" in name)
+        first = load_tokenizer(paths[0])[1]["sha256"]
+        assert find_tokenizer(first, out) == out
+        codes = Codes(torch.zeros(1, 2, 64), torch.zeros(1), {"inputs": {"tokenizer": first}})
+        assert tokenizer_of(out, codes) is not None
+    with pytest.raises(InputError, match="trained on codes of tokenizer"):
+        find_tokenizer(load_tokenizer(paths[1])[1]["sha256"], paths[2])
 
 
 def test_what_does_not_fit_is_refused(world, perceptual, tmp_path):

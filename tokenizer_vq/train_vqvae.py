@@ -27,7 +27,14 @@ from models.checkpoint import load_state, same_run, save_state
 from models.classifier import PerceptualNet, load_perceptual, perceptual_distance
 from models.command import InputError, run
 from models.data import Split, evenly, load_split
-from models.tokenizer import decode_codes, encode_images, load_tokenizer, save_tokenizer, to_float
+from models.tokenizer import (
+    CODES_OF,
+    decode_codes,
+    encode_images,
+    load_tokenizer,
+    save_tokenizer,
+    to_float,
+)
 from models.training import batch_rows, seed_step, write_log
 from models.vqvae import VQVAE, VQVAEConfig
 
@@ -149,13 +156,16 @@ def main(cfg: TokenizerConfig) -> dict:
     inputs |= {name: sha256_of(path) for name, path in sources.items() if path}
     head = header("tokenizer", "tokenizer_vq/train_vqvae.py", cfg, inputs)
     head |= {"dataset": train.dataset, "classes": list(train.classes)}
+    if cfg.train == "decoder":
+        head[CODES_OF] = load_tokenizer(cfg.init)[1].get(CODES_OF, inputs["init"])
     if cfg.out.exists():
         saved = load_tokenizer(cfg.out)[1]
         same_run(saved, head, FREE, cfg.out)
         print(f"{cfg.out.name} is finished already: test PSNR {saved['test']['psnr']:.2f} dB")
         return saved["test"]
     model, rows = fit(cfg, head, train, test)
-    model.half().float()  # rounded to what the file holds
+    kept = model.decoder if cfg.train == "decoder" else model  # rounding an encoder moves codes
+    kept.half().float()  # rounded to what the file holds
     report = reconstruction_report(model.eval(), test, len(test.labels_N))
     rows[-1] |= report | machine.peak_memory(next(model.parameters()).device)
     write_log(cfg.log, rows)
@@ -163,7 +173,8 @@ def main(cfg: TokenizerConfig) -> dict:
     shown_NHWC = test.images_NHWC[evenly(len(test.labels_N), 16)]
     figure = plot_reconstructions(shown_NHWC, decode_codes(model, encode_images(model, shown_NHWC)))
     save_figure(figure, cfg.out.with_suffix(".reconstructions.png"))
-    save_tokenizer(cfg.out, model.half(), head | {"test": report})
+    kept.half()
+    save_tokenizer(cfg.out, model, head | {"test": report})
     cfg.state.unlink(missing_ok=True)
     text = (
         "test PSNR {psnr:.2f} dB, codebook usage {codebook_usage:.1%}, perplexity {perplexity:.0f}"
