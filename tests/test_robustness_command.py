@@ -182,7 +182,7 @@ def test_what_does_not_belong_together_is_refused(world, judge, config, tmp_path
     for name, inputs in (("another tokenizer", "tokenizer"), ("other test images", "images")):
         folder = other_codes(world, tmp_path / inputs, **{inputs: "0" * 64})
         refused(f"{name} than|codes of {name}", codes=folder)
-    refused("is not it", tokenizer=judge)
+    refused("expected tokenizer, found extractor", tokenizer=judge)
     nowhere = tmp_path / "nowhere"
     for flag in ("checkpoint", "tokenizer", "extractor", "codes", "data", "cifar10_c"):
         refused("nowhere", **{flag: nowhere})
