@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from metrics.report import table, write_record
+from metrics.report import Run, write_record
+from metrics.tables import speed
 from models import command, machine, training
 from models.artifacts import ROOT
 from models.command import InputError, run
@@ -180,9 +181,9 @@ def measured(work: Callable, batch: int, repeats: int, device) -> dict[str, floa
 
 
 def warmed_up(work: Callable, batch: int, device) -> tuple[float, float | None]:
-    """Return the seconds of a first batch, and the most memory that it took, 1e9 bytes, if known.
+    """Return the seconds of a first batch, and how much memory it took at most, in 1e9 bytes.
 
-    Beyond what was there before.
+    Beyond what was there before; None where the system does not tell.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -233,14 +234,8 @@ def main(cfg: BenchmarkConfig) -> Path:
     torch.set_num_threads(before)
     where = {"device": machine.device_name(device), "cpu": machine.processor()}
     path = cfg.out / "benchmark.json"
-    write_record(path, where | {"torch": torch.__version__, "rows": rows}, cfg, {})
-    keys = ("method", "what", "network_calls", "precision", "batch", "threads")
-    units = {"images_per_second": 1, "cpu_seconds": 4, "gflops_per_second": 1, "peak_share": 2}
-    lines = [
-        [*(str(row[key] or "") for key in keys), *(f"{row[key]:.{n}f}" for key, n in units.items())]
-        for row in rows
-    ]
-    print(table([*keys, *units], lines) + f"\non {where['device']} ({where['cpu']}) -> {path}")
+    record = write_record(path, where | {"torch": torch.__version__, "rows": rows}, cfg, {})
+    print(speed({"benchmark": Run("benchmark", {"benchmark": record}, [])}) + f"-> {path}")
     return path
 
 
