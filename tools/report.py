@@ -53,6 +53,7 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
     ("Every method at one budget", methods, ("five_*",)),
     ("Fewer network calls than codes", calls, ("sweep",)),
     ("Tokenizers", tokenizers, ("tokenizer",)),
+    ("One small generator on each tokenizer's codes", quality, ("fixed_*",)),
     ("Speed", speed, ("benchmark",)),
     ("Minutes", minutes, ("benchmark", "quickstart", "vqvae_cifar10", PAIR["random order"])),
 )  # fmt: skip
