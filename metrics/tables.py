@@ -262,20 +262,17 @@ def speed(runs: Runs) -> str:
         column = f"batch {row['batch']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
         rows.setdefault(tuple(str(row[key] or "") for key in keys), {})[column] = row
         columns[column] = None
-    lines = []
+    shown = []
     for key, cells in rows.items():
         *_, row = cells.values()
         speeds = [show(cells[column]["images_per_second"], 0) for column in columns]
         share = show(max(row["peak_share"] for row in cells.values()), 0, percent=True)
-        lines.append([*key, *speeds, show(row["gflop"], 2), share, show(row["memory_gb"], 2)])
-    head = ["method", "what", "network calls", "precision", *columns]
-    head += ["GFLOP an image", "share of peak, at best", "GB"]
+        shown.append([*key, *speeds, show(row["gflop"], 2), share, show(row["memory_gb"], 2)])
+    head = ["method", "what", "network calls", "precision", *columns, "GFLOP an image"]
     where = at("benchmark.cpu") if at("benchmark.device") == "cpu" else at("benchmark.device")
-    text = (
-        f"Images a second on {where}, median of {at('benchmark.config.rounds')} rounds. Peak: of a "
-    )
-    text += "matrix product in that precision. GB: what the largest batch takes beyond torch."
-    return table(head, lines) + below([run], text, "benchmark")
+    text = f"Images a second on {where}. Peak: of a matrix product in that precision. GB: what the "
+    text += f"largest batch takes beyond torch. Median of {at('benchmark.config.rounds')} rounds."
+    return table([*head, "share of peak, at best", "GB"], shown) + below([run], text, "benchmark")
 
 
 def minutes(runs: Runs) -> str:
@@ -294,12 +291,10 @@ def minutes(runs: Runs) -> str:
     for stage, (images, row) in work.items():
         found = every["benchmark"].at("benchmark.rows")
         rate = max(r["images_per_second"] for r in found if row.items() <= r.items())
-        rows.append([stage, f"{images:,}", f"{images / rate / 60:.0f}"])
+        rows.append([stage, f"{images:,}", show(images / rate / 60, 0)])
     at = every["quickstart"].at
     rows.append(["quickstart, all of it", "", show(at("quickstart.minutes"), 0)])
     accuracy = [show(at(f"quickstart.orders.{o}.label_accuracy"), 0, True) for o in PAIR]
-    text = (
-        "At the fastest batch and precision, without evaluations. Samples of the quickstart show "
-    )
+    text = "At the fastest batch and precision, without evaluations. The quickstart's samples show "
     text += f"their label in {accuracy[0]} of cases in raster and {accuracy[1]} in random order."
     return table(["stage", "images", "minutes"], rows) + below(list(runs.values()), text)
