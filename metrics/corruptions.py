@@ -11,6 +11,7 @@ official images are read by `official`. Differs from CIFAR-10-C in:
 """
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,34 +79,41 @@ def impulse_noise(images_N3HW: torch.Tensor, share: float, g: torch.Generator):
 
 def gaussian_blur(images_N3HW: torch.Tensor, deviation: float, g: torch.Generator):
     """Blur by a Gaussian of this many pixels."""
-    return _vision().gaussian_blur(images_N3HW, [9, 9], [deviation, deviation])
+    return _blurred(images_N3HW, 9, deviation)
 
 
-def _look_at(images_N3HW: torch.Tensor, scale: float, shift_N2: torch.Tensor) -> torch.Tensor:
-    """Return what a window of this size, in images, sees, moved by pixels (right, down)."""
-    theta_N23 = torch.zeros(len(images_N3HW), 2, 3)
-    theta_N23[:, 0, 0] = theta_N23[:, 1, 1] = scale
-    theta_N23[:, :, 2] = shift_N2 * PIXEL
-    grid_NHW2 = F.affine_grid(theta_N23, images_N3HW.shape, align_corners=False)
-    return _resample(images_N3HW, grid_NHW2)
+def _blurred(images_NCHW: torch.Tensor, size: int, deviation: float) -> torch.Tensor:
+    """Blur by a Gaussian, rows and then columns: a product of matrices each."""
+    still_1HH = torch.eye(IMAGE_SHAPE[0]).unsqueeze(0)
+    blur_HH = _vision().gaussian_blur(still_1HH, [1, size], [deviation, deviation])[0]
+    return blur_HH @ images_NCHW @ blur_HH.T
 
 
-def _resample(images_N3HW: torch.Tensor, grid_NHW2: torch.Tensor) -> torch.Tensor:
-    return F.grid_sample(images_N3HW, grid_NHW2, padding_mode="reflection", align_corners=False)
+def _hat(distance: torch.Tensor) -> torch.Tensor:
+    """Return the weight in bilinear interpolation of a pixel at this distance."""
+    return (1 - distance.abs()).clamp(min=0)
 
 
 def motion_blur(images_N3HW: torch.Tensor, pixels: float, g: torch.Generator):
     """Average along a line of this length, within 45 degrees of level."""
     angle_N = (torch.rand(len(images_N3HW), generator=g) - 0.5) * torch.pi / 2
-    along_N2 = torch.stack((angle_N.cos(), angle_N.sin()), dim=1) * pixels
-    places = torch.linspace(-0.5, 0.5, 15).tolist()
-    return sum(_look_at(images_N3HW, 1, place * along_N2) for place in places) / len(places)
+    place_P1, reach = torch.linspace(-0.5, 0.5, 15).unsqueeze(1) * pixels, math.ceil(pixels / 2)
+    near_K = torch.arange(-reach, reach + 1)
+    down_NPK, right_NPK = (
+        _hat(near_K - place_P1 * along_N[:, None, None])
+        for along_N in (angle_N.sin(), angle_N.cos())
+    )
+    line_NKK = down_NPK.mT @ right_NPK / len(place_P1)
+    mirrored = np.pad(np.arange(IMAGE_SHAPE[0]), reach, "symmetric")
+    padded_3NHW = images_N3HW[:, :, mirrored][..., mirrored].transpose(0, 1)
+    return F.conv2d(padded_3NHW, line_NKK.unsqueeze(1), groups=len(line_NKK)).transpose(0, 1)
 
 
 def zoom_blur(images_N3HW: torch.Tensor, zoom: float, g: torch.Generator):
     """Average over zooms from 1 to this."""
-    still_N2, zooms = torch.zeros(len(images_N3HW), 2), torch.linspace(1, zoom, 11).tolist()
-    return sum(_look_at(images_N3HW, 1 / z, still_N2) for z in zooms) / len(zooms)
+    place_H, zooms = torch.arange(IMAGE_SHAPE[0]) - (IMAGE_SHAPE[0] - 1) / 2, 11
+    seen_ZHH = [_hat(place_H[:, None] / z - place_H) for z in torch.linspace(1, zoom, zooms)]
+    return sum(seen_HH @ images_N3HW @ seen_HH.T for seen_HH in seen_ZHH) / zooms
 
 
 def brightness(images_N3HW: torch.Tensor, factor: float, g: torch.Generator):
@@ -133,17 +141,19 @@ def contrast(images_N3HW: torch.Tensor, factor: float, g: torch.Generator):
 def elastic(images_N3HW: torch.Tensor, pixels: float, g: torch.Generator):
     """Move every pixel smoothly, by this standard deviation."""
     noise_N2HW = torch.randn(len(images_N3HW), 2, *IMAGE_SHAPE[:2], generator=g)
-    smooth_N2HW = _vision().gaussian_blur(noise_N2HW, [19, 19], [3.0, 3.0])
+    smooth_N2HW = _blurred(noise_N2HW, 19, 3.0)
     moved_N2HW = smooth_N2HW / smooth_N2HW.std(dim=(1, 2, 3), keepdim=True) * pixels * PIXEL
     still_N23 = torch.eye(2, 3).expand(len(images_N3HW), -1, -1)
     grid_NHW2 = F.affine_grid(still_N23, images_N3HW.shape, align_corners=False)
-    return _resample(images_N3HW, grid_NHW2 + moved_N2HW.permute(0, 2, 3, 1))
+    grid_NHW2 = grid_NHW2 + moved_N2HW.permute(0, 2, 3, 1)
+    return F.grid_sample(images_N3HW, grid_NHW2, padding_mode="reflection", align_corners=False)
 
 
 def pixelate(images_N3HW: torch.Tensor, side: int, g: torch.Generator):
     """Shrink to this side and enlarge again, by area: with nearest pixels 20 errs less than 30."""
-    small_N3hw = F.interpolate(images_N3HW, (side, side), mode="area")
-    return F.interpolate(small_N3hw, IMAGE_SHAPE[:2], mode="area")
+    small_1Hh = F.interpolate(torch.eye(IMAGE_SHAPE[0]).unsqueeze(0), side, mode="area")
+    again_HH = F.interpolate(small_1Hh, IMAGE_SHAPE[0], mode="area")[0]
+    return again_HH.T @ images_N3HW @ again_HH
 
 
 def jpeg(images_N3HW: torch.Tensor, quality: int, g: torch.Generator):

@@ -1,11 +1,28 @@
 """Corrupted images: how much they change, what is known of each, and CIFAR-10-C's files."""
 
+import math
+
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from helpers import script
+from torchvision.transforms.v2 import functional
 
-from metrics.corruptions import CORRUPTIONS, OFFICIAL, SEVERITIES, corrupt, drawn, official
+from metrics.corruptions import (
+    CORRUPTIONS,
+    OFFICIAL,
+    SEVERITIES,
+    corrupt,
+    drawn,
+    gaussian_blur,
+    motion_blur,
+    official,
+    pixelate,
+    zoom_blur,
+)
 from models.command import InputError
+from models.tokenizer import to_float
 
 make_shapes = script("data/shapes.py").make_shapes
 
@@ -88,6 +105,35 @@ def test_blurs_keep_to_the_line_and_to_the_middle():
         for axis in (0, 1):
             centre = (blurred_HW.sum(axis) * place).sum() / blurred_HW.sum()
             assert abs(centre) < 0.1, name
+
+
+def looked_at(images_N3HW: torch.Tensor, scale: float, shift_N2: torch.Tensor) -> torch.Tensor:
+    """Return what a window of this size, in images, sees, moved by pixels (right, down)."""
+    theta_N23 = torch.zeros(len(images_N3HW), 2, 3)
+    theta_N23[:, 0, 0] = theta_N23[:, 1, 1] = scale
+    theta_N23[:, :, 2] = shift_N2 / 16
+    grid_NHW2 = F.affine_grid(theta_N23, images_N3HW.shape, align_corners=False)
+    return F.grid_sample(images_N3HW, grid_NHW2, padding_mode="reflection", align_corners=False)
+
+
+@pytest.mark.parametrize("amount", [1.0, 2.5, 7.0])
+def test_blurs_are_means_of_resampled_images(amount):
+    images_N3HW, chance = to_float(SHAPES_NHWC).contiguous(), torch.Generator()
+    angle_N = (torch.rand(20, generator=chance.manual_seed(0)) - 0.5) * math.pi / 2
+    along_N2 = torch.stack((angle_N.cos(), angle_N.sin()), 1) * amount
+    moved = [looked_at(images_N3HW, 1, p * along_N2) for p in torch.linspace(-0.5, 0.5, 15)]
+    blurred_N3HW = motion_blur(images_N3HW, amount, chance.manual_seed(0))
+    torch.testing.assert_close(blurred_N3HW, torch.stack(moved).mean(0), rtol=0, atol=1e-5)
+    scales = torch.linspace(1, 1 + amount / 10, 11).reciprocal()
+    zoomed = [looked_at(images_N3HW, scale, torch.zeros(20, 2)) for scale in scales]
+    blurred_N3HW = zoom_blur(images_N3HW, 1 + amount / 10, chance)
+    torch.testing.assert_close(blurred_N3HW, torch.stack(zoomed).mean(0), rtol=0, atol=1e-5)
+    blurred_N3HW = gaussian_blur(images_N3HW, amount, chance)
+    expected_N3HW = functional.gaussian_blur(images_N3HW, [9, 9], [amount, amount])
+    torch.testing.assert_close(blurred_N3HW, expected_N3HW, rtol=0, atol=1e-5)
+    small_N3hw = F.interpolate(images_N3HW, (20, 20), mode="area")
+    expected_N3HW = F.interpolate(small_N3hw, (32, 32), mode="area")
+    torch.testing.assert_close(pixelate(images_N3HW, 20, chance), expected_N3HW, rtol=0, atol=1e-5)
 
 
 def test_what_cannot_be_corrupted_is_refused():
