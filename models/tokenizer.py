@@ -125,7 +125,7 @@ def to_uint8(images_N3HW: torch.Tensor) -> np.ndarray:
 
 
 def encode_images(
-    model: Tokenizer, images_NHWC: np.ndarray, batch: int = 512, sweeps: int = 0
+    model: Tokenizer, images_NHWC: np.ndarray, batch: int = 64, sweeps: int = 0
 ) -> torch.Tensor:
     """Return codes_NT int64, on the CPU, of uint8 images; `sweeps` > 0 searches for better ones."""
     device = next(model.parameters()).device
@@ -137,7 +137,7 @@ def encode_images(
     return torch.cat(codes)
 
 
-def decode_codes(model: Tokenizer, codes_NT: torch.Tensor, batch: int = 512) -> np.ndarray:
+def decode_codes(model: Tokenizer, codes_NT: torch.Tensor, batch: int = 64) -> np.ndarray:
     """Return uint8 images (N, H, W, 3) of codes_NT."""
     device = next(model.parameters()).device
     return np.concatenate([to_uint8(model.decode(c.to(device))) for c in codes_NT.split(batch)])

@@ -33,14 +33,29 @@ class VQVAEConfig(command.Config):
     """residual blocks at each resolution, in the encoder and in the decoder"""
 
 
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm of 8 groups."""
+
+    def __init__(self, channels: int):
+        super().__init__(8, channels)
+
+    def forward(self, x):
+        # PyTorch's bf16 on a CPU, channels last, takes 60 us for 64 x 16 x 16, its fp32 9 us. The
+        # bits are the same; of groups of 16 channels they are not, and those are fast
+        narrow = self.num_channels < 16 * self.num_groups
+        if narrow and x.is_cpu and x.dtype == torch.bfloat16:
+            return super().forward(x.float()).to(x.dtype)
+        return super().forward(x)
+
+
 class Residual(nn.Module):
     """Pre-norm residual block: x + conv(SiLU(norm(conv(SiLU(norm(x))))))."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(8, channels)
+        self.norm1 = GroupNorm(channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(8, channels)
+        self.norm2 = GroupNorm(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
@@ -158,7 +173,7 @@ class VQVAE(nn.Module):
             *[Residual(wide) for _ in range(config.blocks)],
             nn.Conv2d(wide, wider, 4, stride=2, padding=1),
             *[Residual(wider) for _ in range(config.blocks)],
-            nn.GroupNorm(8, wider),
+            GroupNorm(wider),
             nn.SiLU(),
             nn.Conv2d(wider, config.code_dim, 1),
         )
@@ -169,7 +184,7 @@ class VQVAE(nn.Module):
             nn.Conv2d(wider, 4 * wide, 3, padding=1),
             nn.PixelShuffle(2),
             *[Residual(wide) for _ in range(config.blocks)],
-            nn.GroupNorm(8, wide),
+            GroupNorm(wide),
             nn.SiLU(),
             nn.Conv2d(wide, 12, 3, padding=1),
             nn.PixelShuffle(2),

@@ -23,7 +23,7 @@ from models.tokenizer import (
     to_float,
     to_uint8,
 )
-from models.vqvae import VQVAE, CosineQuantizer, VQVAEConfig
+from models.vqvae import VQVAE, CosineQuantizer, GroupNorm, VQVAEConfig
 
 TINY = VQVAEConfig(codebook_size=32, width=8, blocks=1)
 
@@ -51,6 +51,16 @@ def test_a_code_is_the_nearest_by_cosine():
     distance = torch.cdist(F.normalize(vectors_NTC, dim=-1), model.quantizer.codebook_VC)
     assert torch.equal(model.quantizer.nearest(vectors_NTC), distance.argmin(-1))
     assert torch.allclose(model.quantizer.codebook_VC.norm(dim=1), torch.ones(32), atol=1e-5)
+
+
+def test_a_norm_in_bf16_is_pytorchs_own():
+    x_N64HW = torch.randn(4, 64, 16, 16).to(torch.bfloat16, memory_format=torch.channels_last)
+    norm = GroupNorm(64)
+    for weight in norm.parameters():
+        torch.nn.init.normal_(weight)
+    found = norm(x_N64HW)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, F.group_norm(x_N64HW, 8, norm.weight, norm.bias))
 
 
 def test_grid_cells_are_in_raster_order():

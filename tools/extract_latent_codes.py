@@ -36,8 +36,8 @@ class ExtractConfig(command.Config):
     search: Annotated[int, command.Range(0, 100)] = 0
     """sweeps over the grid that try each cell's second nearest code and keep what decodes better:
     one gains about half a dB and takes nine times as long"""
-    batch: command.Batch = 512
-    """images encoded at once"""
+    batch: command.Batch = 64
+    """images encoded at once; 64 stay in a core's cache, a GPU is faster with more"""
     device: command.DeviceName = "auto"
 
 

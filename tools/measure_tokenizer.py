@@ -40,7 +40,7 @@ class MeasureTokenizerConfig(command.Config):
     images: command.Images = 10_000
     """test images used, evenly spaced"""
     against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
-    batch: command.Batch = 512
+    batch: command.Batch = 64
     out: command.OutFolder | None = None
     """default results/<name of the tokenizer's file>"""
     device: command.DeviceName = "auto"
