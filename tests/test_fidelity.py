@@ -57,6 +57,13 @@ def inception(tmp_path_factory) -> Path:
     for name, weight in network.named_parameters():
         if name.endswith("conv.weight"):
             torch.nn.init.kaiming_normal_(weight, nonlinearity="relu")
+        if name.endswith("bn.weight"):
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    for name, value in network.named_buffers():
+        if name.endswith("running_mean"):
+            torch.nn.init.normal_(value, std=0.2)
+        if name.endswith("running_var"):
+            torch.nn.init.uniform_(value, 0.5, 1.5)
     state = {name: value.half() for name, value in network.state_dict().items()}
     torch.save(state, folder / "whole.pth")
     for missing in ("fc", "Mixed_5b"):
@@ -172,10 +179,20 @@ def test_only_the_whole_inception_with_50_000_samples_says_fid(inception):
 
 
 def test_the_network_is_torch_fidelitys(inception, images):
-    theirs = FeatureExtractorInceptionV3("theirs", ["768"], str(inception / "whole.pth"))
-    ours = features_of(images[:10], inception_extractor(inception / "whole.pth", "768"))["768"]
-    images_N3HW = torch.from_numpy(images[:10]).permute(0, 3, 1, 2)
-    torch.testing.assert_close(ours, theirs(images_N3HW)[0], rtol=1e-4, atol=1e-4)
+    layers = ["768", "2048", "logits_unbiased"]
+    theirs = FeatureExtractorInceptionV3("theirs", layers, str(inception / "whole.pth"))
+    images_N3HW = torch.from_numpy(images[:20]).permute(0, 3, 1, 2)
+    theirs = dict(zip(layers, theirs(images_N3HW), strict=True))
+    ours, at_768 = (inception_extractor(inception / "whole.pth", layer) for layer in layers[1::-1])
+    found = features_of(images[:20], ours) | features_of(images[:20], at_768)
+    for layer in layers:
+        scale = theirs[layer].abs().mean().item()
+        torch.testing.assert_close(found[layer], theirs[layer], rtol=1e-5, atol=1e-5 * scale)
+    distances = [
+        fidelity({"768": at[:10]}, {"768": at[10:]}, at_768, frechet_only=True)["FID768"]
+        for at in (found["768"], theirs["768"])
+    ]
+    assert distances[0] == pytest.approx(distances[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
