@@ -170,23 +170,23 @@ def trust(tokens: Predictions, seed: int) -> dict:
 
 
 def ece_if_calibrated(
-    tokens: Predictions, edges: torch.Tensor, draws: int = 100, seed: int = 0
-) -> dict:
+    tokens: Predictions, *edges: torch.Tensor, draws: int = 100, seed: int = 0
+) -> list[dict]:
     """Return the ECE that chance alone gives: the answers are drawn from these confidences.
 
-    The control beside `ece`; valid with many tokens an image because the errors of a true model
-    are uncorrelated along the chain of conditionals.
+    For each of `edges`, with the same answers. The control beside `ece`; valid with many tokens an
+    image because the errors of a true model are uncorrelated along the chain of conditionals.
     """
     generator = torch.Generator().manual_seed(seed)
     confidence_M = tokens.confidence_NS.flatten()
-    bin_M = torch.bucketize(confidence_M, edges)
-    chance = []
-    for _ in range(draws):
-        drawn_M = torch.rand(len(bin_M), generator=generator, dtype=torch.float64)
+    bins = [torch.bucketize(confidence_M, edges_b) for edges_b in edges]
+    chance_RE = torch.empty(draws, len(bins), dtype=torch.float64)
+    for chance_E in chance_RE:
+        drawn_M = torch.rand(len(confidence_M), generator=generator, dtype=torch.float64)
         gap_M = confidence_M - (drawn_M < confidence_M).double()
-        chance.append(torch.bincount(bin_M, gap_M, len(edges) + 1).abs().sum() / len(bin_M))
-    chance_R = torch.stack(chance)
-    return spread(chance_R.mean(), chance_R, len(tokens.confidence_NS))
+        for i, bin_M in enumerate(bins):
+            chance_E[i] = torch.bincount(bin_M, gap_M).abs().sum() / len(gap_M)
+    return [spread(x_R.mean(), x_R, len(tokens.confidence_NS)) for x_R in chance_RE.unbind(1)]
 
 
 def reliability(tokens: Predictions, edges: torch.Tensor, seed: int = 0) -> dict:
@@ -207,7 +207,7 @@ def reliability(tokens: Predictions, edges: torch.Tensor, seed: int = 0) -> dict
 
 def calibration_report(tokens: Predictions, seed: int = 0, bins: int = BINS) -> dict:
     """Return every measure with its interval and its number of images, and the diagram."""
-    mass = equal_mass_edges(tokens.confidence_NS, bins)
+    width, mass = equal_width_edges(bins), equal_mass_edges(tokens.confidence_NS, bins)
     means = {
         "accuracy": tokens.correct_NS,
         "mean_confidence": tokens.confidence_NS,
@@ -219,9 +219,10 @@ def calibration_report(tokens: Predictions, seed: int = 0, bins: int = BINS) -> 
     }
     report = {"tokens": tokens.nats_NS.numel()}
     report |= {name: mean_of(value_NS.mean(1), seed) for name, value_NS in means.items()}
-    for kind, edges in (("width", equal_width_edges(bins)), ("mass", mass)):
+    chance = ece_if_calibrated(tokens, width, mass, seed=seed)
+    for kind, edges, by_chance in zip(("width", "mass"), (width, mass), chance, strict=True):
         report[f"ece_equal_{kind}"] = ece(tokens, edges, seed)
-        report[f"ece_equal_{kind}_if_calibrated"] = ece_if_calibrated(tokens, edges, seed=seed)
+        report[f"ece_equal_{kind}_if_calibrated"] = by_chance
     return report | {"reliability": reliability(tokens, mass, seed)}
 
 
@@ -234,7 +235,7 @@ class ClassBins:
 
     def __init__(self, classes: int, images: int, seed: int = 0, bins: int = BINS):
         """Start with no image seen; `images` will come, in order."""
-        self.edges, self.seen, self.tokens = equal_width_edges(bins), 0, 0
+        self.seen, self.tokens = 0, 0
         self.weights_RN = bootstrap_weights(images, CLASS_RESAMPLES, seed).float()
         self.gap_K = torch.zeros(classes * bins, dtype=torch.float64)
         self.gap_RK = torch.zeros(len(self.weights_RN), classes * bins)
@@ -247,16 +248,15 @@ class ClassBins:
 
     def _add(self, p_bSV: torch.Tensor, target_bS: torch.Tensor) -> None:
         batch, steps, classes = p_bSV.shape
-        row_b11 = torch.arange(batch).view(-1, 1, 1) * classes
-        cell_bSV = (row_b11 + torch.arange(classes)) * self.bins
-        cell_bSV = cell_bSV + torch.bucketize(p_bSV, self.edges.to(p_bSV.dtype))
+        cell_bSV = (p_bSV * self.bins).ceil_().sub_(1).clamp_(min=0).int()  # equal_width_edges'
+        cell_bSV += torch.arange(0, classes * self.bins, self.bins, dtype=torch.int32)
+        cell_bSV += torch.arange(batch, dtype=torch.int32).view(-1, 1, 1) * classes * self.bins
         gap_bSV = p_bSV.scatter_add(2, target_bS.unsqueeze(2), -torch.ones_like(p_bSV[..., :1]))
         gap_bK = torch.bincount(
             cell_bSV.flatten(), gap_bSV.flatten(), batch * classes * self.bins
         ).view(batch, -1)
         self.gap_K += gap_bK.sum(0)
-        weights_Rb = self.weights_RN[:, self.seen : self.seen + batch]
-        self.gap_RK += weights_Rb @ gap_bK.float()
+        self.gap_RK.addmm_(self.weights_RN[:, self.seen : self.seen + batch], gap_bK.float())
         self.seen, self.tokens = self.seen + batch, self.tokens + batch * steps
 
     def ece(self) -> dict:

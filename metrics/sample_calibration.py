@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from metrics.calibration import (
@@ -178,32 +179,34 @@ def entropy_report(own: Predictions, held_out: Predictions, seed: int = 0) -> di
     }
 
 
-def ranks(x_RN: torch.Tensor) -> torch.Tensor:
-    """Return ranks from 0 along the last dimension, float64; equal values share their mean."""
-    sorted_RN = x_RN.sort(-1).values
-    first_RN = torch.searchsorted(sorted_RN, x_RN.contiguous())
-    last_RN = torch.searchsorted(sorted_RN, x_RN.contiguous(), right=True) - 1
-    return (first_RN + last_RN).double() / 2
+def ranks(x_N: torch.Tensor, weight_RN: torch.Tensor) -> torch.Tensor:
+    """Return ranks less their mean in each resample, float64 (R, N); equal values share one."""
+    group_N = x_N.unique(return_inverse=True)[1]
+    count_RG = torch.zeros_like(weight_RN).index_add_(1, group_N, weight_RN)
+    return (count_RG.cumsum(1) - count_RG / 2)[:, group_N] - len(x_N) / 2
 
 
-def spearman(x_RN: torch.Tensor, y_RN: torch.Tensor) -> torch.Tensor:
-    """Return the rank correlation of each row, float64 (R,) in [-1, 1]; 0 for a constant row."""
-    x_RN, y_RN = ranks(x_RN), ranks(y_RN)
-    x_RN = x_RN - x_RN.mean(-1, keepdim=True)
-    y_RN = y_RN - y_RN.mean(-1, keepdim=True)
-    scale_R = (x_RN.square().sum(-1) * y_RN.square().sum(-1)).sqrt()
-    return (x_RN * y_RN).sum(-1) / torch.where(scale_R > 0, scale_R, 1)
+def spearman(x_N: torch.Tensor, y_N: torch.Tensor, weight_RN: torch.Tensor) -> torch.Tensor:
+    """Return the rank correlation in each resample, (R,) in [-1, 1]; 0 if one is constant."""
+    x_RN, y_RN = ranks(x_N, weight_RN), ranks(y_N, weight_RN)
+    weighted_RN = weight_RN * x_RN
+    scale_R = ((weighted_RN * x_RN).sum(1) * (weight_RN * y_RN.square()).sum(1)).sqrt()
+    return (weighted_RN * y_RN).sum(1) / torch.where(scale_R > 0, scale_R, 1)
 
 
-def risk_coverage(confidence_RN: torch.Tensor, quality_RN: torch.Tensor) -> torch.Tensor:
-    """Return risk_RN: 1 - the mean quality of the k most confident, k = 1..N; coverage is k / N.
+def aurc(confidence_N: torch.Tensor, quality_N: torch.Tensor, weight_RN: torch.Tensor):
+    """Return the mean of `risk_coverage` in each resample, float64 (R,)."""
+    order_N, images = confidence_N.argsort(descending=True, stable=True), len(confidence_N)
+    # the j-th most confident counts 1 / k in the risk at every k >= j
+    share_N = torch.arange(images, 0, -1).double().reciprocal().cumsum(0).flip(0) / images
+    until_RN = F.pad(share_N.cumsum(0), (1, 0))[weight_RN[:, order_N].cumsum(1).long()]
+    return F.pad(until_RN, (1, 0)).diff(dim=1) @ (1 - quality_N[order_N])
 
-    Its mean over k is the AURC.
-    """
-    by_confidence_RN = confidence_RN.argsort(dim=-1, descending=True, stable=True)
-    risk_RN = 1 - quality_RN.double().gather(-1, by_confidence_RN)
-    count_N = torch.arange(1, risk_RN.shape[-1] + 1, dtype=torch.float64)
-    return risk_RN.cumsum(-1) / count_N
+
+def risk_coverage(confidence_N: torch.Tensor, quality_N: torch.Tensor) -> torch.Tensor:
+    """Return 1 - the mean quality of the k most confident, k = 1..N; coverage is k / N."""
+    risk_N = 1 - quality_N.double()[confidence_N.argsort(descending=True, stable=True)]
+    return risk_N.cumsum(0) / torch.arange(1, len(risk_N) + 1)
 
 
 def quality_report(confidence_N: torch.Tensor, quality_N: torch.Tensor, seed: int = 0) -> dict:
@@ -214,15 +217,11 @@ def quality_report(confidence_N: torch.Tensor, quality_N: torch.Tensor, seed: in
     """
     confidence_N, quality_N = confidence_N.double(), quality_N.double()
     count = len(quality_N)
-    generator = torch.Generator().manual_seed(seed)
-    drawn_RN = torch.randint(count, (RESAMPLES, count), generator=generator)
 
     def measure(statistic, *values_N: torch.Tensor) -> dict:
-        value = statistic(*(x_N.unsqueeze(0) for x_N in values_N))[0]
-        return spread(value, statistic(*(x_N[drawn_RN] for x_N in values_N)), count)
-
-    def aurc(confidence_RN, quality_RN):
-        return risk_coverage(confidence_RN, quality_RN).mean(-1)
+        once_1N = torch.ones(1, count, dtype=torch.float64)
+        resampled_R = statistic(*values_N, bootstrap_weights(count, seed=seed))
+        return spread(statistic(*values_N, once_1N)[0], resampled_R, count)
 
     # groups of equal size; array_split's rule, so that no sample is left out
     groups = confidence_N.argsort(stable=True).tensor_split(min(GROUPS, count))

@@ -97,6 +97,24 @@ def test_bins_by_hand():
     assert calibration.ece(tokens, edges)["value"] == pytest.approx(0.3 * 0.1 + 0.7 * 0.2)
 
 
+def test_class_bins_are_of_equal_width_and_chance_is_drawn_once_for_all_edges():
+    logits_NSV = random_logits(20, 30, 3)
+    target_NS, class_bins, halves = (
+        drawn(logits_NSV),
+        ClassBins(3, 20),
+        torch.tensor([0.5]).double(),
+    )
+    tokens = collect([(logits_NSV, target_NS)], class_bins=class_bins)
+    p_MV, bins = logits_NSV.softmax(-1).flatten(0, 1), calibration.equal_width_edges()
+    gap_MV = p_MV - torch.nn.functional.one_hot(target_NS.flatten(), 3)
+    pairs = zip(torch.bucketize(p_MV, bins).T, gap_MV.T, strict=True)
+    expected = sum(torch.bincount(bin_M, gap_M).abs().sum() for bin_M, gap_M in pairs) / 1800
+    assert class_bins.ece()["value"] == pytest.approx(expected.item())
+    alone = [calibration.ece_if_calibrated(tokens, edges)[0] for edges in (bins, halves)]
+    assert calibration.ece_if_calibrated(tokens, bins, halves) == alone
+    assert alone[0]["value"] > alone[1]["value"] > 0
+
+
 def test_a_uniform_model_needs_exactly_the_logarithm_of_the_codebook():
     for codes in (7, 32, 1024):
         tokens = collect([(torch.zeros(3, 64, codes), torch.randint(codes, (3, 64)))])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import tiny
 
+from metrics.calibration import bootstrap_weights
 from metrics.likelihood import (
     bits_by_order,
     bits_per_code,
@@ -16,6 +17,7 @@ from metrics.likelihood import (
     orders_to_measure,
 )
 from metrics.sample_calibration import (
+    aurc,
     class_log_p,
     class_report,
     entropy_report,
@@ -141,7 +143,22 @@ def test_rank_correlation_by_hand():
     y_RN = torch.tensor([[5.0, 6, 7, 8, 7], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [1, 8, 9, 50, 51]])
     # 1: ranks 0 1 2.5 4 2.5, by Pearson of ranks; 2: 0.5 0.5 2 3.5 3.5
     expected = [8 / math.sqrt(10 * 9.5), 9 / math.sqrt(9 * 10), 0, -1]
-    assert spearman(x_RN, y_RN).tolist() == pytest.approx(expected)
+    once_1N, pairs = torch.ones(1, 5, dtype=torch.float64), list(zip(x_RN, y_RN, strict=True))
+    found = [spearman(x_N, y_N, once_1N).item() for x_N, y_N in pairs]
+    assert found == pytest.approx(expected)
+
+
+def test_statistics_of_a_resample_are_those_of_the_images_it_drew():
+    draw = torch.Generator().manual_seed(0)
+    confidence_N = torch.randint(20, (30,), generator=draw).double()  # some are equal
+    quality_N = torch.rand(30, generator=draw, dtype=torch.float64)
+    weight_RN, once_1N = bootstrap_weights(30, 50), torch.ones(1, 30, dtype=torch.float64)
+    for statistic in (spearman, aurc):
+        found_R = statistic(confidence_N, quality_N, weight_RN)
+        for weight_N, found in zip(weight_RN, found_R, strict=True):
+            drawn_N = torch.arange(30).repeat_interleave(weight_N.long())
+            alone = statistic(confidence_N[drawn_N], quality_N[drawn_N], once_1N)
+            assert found.item() == pytest.approx(alone.item())
 
 
 def test_risk_and_coverage_by_hand():
@@ -149,7 +166,7 @@ def test_risk_and_coverage_by_hand():
     confidence_N = torch.tensor([-9.0, 4.0, 2.0, 3.0])
     assert risk_coverage(confidence_N, quality_N).tolist() == [0, 0, 0.5 / 3, 1.5 / 4]
     found = quality_report(confidence_N, quality_N)
-    assert found["aurc"]["value"] == pytest.approx((0.5 / 3 + 1.5 / 4) / 4)
+    assert found["aurc"]["value"] == pytest.approx((0.5 / 3 + 1.5 / 4) / 4)  # that curve's mean
     assert found["aurc_oracle"]["value"] == found["aurc"]["value"]
     assert found["risk"]["value"] == pytest.approx(1.5 / 4) and found["risk"]["images"] == 4
     backwards = quality_report(-confidence_N, quality_N)
