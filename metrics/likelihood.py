@@ -49,6 +49,7 @@ def logit_batches(
     For measures of whole predictions: all of them at once would take 2.6 GB for 10,000 images.
     """
     device = next(model.parameters()).device
+    batch = batch if device.type == "cuda" else min(batch, 16)  # what a core's cache holds
     hidden = name is None
     with tqdm(total=len(label_N), desc=name, unit="image", leave=False, disable=hidden) as bar:
         chunks = (x.split(batch) for x in (codes_NT, label_N, order_NS))
@@ -71,7 +72,9 @@ def bits_per_code(
     Their sum over S is bits per image. The model is in eval mode; a `name` shows a progress bar.
     """
     parts = [
-        F.cross_entropy(logits_BSV.transpose(1, 2), target_BS, reduction="none").cpu()
+        F.cross_entropy(logits_BSV.flatten(0, 1), target_BS.flatten(), reduction="none")
+        .view_as(target_BS)
+        .cpu()
         for logits_BSV, target_BS in logit_batches(model, codes_NT, label_N, order_NS, batch, name)
     ]
     return torch.cat(parts) / math.log(2)

@@ -83,9 +83,10 @@ def corrupted_batches(
 
     One forward is enough: the contract is causal, so a step never reads the code in its own cell.
     """
-    target_NS = clean_NT.gather(1, order_NS)
-    batches = logit_batches(model, corrupted_NT, label_N, order_NS, batch, name)
-    for (logits_BSV, _), target_BS in zip(batches, target_NS.split(batch), strict=True):
+    target_NS, done = clean_NT.gather(1, order_NS), 0
+    for logits_BSV, _ in logit_batches(model, corrupted_NT, label_N, order_NS, batch, name):
+        target_BS = target_NS[done : done + len(logits_BSV)]
+        done += len(logits_BSV)
         yield logits_BSV, target_BS.to(logits_BSV.device)
 
 
