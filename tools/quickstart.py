@@ -149,8 +149,15 @@ def write_page(parameters: str, head: str, foot: str, out: Path) -> None:
     html, _ = HTMLExporter(**hidden).from_notebook_node(page)
     # formulas and widgets, which are not there, would be drawn by scripts from the network
     html = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
-    narrow = "<style>table { display: block !important; overflow-x: auto }</style></head>"
-    write_text(out, html.replace("</head>", narrow))
+    wide = "table { display: block !important } pre, pre code { white-space: pre !important }"
+    scrolls = f"<style>{wide} table, pre {{ overflow-x: auto }}</style></head>"
+    write_text(out, html.replace("</head>", scrolls))
+
+
+def as_typed(stages: list[Stage]) -> str:
+    """Return the commands of stages as one types them in the root of the repo, a flag a line."""
+    lines = [[shlex.quote(word.replace(f"{ROOT}/", "")) for word in line] for _, line in stages]
+    return "\n".join("uv run " + " \\\n  ".join(words) for words in lines)
 
 
 def write_numbers(cfg: QuickstartConfig, timing: dict) -> None:
@@ -169,20 +176,18 @@ def main(cfg: QuickstartConfig) -> Path:
     steps = [[stage] for stage in first_stages(cfg)]
     # small models do not fill two threads: two trainings on one each are half as fast again
     steps += list(zip(*(generator_stages(cfg, order) for order in cfg.orders), strict=True))
-    seconds, commands = {}, []
+    seconds = {}
     for stages in steps:
         since = time.time()
         run_stages(stages, threads)
         seconds[" and ".join(name for name, _ in stages)] = time.time() - since
-        commands += [shlex.join(["uv", "run", *line]) for _, line in stages]
     minutes = (time.time() - began) / 60
     head = "# Images in any token order\n\nAn image becomes an 8x8 grid of codes, and "
     head += f"{cfg.method} learned them in {' and in '.join(cfg.orders)} order, "
     head += f"in {minutes:.1f} minutes."
     if resumed:
         head += f" Resumed at {datetime.fromtimestamp(began):%Y-%m-%d %H:%M}: a part is older."
-    made_by = "\n".join(commands).replace(f"{ROOT}/", "").replace(" --", " \\\n  --")
-    foot = f"## How this was made\n\n```\n{made_by}\n```"
+    foot = f"## How this was made\n\n```\n{as_typed([s for group in steps for s in group])}\n```"
     path = cfg.out / "index.html"
     write_page(page_parameters(cfg), head, foot, path)
     minutes = (time.time() - began) / 60
