@@ -3,8 +3,11 @@
 import math
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
@@ -121,6 +124,20 @@ def test_the_script_of_a_copied_folder_is_not_run_with_the_code_of_the_first(tmp
         command.run(main, config_of("train_c2i.py"))
     said = f"error: {tmp_path}/train_c2i.py would run the code of {ROOT}; run: uv sync"
     assert stopped.value.code == said
+
+
+def test_python_of_a_moved_or_copied_folder_runs_the_code_beside_it(tmp_path):
+    venv.create(tmp_path / ".venv", symlinks=True)
+    packages = next(tmp_path.glob(".venv/lib/python*/site-packages"))
+    installed = Path(sysconfig.get_path("purelib")) / "own_folder.pth"
+    shutil.copy(installed, packages)
+    (packages / "any_order_cifar.pth").write_text(f"{ROOT}\n")  # where it was, or the first copy
+    (tmp_path / "models").mkdir()
+    for name in ("__init__.py", "command.py"):
+        (tmp_path / "models" / name).touch()
+    line = [tmp_path / ".venv/bin/python", "-c", "import models; print(models.__file__)"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT / "tools")
+    assert done.stdout == f"{tmp_path}/models/__init__.py\n", done.stderr
 
 
 def test_a_mistake_is_one_line_of_the_process_and_exit_status_1(tmp_path):
