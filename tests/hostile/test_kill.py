@@ -7,6 +7,7 @@ everything imported, so that they are ended at work and not at imports.
 import contextlib
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -24,10 +25,12 @@ from helpers import SPEEDS, script
 from tiny_cifar import write_image_folder
 from tiny_extractor import write_extractor
 
-from models.artifacts import ROOT
+from models.artifacts import ROOT, save_checkpoint, sha256_of, write_text
 
 TIMES = {"peak_memory_gb", "seconds", "git_commit", "command", "out", "device", *SPEEDS}
-"""what two equal runs may differ in"""
+TIMES |= {"minutes", "resumed"}  # of a quickstart
+"""what two equal runs may differ in, besides sha256s of files in which they do"""
+PAGE_TIMES = re.compile(r"cell-id=\w+|in [\d.]+ minutes\.( Resumed at [^<]*)?")
 LOG = Path(tempfile.gettempdir()) / f"stage-{os.getpid()}.log"
 QUICK = ("2 tokenizer", "4 adamw")
 """commands that are killed with --kills 1"""
@@ -93,26 +96,30 @@ def server():
     LOG.unlink()
 
 
-def plain(value):
-    """Return JSON or the contents of a checkpoint without times."""
+def plain(value, names: dict[str, str]):
+    """Return JSON or the contents of a checkpoint without times, names for sha256s of files."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items() if key not in TIMES}
+        return {key: plain(item, names) for key, item in value.items() if key not in TIMES}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
+        return [plain(item, names) for item in value]
+    if isinstance(value, torch.Tensor):
+        return value.numpy().tobytes()
+    return names.get(value, value) if isinstance(value, str) else value
 
 
 def contents(folder: Path) -> dict[str, object]:
     """Return everything in a folder, in a form that two equal runs share."""
-    found = {}
+    found, names = {}, {sha256_of(path): path.name for path in folder.rglob("*.pth")}
     for path in (path for path in sorted(folder.rglob("*")) if path.is_file()):
         name = str(path.relative_to(folder))
         if path.suffix == ".pth":
-            found[name] = plain(torch.load(path, weights_only=True))
+            found[name] = plain(torch.load(path, weights_only=True), names)
         elif path.suffix == ".json":
-            found[name] = plain(json.loads(path.read_text()))
+            found[name] = plain(json.loads(path.read_text()), names)
         elif path.suffix == ".jsonl":
-            found[name] = [plain(json.loads(row)) for row in path.read_text().splitlines()]
+            found[name] = [plain(json.loads(row), names) for row in path.read_text().splitlines()]
+        elif path.suffix == ".html":
+            found[name] = PAGE_TIMES.sub("", path.read_text())
         else:
             found[name] = None if path.name.endswith(DRAWN_TIMES) else path.read_bytes()
     return found
@@ -124,13 +131,8 @@ def commands(world, tmp_path_factory) -> dict[str, tuple[str, Callable[[Path], l
     folder = tmp_path_factory.mktemp("inputs")
     images, ruler = write_image_folder(folder / "images"), folder / "extractor.pth"
     write_extractor(ruler, dataset="shapes")
-    train = [
-        f"--codes={world.codes}",
-        f"--tokenizer={world.tokenizer}",
-        "--model=tiny",
-        "--batch=8",
-    ]
-    train += ["--steps=8", "--eval-every=4", "--heldout=20", "--device=cpu"]
+    train = [f"--codes={world.codes}", f"--tokenizer={world.tokenizer}", "--model=tiny"]
+    train += ["--batch=8", "--steps=8", "--eval-every=4", "--heldout=20", "--device=cpu"]
     run = script("train_c2i.py").main(
         script("train_c2i.py").TrainConfig(
             codes=world.codes, tokenizer=folder / "none.pth", out=folder / "run", model="tiny",
@@ -140,14 +142,9 @@ def commands(world, tmp_path_factory) -> dict[str, tuple[str, Callable[[Path], l
     sample = [f"--checkpoint={run / 'last.pth'}", f"--tokenizer={world.tokenizer}", "--batch=20"]
     sample += [f"--data={world.data}", f"--extractor={ruler}", "--inception-weights=none"]
     sample += ["--decode-steps=4", "--num-samples=20", "--device=cpu"]
-    tokenizer = [
-        f"--data={world.data}",
-        "--init=None",
-        "--perceptual=0",
-        "--steps=12",
-        "--batch=16",
-    ]
-    tokenizer += ["--model.width=8", "--model.codebook-size=32", "--model.blocks=1", "--warmup=2"]
+    tokenizer = [f"--data={world.data}", "--init=None", "--perceptual=0", "--steps=12"]
+    tokenizer += ["--batch=16", "--model.width=8", "--model.codebook-size=32", "--model.blocks=1"]
+    tokenizer += ["--warmup=2"]
     return {
         "1 load": ("data/load_CIFAR10.py", lambda out: [f"--source={images}", f"--out={out}"]),
         "2 tokenizer": (
@@ -177,7 +174,29 @@ def commands(world, tmp_path_factory) -> dict[str, tuple[str, Callable[[Path], l
             lambda out: [f"--data={world.data}", "--width=4", "--epochs=2", "--batch=20",
                          f"--out={out}/e.pth"],
         ),
+        "quickstart": (
+            "tools/quickstart.py",
+            lambda out: ["--method=gpt", "--effort=0.001", "--images=200", f"--out={out}"],
+        ),
     }  # fmt: skip
+
+
+def test_runs_may_differ_in_times_and_in_nothing_else(tmp_path):
+    def written(speed: float, minutes: str, fd=1.0, bits=2.0, checkpoint=None, page="") -> dict:
+        rows = [{"bits": bits, "images_per_second": speed}]
+        save_checkpoint(tmp_path / "last.pth", {"git_commit": minutes}, rows=rows)
+        inputs = {"checkpoint": checkpoint or sha256_of(tmp_path / "last.pth"), "codes": "c"}
+        record = {"images_per_second": speed, "minutes": minutes, "inputs": inputs, "FD": fd}
+        write_text(tmp_path / "metrics.json", json.dumps(record))
+        said = f'<div id="cell-id={speed:.0f}a"><p>learned, in {minutes}</p>{page}'
+        write_text(tmp_path / "index.html", said)
+        return contents(tmp_path)
+
+    first = written(1, "1.0 minutes.")
+    assert first == written(2, "2.0 minutes. Resumed at 2026-01-01 01:01: a part is older.")
+    for name, change in {"FD": {"fd": 1.5}, "bits": {"bits": 2.5}, "page": {"page": "<p>"}}.items():
+        assert first != written(1, "1.0 minutes.", **change), name
+    assert first != written(1, "1.0 minutes.", checkpoint="of another file")
 
 
 @pytest.mark.parametrize(
