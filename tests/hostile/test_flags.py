@@ -43,6 +43,8 @@ SMALL = {"steps": 2, "batch": 20, "num_samples": 10, "images": 10, "epochs": 1, 
 HEAVY = (*SMALL, "devices", "seeds", "search", "logger", "url", "source", "model.width",
          "model.blocks", "model.codebook_size", "model.code_dim", "temperature")  # fmt: skip
 """fields that are given small values or wrong ones, and nothing between"""
+SLOW = ("base", "large")
+"""choices that take most of a minute, which a busy machine makes more than one"""
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,7 @@ def value_of(name: str, hint, rng, files: dict[str, Path], outs: list[Path]) -> 
         return str(places[rng.integers(len(places))])
     parts = [part for part in (hint, *typing.get_args(hint)) if typing.get_origin(part)]
     choices = [c for part in parts for c in typing.get_args(part) if isinstance(c, str)]
+    choices = [c for c in choices if c not in SLOW]
     return choices[rng.integers(len(choices))] if choices else JUNK[rng.integers(len(JUNK))]
 
 
