@@ -42,8 +42,10 @@ the command and the commit that made it. What the measures are: see README.md.
 """
 PAIR = {"raster order": "randar_raster_nano_cifar10", "random order": "randar_random_nano_cifar10"}
 """the shipped pair, by the title of its column"""
+SHARPER = {order: name.replace("cifar10", "perceptual") for order, name in PAIR.items()}
 SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]], ...] = (
     ("The shipped pair", quality, PAIR),
+    ("The pair on codes of the perceptual tokenizer", quality, SHARPER),
     ("The shipped pair over sampling seeds", quality, {k: f"{v}_seeds" for k, v in PAIR.items()}),
     ("The shipped pair read in every order", by_order, PAIR),
     ("Calibration of the shipped pair", calibration, PAIR),
