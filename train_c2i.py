@@ -22,7 +22,6 @@ from models.checkpoint import KIND, locked, resume, save_generator
 from models.cluster_loss import cluster_cross_entropy
 from models.command import InputError, run
 from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
-from models.machine import Meter
 from models.method import SIZES, ModelConfig
 from models.methods import METHODS, build, check_order
 from models.orders import OrderName
@@ -218,7 +217,8 @@ def fit(
             missing = None if (out / f"samples/{step:07d}.png").exists() else tokenizer
             show_progress(out, rows, ema.module, missing, head["classes"], order)
 
-    meter = Meter.start(training.flops(model), config.tokens, fabric.device)
+    peak = machine.matmul_peak(fabric.device) * cfg.devices
+    meter = machine.Meter(training.flops(model), config.tokens, peak)
     bar = tqdm(initial=step, total=cfg.steps, unit="step", disable=not fabric.is_global_zero)
     ece = next((row[ECE] for row in reversed(rows) if ECE in row), 0.0)
     if cfg.order == "adaptive" and step == 0:

@@ -287,9 +287,8 @@ def minutes(runs: Runs) -> str:
         "4 train RandAR": (trained["steps"] * trained["batch"], generator | {"what": "training"}),
         "5 sample": (10_000, generator | {"what": "sampling", "network_calls": 64}),
     }
-    rows = []
+    rows, found = [], every["benchmark"].at("benchmark.rows")
     for stage, (images, row) in work.items():
-        found = every["benchmark"].at("benchmark.rows")
         rate = max(r["images_per_second"] for r in found if row.items() <= r.items())
         rows.append([stage, f"{images:,}", show(images / rate / 60, 0)])
     at = every["quickstart"].at

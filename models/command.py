@@ -165,7 +165,7 @@ def run(main: Callable[[Any], Any], config: type[Config]) -> None:
     usage = io.StringIO()
     with one_line_errors():
         script, here = Path(main.__code__.co_filename).resolve(), Path(__file__).resolve()
-        if not script.is_relative_to(here.parents[1]):  # the copy of a folder imports from there
+        if not script.is_relative_to(here.parents[1]):  # by another folder's Python
             raise InputError(f"{script} would run the code of {here.parents[1]}; run: uv sync")
         try:
             with contextlib.redirect_stderr(usage):

@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -113,9 +113,10 @@ def flops_of(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_peak(device: torch.device, precision: Precision = "auto") -> float:
     """Return the most operations a second of a matrix product, of five in each of two sizes."""
-    best = 0.0
+    dtypes, best = {"bf16": torch.bfloat16, "fp32": torch.float32}, 0.0
+    dtype = dtypes[pick_precision(precision, device)]
     for width in (4096, 8192) if device.type == "cuda" else (512, 1024):
         a_DD = torch.randn(width, width, device=device, dtype=dtype)
         for _ in range(5):
@@ -141,12 +142,7 @@ class Meter:
     tokens: int
     """of one image"""
     peak: float
-    """operations a second of this machine's matrix products, in the precision of the run"""
-
-    @classmethod
-    def start(cls, flops: int, tokens: int, device: torch.device) -> "Meter":
-        dtype = torch.bfloat16 if bf16_is_native(device) else torch.float32
-        return cls(flops, tokens, matmul_peak(device, dtype))
+    """operations a second of matrix products, on all devices of the run, in its precision"""
 
     def row(self, images: int, seconds: float) -> dict[str, float]:
         speed = images / seconds
@@ -207,11 +203,11 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def run_stages(stages: Sequence[Stage], threads: int, output: IO | None = None) -> None:
+def run_stages(stages: Sequence[Stage], threads: int) -> None:
     """Run stages side by side, each on its share of the threads; the last one shows its bars.
 
-    `output` is a file for what they print. Whatever ends this process but SIGKILL ends them, on
-    Linux that too. Raises InputError, naming the stage, if one fails; the others are ended.
+    Whatever ends this process but SIGKILL ends them, on Linux that too. Raises InputError, naming
+    the stage, if one fails; the others are ended.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated: run the same command again"))
     share = str(max(1, threads // len(stages)))
@@ -223,9 +219,7 @@ def run_stages(stages: Sequence[Stage], threads: int, output: IO | None = None) 
                 print(f"\n== {name}\n{shlex.join(['uv', 'run', script, *arguments])}", flush=True)
                 bars = None if name == stages[-1][0] else hidden
                 line = [sys.executable, str(ROOT / script), *arguments]
-                child = subprocess.Popen(
-                    line, env=env, stdout=output, stderr=bars, preexec_fn=_end_with_parent
-                )
+                child = subprocess.Popen(line, env=env, stderr=bars, preexec_fn=_end_with_parent)
                 children.append(child)
             for (name, _), child in zip(stages, children, strict=True):
                 if child.wait() != 0:

@@ -27,8 +27,6 @@ TOKENIZERS = {
 """Module, class and config by the `model` of a header; a header without one is of a `vqvae`."""
 Tokenizer = nn.Module
 """One of TOKENIZERS: has config, grid, encode and decode."""
-
-
 CODES_OF = "codes_of"
 """in a header: the sha256 of the tokenizer whose encoder and codebook it has, with a new decoder"""
 
@@ -78,6 +76,11 @@ def code_vectors(tokenizer: Tokenizer) -> torch.Tensor:
     return tokenizer.quantizer.codebook_VC
 
 
+def decodes(header: dict, sha256: str) -> bool:
+    """Tell whether a tokenizer, by its header, decodes the codes of the one with this sha256."""
+    return sha256 in (header["sha256"], header.get(CODES_OF))
+
+
 def find_tokenizer(sha256: str | None, asked: Path | None = None) -> Path:
     """Return the tokenizer file with this sha256: `asked`, or one the repo has.
 
@@ -95,7 +98,7 @@ def find_tokenizer(sha256: str | None, asked: Path | None = None) -> Path:
     for path in [asked] if asked else here:
         if not path.exists():
             raise InputError(f"expected a tokenizer at {path}, found nothing")
-        if sha256_of(path) == sha256 or (asked and load_tokenizer(path)[1].get(CODES_OF) == sha256):
+        if sha256_of(path) == sha256 or (asked and decodes(load_tokenizer(path)[1], sha256)):
             return path
     tried = f"{asked} is not it" if asked else f"none of {', '.join(places)} is it"
     raise InputError(
@@ -109,8 +112,8 @@ def tokenizer_of(path: Path, codes: Codes) -> Tokenizer | None:
     if not path.exists():
         return None
     tokenizer, header = load_tokenizer(path)
-    made_them = codes.header["inputs"]["tokenizer"] in (header["sha256"], header.get(CODES_OF))
-    return tokenizer.to(codes.label_N.device) if made_them else None
+    fits = decodes(header, codes.header["inputs"]["tokenizer"])
+    return tokenizer.to(codes.label_N.device) if fits else None
 
 
 def to_float(images_NHWC: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 from models.artifacts import ROOT, header, load_checkpoint
 from models.checkpoint import KIND, save_generator
 from models.data import load_codes, save_codes
+from models.machine import Meter
 from models.method import Method, ModelConfig
 from models.methods import METHODS, build
 from models.orders import mixed_order, scan
@@ -172,7 +173,7 @@ def log_of(path: Path) -> list[dict]:
     return [json.loads(row) for row in path.read_text().splitlines()]
 
 
-SPEEDS = ("images_per_second", "tokens_per_second", "gflops_per_second", "peak_share")
+SPEEDS = tuple(Meter(flops=1, tokens=1, peak=1).row(images=1, seconds=1))
 
 
 def last(out: Path) -> dict:

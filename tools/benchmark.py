@@ -151,7 +151,7 @@ def all_cases(cfg: BenchmarkConfig, precisions: tuple[str, ...], device) -> Iter
     config = VQVAEConfig()
     tokenizer = VQVAE(config).to(device).eval().to(memory_format=torch.channels_last)
     tokenizer.quantizer.start(torch.randn(1, config.codebook_size, config.code_dim, device=device))
-    native = "bf16" if machine.bf16_is_native(device) else "fp32"
+    native = machine.pick_precision("auto", device)
     about = {"method": "vqvae", "order": None, "network_calls": None}
     about["parameters"] = training.parameters(tokenizer)
     for row, work, flops in tokenizer_cases(tokenizer, device, max(cfg.batches)):
@@ -198,13 +198,13 @@ def warmed_up(work: Callable, batch: int, device) -> tuple[float, float | None]:
 
 def measure(cfg: BenchmarkConfig, precisions: tuple, threads: tuple, device) -> list[dict]:
     """Measure every case in every batch and number of threads; return their rows."""
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     peaks, rows, works = {}, [], []
+    cases = list(all_cases(cfg, precisions, device))
     for number in threads:
         torch.set_num_threads(number)
-        peaks |= {(p, number): matmul_peak(device, dtype) for p, dtype in dtypes.items()}
-    cases = tqdm(list(all_cases(cfg, precisions, device)), desc="warm-up", unit="case")
-    for about, work, flops in cases:
+        for precision in {about["precision"] for about, _, _ in cases}:
+            peaks[precision, number] = matmul_peak(device, precision)
+    for about, work, flops in tqdm(cases, desc="warm-up", unit="case"):
         for number in threads:
             torch.set_num_threads(number)
             for batch in cfg.batches:
@@ -219,8 +219,8 @@ def measure(cfg: BenchmarkConfig, precisions: tuple, threads: tuple, device) -> 
     for row in rows:
         rounds = row.pop("rounds")
         row |= {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
-        meter = machine.Meter(row["gflop"] * 1e9, 64, peaks[row["precision"], row["threads"]])
-        row |= meter.row(1, row["seconds"])
+        peak = peaks[row["precision"], row["threads"]]
+        row |= machine.Meter(row["gflop"] * 1e9, VQVAE.grid**2, peak).row(1, row["seconds"])
     return rows
 
 

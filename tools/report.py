@@ -43,6 +43,7 @@ the command and the commit that made it. What the measures are: see README.md.
 PAIR = {"raster order": "randar_raster_nano_cifar10", "random order": "randar_random_nano_cifar10"}
 """the shipped pair, by the title of its column"""
 SHARPER = {order: name.replace("cifar10", "perceptual") for order, name in PAIR.items()}
+"""the same two on codes of the perceptual tokenizer"""
 SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]], ...] = (
     ("The shipped pair", quality, PAIR),
     ("The pair on codes of the perceptual tokenizer", quality, SHARPER),
