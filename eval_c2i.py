@@ -8,13 +8,20 @@ import statistics
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
 from tyro.conf import OmitArgPrefixes
 
-from metrics.evaluation import MeasureConfig, SamplingConfig, Subject, print_measures, sample_images
+from metrics.evaluation import (
+    MeasureConfig,
+    OrderFlag,
+    SamplingConfig,
+    Subject,
+    print_measures,
+    sample_images,
+)
 from metrics.likelihood import bits_of
 from metrics.report import Done, read_samples, write_record, write_samples
 from models import command
@@ -24,7 +31,7 @@ from models.command import InputError, run
 from models.data import load_codes_of
 from models.machine import device_name, peak_memory, pick_device, pick_precision
 from models.methods import check_order
-from models.orders import FIXED_RANDOM, ORDERS, Grouping
+from models.orders import Grouping
 from models.sampling import Plan, Schedule
 
 
@@ -40,7 +47,7 @@ class EvalConfig(SamplingConfig):
     """sample i is of class i modulo 10"""
     seeds: Annotated[int, command.Range(1, 1000)] = 1
     """sample again with seed + 1, ..: mean and sd of every number"""
-    order: Literal[(*ORDERS, FIXED_RANDOM, "random")] | Path | None = None
+    order: OrderFlag = None
     """order of sampling; default: the one it was trained in (anneal, adaptive: the scan)"""
     decode_steps: command.Count | None = None
     """network calls a sample; fewer than 64 decode codes in parallel; default 64"""

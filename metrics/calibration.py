@@ -110,11 +110,18 @@ def estimate(
     return spread(statistic(sums_NK.sum(0, keepdim=True))[0], resampled_R, len(sums_NK))
 
 
-def mean_of(value_N: torch.Tensor, seed: int = 0) -> dict:
-    """Return the mean over images, (N,) or for each column of (N, L), with its 95% interval."""
-    images = len(value_N)
+def mean_of(value_N: torch.Tensor, seed: int = 0, keep: bool = False) -> dict:
+    """Return the mean over images, (N,) or for each column of (N, L), with its 95% interval.
+
+    `keep` adds the values themselves, `of_images`: with those of another model's same images they
+    give the interval of a difference.
+    """
+    images, values = len(value_N), {}
+    if keep:
+        values["of_images"] = [round(value, 3) for value in value_N.tolist()]
     if value_N.ndim == 1:
-        return estimate(value_N.unsqueeze(1), lambda sums_R1: sums_R1[:, 0] / images, seed)
+        value_N1 = value_N.unsqueeze(1)
+        return estimate(value_N1, lambda sums_R1: sums_R1[:, 0] / images, seed) | values
     return estimate(value_N, lambda sums_RL: sums_RL / images, seed)
 
 

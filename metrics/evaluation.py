@@ -32,9 +32,13 @@ from models.command import InputError
 from models.data import PRODUCERS, SPLITS, Split, evenly, load_split
 from models.machine import Precision, Workers, pick_device, pick_precision
 from models.method import Method
+from models.orders import FIXED_RANDOM, ORDERS
 from models.sampling import ImageSampler, Plan, sample_codes
 from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from models.training import parameters
+
+OrderFlag = Literal[(*ORDERS, FIXED_RANDOM, "random")] | Path | None
+"""--order of a trained generator"""
 
 
 @dataclass(frozen=True)

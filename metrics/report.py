@@ -47,7 +47,7 @@ CURVE_ROWS = 300
 """rows of a kept curve, besides those with a likelihood"""
 OUTSIDE = re.compile(r"(?<=[\"\s=])(?:/|\.\./)(?:[\w.+-]+/)*(?=[\w.+-])")
 """the folder of a path outside of the project"""
-LARGEST = 100_000
+LARGEST = 200_000
 """bytes of a kept file"""
 
 

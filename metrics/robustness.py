@@ -115,7 +115,7 @@ def context_report(
             "rho": rho,
             "replaced": (corrupted_NT != codes_NT).double().mean().item(),
             "bits_per_image": mean_of(bits_NS.sum(1), seed),
-            "more_bits_per_image": mean_of(bits_NS.sum(1) - clean_N, seed),
+            "more_bits_per_image": mean_of(bits_NS.sum(1) - clean_N, seed, keep=True),
             "bits_per_step": mean_of(bits_NS, seed),
             "accuracy": mean_of(tokens.correct_NS.mean(1), seed),
             **trust(tokens, seed),
@@ -183,7 +183,7 @@ class Reading:
     decoded_NAHWC: np.ndarray
     """uint8, what its codes decode to"""
 
-    def row(self, versions: slice = slice(None), seed: int = 0) -> dict:
+    def row(self, versions: slice = slice(None), seed: int = 0, keep: bool = False) -> dict:
         """Return the measures over these versions; an image counts once, as their mean.
 
         Resampling draws images, each with all of its versions.
@@ -196,9 +196,9 @@ class Reading:
         decibels_NA = self.decibels_NA[:, versions]
         bits_N = tokens.nats_NS.sum(1) / LN2 / decibels_NA.shape[1]
         return {
-            "bits_per_image": mean_of(bits_N, seed),
+            "bits_per_image": mean_of(bits_N, seed, keep),
             **trust(tokens, seed),
-            "class_accuracy": mean_of(classes.correct_NS.mean(1), seed),
+            "class_accuracy": mean_of(classes.correct_NS.mean(1), seed, keep),
             "class_ece": ece(classes, equal_width_edges(), seed),
             "psnr": mean_of(decibels_NA.mean(1), seed),
         }

@@ -4,11 +4,12 @@ A table is a function of {title of the column: run}. It raises InputError for ru
 measured alike, or not at all.
 """
 
-import statistics
 from typing import Any
 
+import torch
+
+from metrics.calibration import mean_of
 from metrics.report import Run, below, names, shared, show, show_measure, table
-from models.command import InputError
 
 Runs = dict[str, Run]
 REAL = "real test images"
@@ -120,6 +121,17 @@ ROBUSTNESS = {
     },
 }
 """(title, rows, what they are measured against) -> measure: rows, start of its key, how to show"""
+DIFFERENCES = {
+    "more bits, 40% of the codes replaced by any others": (
+        "context.uniform", {"rho": 0.4}, "more_bits_per_image", 1),
+    "more bits, 40% replaced by similar ones": (
+        "context.neighbours", {"rho": 0.4}, "more_bits_per_image", 1),
+    "class accuracy by Bayes, clean": (
+        "corruptions.by_severity", {"severity": 0}, "class_accuracy", 1, True),
+    "class accuracy by Bayes, severity 5": (
+        "corruptions.by_severity", {"severity": 5}, "class_accuracy", 1, True),
+}  # fmt: skip
+"""what is kept of every image: rows, which of them, key, how to show"""
 
 
 def robustness(runs: Runs) -> str:
@@ -136,9 +148,24 @@ def robustness(runs: Runs) -> str:
             rows.append([f"{step:.0%}" if against == "rho" else str(step), *cells])
         head = [f"{measure}, {run}" for measure in measures for run in runs]
         parts += [table([title, *head], rows)] if rows else []
+    parts += [differences(runs)]
     counts = [shared(every, f"robustness.{n}") for n in ("corruptions.images", "images")]
     text = "{:,} corrupted test images, {:,} of replaced codes; in brackets: 95% interval."
     return "\n".join(parts) + below(every, text.format(*counts), "robustness")
+
+
+def differences(runs: Runs) -> str:
+    """Return how the others differ from the first run on the same images, by paired intervals."""
+    shared(list(runs.values()), "robustness.inputs.test_codes")
+    first, *others = runs
+    rows = []
+    for title, (path, which, key, *how) in DIFFERENCES.items():
+        found = [run.at(f"robustness.{path}", True, **which) or {} for run in runs.values()]
+        values = [torch.tensor(row.get(key, {}).get("of_images", [])) for row in found]
+        if all(map(len, values)):
+            rows.append([title, *(show(mean_of(x - values[0]), *how) for x in values[1:])])
+    head = ["image by image", *(f"{name} - {first}" for name in others)]
+    return table(head, rows) if rows and others else ""
 
 
 def _starting(row: dict, name: str) -> Any:
@@ -182,43 +209,6 @@ def calls(runs: Runs) -> str:
     rows.append([REAL, *[""] * 4, *(show_measure(name, control.get(name)) for name in SHORT)])
     head = ["method", "order", "network calls", "guidance", "samples", *SHORT]
     return table(head, rows) + below(list(runs.values()), "", "sweep")
-
-
-SEEDS = {
-    "bits per test image, own order": ("metrics.bits_per_image.{own}.mean", 1),
-    "bits per test image, mean of 8 random orders": ("metrics.bits_per_image.random.mean", 1),
-    "label_accuracy": ("metrics.samples.label_accuracy", 1, True),
-    "FD_c10": ("metrics.samples.FD_c10", 2),
-    "more bits per image, 40% of the codes replaced by any others": (
-        "robustness.context.uniform", 1),
-    "more bits per image, 40% of the codes replaced by similar ones": (
-        "robustness.context.neighbours", 1),
-}  # fmt: skip
-
-
-def training_seeds(runs: Runs) -> str:
-    """Return raster against random order over training seeds, paired by seed."""
-    every = sorted(runs.values(), key=lambda run: run.at("config.config.seed"))
-    pair = [[run for run in every if run.at("config.config.order") == order] for order in PAIR]
-    seeds = [[run.at("config.config.seed") for run in some] for some in pair]
-    if seeds[0] != seeds[1] or len(seeds[0]) < 2:
-        raise InputError(f"expected two or more equal training seeds of both orders, got {seeds}")
-
-    def value(run: Run, path: str) -> float:
-        if path.startswith("robustness"):
-            return run.at(path, rho=0.4)["more_bits_per_image"]["value"]
-        return run.at(path.format(own=run.at("metrics.trained_order")))
-
-    rows = []
-    for title, (path, *how) in SEEDS.items():
-        raster, random = ([value(run, path) for run in some] for some in pair)
-        columns = (raster, random, [b - a for a, b in zip(raster, random, strict=True)])
-        cells = [{"mean": statistics.mean(x), "sd": statistics.stdev(x)} for x in columns]
-        rows.append([title, *(show(x, *how) for x in cells)])
-    steps, count = (shared(every, f"metrics.{key}") for key in ("train_steps", "num_samples"))
-    text = f"{len(seeds[0])} training seeds, {steps:,} steps, {count:,} samples each; ±: their sd."
-    head = ["", "raster order", "random order", "random - raster, by seed"]
-    return table(head, rows) + below(every, text, "metrics")
 
 
 TOKENIZER = {

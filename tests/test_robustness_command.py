@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +13,10 @@ from helpers import numbers, other_codes, save_tiny, script
 from metrics.corruptions import CORRUPTIONS, OFFICIAL, corrupt
 from metrics.fidelity import psnr
 from metrics.likelihood import bits_per_code, orders_for
+from metrics.report import read_run
 from metrics.robustness import read_images
 from metrics.sample_calibration import class_log_p
+from metrics.tables import differences
 from models.checkpoint import load_generator
 from models.command import InputError
 from models.data import evenly, load_split
@@ -120,6 +123,27 @@ def test_a_uniform_model_pays_the_same_for_everything(config, quick):
     assert first["FD_shapes"] == last["FD_shapes"]
 
 
+def test_two_runs_are_compared_image_by_image(config, quick, tmp_path):
+    runs = {}
+    for order in ("raster", "random"):
+        cfg = config("randar", "random", images=9, num_samples=0, corrupted_images=0)
+        found = tool.main(replace(cfg, order=order, out=tmp_path / order))
+        assert found["order"] == order and found["trained_order"] == "random"
+        values = found["context"]["uniform"][1]["more_bits_per_image"]
+        assert np.mean(values["of_images"]) == pytest.approx(values["value"], abs=1e-3)
+        runs[order] = read_run(tmp_path / order)
+    raster, random = (
+        run.at("robustness.context.uniform", rho=0.4)["more_bits_per_image"]
+        for run in runs.values()
+    )
+    (row,) = [row for row in differences(runs).splitlines() if "any others" in row]
+    value, *_ = map(float, re.findall(r"-?\d+\.\d", row))
+    assert value == pytest.approx(random["value"] - raster["value"], abs=0.1)
+    # 9 images that share their difference: the interval is a point however far they lie apart
+    random["of_images"] = [x + 5 for x in raster["of_images"]]
+    assert "| 5.0 [5.0, 5.0] |" in differences(runs)
+
+
 def test_annealed_runs_are_measured_in_raster_order_and_batches_change_nothing(config, quick):
     cfg = config("rar", "anneal", num_samples=10)
     found = tool.main(cfg)
@@ -153,7 +177,8 @@ def test_an_official_set_that_corrupts_nothing_gives_the_clean_row(world, config
     of_one = [row for rows in found["corruptions"]["by_corruption"].values() for row in rows]
     for row in others + of_one:
         for name in clean.keys() - {"severity", "FD_shapes"}:
-            assert row[name] == pytest.approx(clean[name], rel=1e-5, abs=1e-6), name
+            for end in ("value", "low", "high"):
+                assert row[name][end] == pytest.approx(clean[name][end], rel=1e-5, abs=1e-6), name
 
 
 def test_versions_stay_with_their_image(world, config):

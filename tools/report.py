@@ -29,7 +29,6 @@ from metrics.tables import (
     robustness,
     speed,
     tokenizers,
-    training_seeds,
 )
 from models import command
 from models.artifacts import ROOT, as_written, write_text
@@ -51,8 +50,6 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
     ("The shipped pair read in every order", by_order, PAIR),
     ("Calibration of the shipped pair", calibration, PAIR),
     ("Robustness of the shipped pair", robustness, PAIR),
-    ("Raster against random order over training seeds", training_seeds,
-     ("*_randar_raster", "*_randar_random")),
     ("Every method at one budget", methods, ("five_*",)),
     ("Fewer network calls than codes", calls, ("sweep",)),
     ("Tokenizers", tokenizers, ("tokenizer",)),

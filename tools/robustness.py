@@ -14,7 +14,7 @@ import torch
 
 from metrics.calibration import mean_of
 from metrics.corruptions import SEVERITIES, Corrupted, drawn, official
-from metrics.evaluation import GeneratorConfig, Subject
+from metrics.evaluation import GeneratorConfig, OrderFlag, Subject
 from metrics.extractor import judge_of
 from metrics.fidelity import FULL, FeatureExtractor, features_of, fidelity
 from metrics.likelihood import orders_for
@@ -27,6 +27,7 @@ from models import command
 from models.artifacts import ROOT
 from models.command import InputError, run
 from models.data import Codes, Split, evenly, load_codes_of, load_split
+from models.methods import check_order
 from models.sampling import Plan
 from models.tokenizer import code_vectors, decode_codes
 
@@ -35,6 +36,8 @@ from models.tokenizer import code_vectors, decode_codes
 class RobustnessConfig(GeneratorConfig):
     """Measure a generator on corrupted images and contexts, and on samples that it misreads."""
 
+    order: OrderFlag = None
+    """of reading and sampling; default: the one it was trained in (anneal, adaptive: the scan)"""
     extractor: Path | None = None
     """ruler and judge of images; default: checkpoints/extractor_<dataset>.pth"""
     codes: Path = ROOT / "data/codes"
@@ -59,6 +62,7 @@ class Inputs:
     """What is measured, and on what, read before the long part."""
 
     subject: Subject
+    order: str
     judge: FeatureExtractor
     """ruler and judge of images"""
     test: Codes
@@ -82,7 +86,8 @@ class Inputs:
 def load_inputs(cfg: RobustnessConfig) -> Inputs:
     """Read what belongs together. Raises InputError for a file that is another's."""
     subject = cfg.load()
-    header = subject.header
+    header, order = subject.header, str(cfg.order or subject.order)
+    check_order(header["method"], order, subject.model.config.scan)
     test = load_codes_of(header, cfg.codes, "test", cfg.checkpoint)
     folder = cfg.data or ROOT / "data" / header["dataset"]
     split = load_split(folder, "test")
@@ -102,7 +107,7 @@ def load_inputs(cfg: RobustnessConfig) -> Inputs:
             f"no classifier of {header['dataset']}; run: uv run tools/train_extractor.py"
         )
     test = test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
-    return Inputs(subject, judge, test, split, rows_N, corrupted)
+    return Inputs(subject, order, judge, test, split, rows_N, corrupted)
 
 
 def image_stage(cfg: RobustnessConfig, inputs: Inputs) -> dict:
@@ -112,7 +117,7 @@ def image_stage(cfg: RobustnessConfig, inputs: Inputs) -> dict:
         return numbers | {"by_severity": [], "by_corruption": {}}
     subject, clean_NHWC = inputs.subject, inputs.split.images_NHWC[inputs.rows_N]
     label_N = torch.from_numpy(inputs.split.labels_N[inputs.rows_N])
-    order_NS = orders_for(subject.model, subject.order, len(label_N), cfg.seed)
+    order_NS = orders_for(subject.model, inputs.order, len(label_N), cfg.seed)
     reference, by_severity = None, []
     by_corruption = {name: [] for name in inputs.corrupted.names}
     for severity in (0, *SEVERITIES):
@@ -121,7 +126,7 @@ def image_stage(cfg: RobustnessConfig, inputs: Inputs) -> dict:
         reading = read_images(subject.model, subject.tokenizer, images_NAHWC, *rest)
         features = inputs.features(reading.decoded_NAHWC.reshape(-1, *clean_NHWC.shape[1:]))
         reference = reference or features
-        row = reading.row(seed=cfg.seed) | inputs.distance(features, reference)
+        row = reading.row(seed=cfg.seed, keep=True) | inputs.distance(features, reference)
         by_severity.append({"severity": severity} | row)
         for i, name in enumerate(inputs.corrupted.names if severity else ()):
             row = reading.row(slice(i, i + 1), cfg.seed)
@@ -131,7 +136,7 @@ def image_stage(cfg: RobustnessConfig, inputs: Inputs) -> dict:
 
 def context_stage(cfg: RobustnessConfig, inputs: Inputs) -> dict:
     """Return what replaced codes cost: by any others, and by those with the nearest vectors."""
-    model, order = inputs.subject.model, inputs.subject.order
+    model, order = inputs.subject.model, inputs.order
     neighbours_VK = nearest_codes(code_vectors(inputs.subject.tokenizer)).cpu()
     codes_NT, label_N = inputs.test.codes_NAT[:, 0], inputs.test.label_N
     order_NS = orders_for(model, order, len(label_N), cfg.seed)
@@ -148,7 +153,7 @@ def sampling_stage(cfg: RobustnessConfig, inputs: Inputs) -> list[dict]:
     subject, rows = inputs.subject, []
     label_N = torch.arange(cfg.num_samples) % subject.model.config.classes
     reference = inputs.features(inputs.split.images_NHWC)
-    plan = Plan(order=subject.order, cfg_scale=cfg.cfg_scale)
+    plan = Plan(order=inputs.order, cfg_scale=cfg.cfg_scale)
     for rho in RHOS:
         codes_NT = misread_samples(subject.model, label_N, plan, rho, cfg.seed, cfg.batch)
         features = inputs.features(decode_codes(subject.tokenizer, codes_NT))
@@ -163,7 +168,7 @@ def main(cfg: RobustnessConfig) -> dict:
     inputs = load_inputs(cfg)
     subject = inputs.subject
     numbers = subject.description | {
-        "order": subject.order,
+        "order": inputs.order,
         "images": len(inputs.test.label_N),
         "num_samples": cfg.num_samples,
         "corruptions": image_stage(cfg, inputs),
