@@ -19,6 +19,7 @@ from metrics.evaluation import (
     OrderFlag,
     SamplingConfig,
     Subject,
+    likelihood_codes,
     print_measures,
     sample_images,
 )
@@ -28,7 +29,6 @@ from models import command
 from models.artifacts import ROOT, sha256_of
 from models.checkpoint import Generator
 from models.command import InputError, run
-from models.data import load_codes_of
 from models.machine import device_name, peak_memory, pick_device, pick_precision
 from models.methods import check_order
 from models.orders import Grouping
@@ -135,16 +135,7 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
     if not set(cfg.labels) <= set(range(len(classes))):
         raise InputError(f"expected --labels in 0..{len(classes) - 1}, got {cfg.labels}")
     reference = cfg.against.load(header["dataset"], subject.device, cfg.labels)
-    codes = {}
-    if (cfg.codes / "test_codes.npy").exists():
-        codes = {s: load_codes_of(header, cfg.codes, s, cfg.checkpoint) for s in ("test", "train")}
-        if reference and codes["test"].header["inputs"].get("images") != reference.test.sha256:
-            raise InputError(
-                f"{cfg.codes} holds codes of other test images than those to measure against; give "
-                "the --data they were made from, or other --codes"
-            )
-    else:
-        print(f"no codes at {cfg.codes}: no likelihood; run: uv run tools/extract_latent_codes.py")
+    codes = likelihood_codes(subject, cfg.codes, cfg.checkpoint, reference)
     labels = torch.tensor(cfg.labels or range(len(classes)))
     label_N = labels[torch.arange(cfg.num_samples) % len(labels)]
     inputs = subject.inputs | {f"{s} codes": one.header["sha256"] for s, one in codes.items()}

@@ -29,7 +29,7 @@ from models import command
 from models.artifacts import ROOT, sha256_of
 from models.checkpoint import Generator, load_generator, results_of
 from models.command import InputError
-from models.data import PRODUCERS, SPLITS, Split, evenly, load_split
+from models.data import PRODUCERS, SPLITS, Codes, Split, evenly, load_codes_of, load_split
 from models.machine import Precision, Workers, pick_device, pick_precision
 from models.method import Method
 from models.orders import FIXED_RANDOM, ORDERS
@@ -225,6 +225,25 @@ class MeasureConfig:
                     "give --inception-weights PATH"
                 )
         return Reference(train_NHWC, test, judge, tuple(extractors), device)
+
+
+def likelihood_codes(
+    subject: Subject, folder: Path, checkpoint: Path, reference: Reference | None
+) -> dict[str, Codes]:
+    """Return {split: codes} to measure the likelihood of; empty, with a line, without any.
+
+    Raises InputError for codes of other images than the ones to measure against.
+    """
+    if not (folder / "test_codes.npy").exists():
+        print(f"no codes at {folder}: no likelihood; run: uv run tools/extract_latent_codes.py")
+        return {}
+    codes = {s: load_codes_of(subject.header, folder, s, checkpoint) for s in ("test", "train")}
+    if reference and codes["test"].header["inputs"].get("images") != reference.test.sha256:
+        raise InputError(
+            f"{folder} holds codes of other test images than those to measure against; give the "
+            "--data they were made from, or other --codes"
+        )
+    return codes
 
 
 def print_measures(report: dict) -> None:

@@ -16,8 +16,8 @@ REAL = "real test images"
 PAIR = ("raster", "random")
 IMAGES = 60_000
 """of CIFAR-10, each encoded together with its mirror image"""
-SHORT = ("label_accuracy", "FD_c10")
-"""measures of samples in the tables with a row for each run"""
+SHOWN = ("label_accuracy", "FD", "FID")
+"""starts of the measures of samples in the tables with a row for each run"""
 SAMPLING = {
     "guidance scale": ("metrics.plan.cfg_scale", 0),
     "samples": ("metrics.num_samples", 0),
@@ -157,15 +157,14 @@ def robustness(runs: Runs) -> str:
 def differences(runs: Runs) -> str:
     """Return how the others differ from the first run on the same images, by paired intervals."""
     shared(list(runs.values()), "robustness.inputs.test_codes")
-    first, *others = runs
-    rows = []
+    (first, *others), rows = runs, []
     for title, (path, which, key, *how) in DIFFERENCES.items():
         found = [run.at(f"robustness.{path}", True, **which) or {} for run in runs.values()]
         values = [torch.tensor(row.get(key, {}).get("of_images", [])) for row in found]
         if all(map(len, values)):
             rows.append([title, *(show(mean_of(x - values[0]), *how) for x in values[1:])])
-    head = ["image by image", *(f"{name} - {first}" for name in others)]
-    return table(head, rows) if rows and others else ""
+    head = (f"{name} - {first}" for name in others)
+    return table(["image by image", *head], rows) if rows and others else ""
 
 
 def _starting(row: dict, name: str) -> Any:
@@ -176,23 +175,35 @@ def _starting(row: dict, name: str) -> Any:
 def methods(runs: Runs) -> str:
     """Return a row for each run; they must be trained for as long and sampled alike."""
     every, rows = list(runs.values()), []
+    measures = [x for x in names(every, "metrics.samples") if x.startswith(SHOWN)]
     for run in every:
         method, order = run.at("metrics.method"), run.at("metrics.trained_order")
         bits, plan = run.at("metrics.bits_per_image"), run.at("metrics.plan")
         own, several = bits.get(order, bits.get(plan["order"])), bits.get("random", {})
         row = [method, order, show(run.at("metrics.cluster_weight") or None, 0)]
-        row += [show(run.at("metrics.parameters"), 0), show(own, 1)]
+        row += [show(run.at("metrics.parameters"), 0), show(training_tflop(run), 0), show(own, 1)]
         row += [show(several, 1) if several.get("orders", 1) > 1 else ""]
-        row += [of_samples(run, name) for name in SHORT]
-        rows.append([*row, show(run.at("metrics.network_calls"), 0)])
+        row += [f"{plan['cfg_scale']:g}", show(run.at("metrics.network_calls"), 0)]
+        rows.append([*row, *(of_samples(run, name) for name in measures)])
     control = shared(every, "metrics.control")
-    rows.append([REAL, *[""] * 5, *(show_measure(name, control[name]) for name in SHORT), ""])
-    head = ["method", "order", "cluster term", "parameters", "bits per test image, own order"]
-    head += ["mean of 8 random orders", *SHORT, "network calls"]
+    rows.append([REAL, *[""] * 7, *(show_measure(name, control[name]) for name in measures)])
+    head = ["method", "order", "cluster term", "parameters", "training, TFLOP"]
+    head += ["bits per test image, own order", "mean of 8 random orders", "guidance"]
+    head += ["network calls", *measures]
     steps, count = (shared(every, f"metrics.{key}") for key in ("train_steps", "num_samples"))
-    text = f"{steps:,} steps, {count:,} samples each, guidance {plan['cfg_scale']:g}; "
-    text += "± of bits: standard error over test images."
+    text = (
+        f"{steps:,} steps and {count:,} samples each; ± of bits: standard error over test images."
+    )
     return table(head, rows) + below(every, text, "metrics")
+
+
+def training_tflop(run: Run) -> float | None:
+    """Return the arithmetic of a whole training, from the rates of its curve; None without."""
+    rows = [row for row in run.curve if "gflops_per_second" in row]
+    if not rows:
+        return None
+    images = run.at("config.config.steps") * run.at("config.config.batch")
+    return images * rows[-1]["gflops_per_second"] / rows[-1]["images_per_second"] / 1000
 
 
 def calls(runs: Runs) -> str:
@@ -201,13 +212,13 @@ def calls(runs: Runs) -> str:
     for run in runs.values():
         for row in run.at("sweep.rows"):
             plan, control = row["plan"], row["control"]
+            measures = [name for name in control if name.startswith(SHOWN)]
             counts = [plan["decode_steps"], plan["cfg_scale"], row["num_samples"]]
             counts = [show(x, 0) for x in counts]
-            measures = [show_measure(name, row["samples"][name]) for name in SHORT]
-            kind = [run.at("metrics.method"), run.at("metrics.trained_order")]
-            rows.append(kind + counts + measures)
-    rows.append([REAL, *[""] * 4, *(show_measure(name, control.get(name)) for name in SHORT)])
-    head = ["method", "order", "network calls", "guidance", "samples", *SHORT]
+            kind = [run.at("metrics.method"), run.at("metrics.trained_order"), *counts]
+            rows.append(kind + [show_measure(name, row["samples"][name]) for name in measures])
+    rows.append([REAL, *[""] * 4, *(show_measure(name, control[name]) for name in measures)])
+    head = ["method", "order", "network calls", "guidance", "samples", *measures]
     return table(head, rows) + below(list(runs.values()), "", "sweep")
 
 

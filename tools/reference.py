@@ -1,0 +1,119 @@
+#!/usr/bin/env -S uv run
+"""Train every method under one budget, find each one's guidance, and measure: a table to compare.
+
+codes + tokenizer -> --out/<run>/ with all that the stages write. A cut or longer list goes on where
+it was, and `tools/report.py --keep` takes the folders.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes
+
+from metrics.evaluation import MeasureConfig
+from metrics.report import read_run
+from metrics.tables import methods
+from models import command
+from models.artifacts import ROOT
+from models.machine import Stage, run_stages
+from models.method import SIZES
+from models.training import OptimizerName
+
+RUNS = {
+    "gpt_raster": ("gpt", "raster"),
+    "randar_raster": ("randar", "raster"),
+    "randar_random": ("randar", "random"),
+    "randar_fixed_random": ("randar", "fixed_random"),
+    "randar_adaptive": ("randar", "adaptive"),
+    "rar_raster": ("rar", "raster"),
+    "rar_anneal": ("rar", "anneal"),
+    "rar_random": ("rar", "random"),
+    "arpg_random": ("arpg", "random"),
+    "par_regions": ("par", "regions"),
+}
+"""name -> --method, --order"""
+
+
+@dataclass(frozen=True)
+class ReferenceConfig(command.Config):
+    """Train, tune the guidance of, and measure every method under one budget."""
+
+    runs: tuple[Literal[tuple(RUNS)], ...] = tuple(RUNS)
+    codes: Path = ROOT / "data/codes"
+    """from stage 3, or clustered by tools/cluster_codebook.py"""
+    tokenizer: Path = ROOT / "tokenizer_vq/vqvae_cifar10.pth"
+    out: command.OutFolder = ROOT / "results/reference"
+    """a folder for each run"""
+    model: Literal[tuple(SIZES)] = "nano"
+    steps: command.Count = 3000
+    batch: command.Batch = 64
+    optimizer: OptimizerName = "muon"
+    lr: command.Amount = 3e-3
+    dropout: command.Fraction = 0.0
+    cluster_weight: command.Amount = 0.0
+    heldout: command.Natural = 2000
+    seed: command.Seed = 0
+    cfg_scale: tuple[command.Amount, ...] = (2.0, 3.0, 4.0, 6.0, 10.0)
+    """guidance scales, of which each run takes what is best for it"""
+    swept: command.Images = 2000
+    """samples of each of them"""
+    num_samples: command.Images = 10_000
+    """fresh samples of the best"""
+    against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
+    together: Annotated[int, command.Range(1, 64)] = 1
+    """runs side by side, on an equal share of the cores each"""
+
+
+def stages(cfg: ReferenceConfig, name: str) -> list[Stage]:
+    """Return training and search of one run; what follows needs the guidance that it finds."""
+    (method, order), run = RUNS[name], cfg.out / name
+    subject = [f"--tokenizer={cfg.tokenizer}", f"--out={run}", f"--seed={cfg.seed}"]
+    budget = ("model", "steps", "batch", "optimizer", "lr", "dropout", "cluster_weight", "heldout")
+    train = [f"--{flag.replace('_', '-')}={getattr(cfg, flag)}" for flag in budget]
+    train += [f"--method={method}", f"--order={order}", f"--codes={cfg.codes}"]
+    return [
+        (f"{name}: training", ["train_c2i.py", *subject, *train]),
+        (
+            f"{name}: guidance",
+            ["tools/sweep_cfg.py", *subject, *against(cfg, name), f"--num-samples={cfg.swept}"]
+            + ["--final=0", "--cfg-scale", *map(str, cfg.cfg_scale)],
+        ),
+    ]
+
+
+def against(cfg: ReferenceConfig, name: str) -> list[str]:
+    """Return what is measured and with what, as sweep and evaluation take it."""
+    given = {key: value for key, value in asdict(cfg.against).items() if value is not None}
+    return [f"--checkpoint={cfg.out / name / 'last.pth'}"] + [
+        f"--{key.replace('_', '-')}={value}" for key, value in given.items()
+    ]
+
+
+def evaluation(cfg: ReferenceConfig, name: str) -> Stage:
+    """Return the evaluation at the guidance that was best, with samples it was not chosen on."""
+    run = cfg.out / name
+    best = json.loads((run / "sweep.json").read_text())["best"]["cfg_scale"]
+    line = ["eval_c2i.py", *against(cfg, name), f"--tokenizer={cfg.tokenizer}", f"--out={run}"]
+    line += [f"--codes={cfg.codes}", f"--num-samples={cfg.num_samples}", f"--cfg-scale={best}"]
+    return f"{name}: evaluation", [*line, f"--seed={cfg.seed + 1}", "--random-orders=8"]
+
+
+def main(cfg: ReferenceConfig) -> str:
+    """Run what is not done yet; print and return the table."""
+    threads = os.cpu_count() or 1
+    for i in range(0, len(cfg.runs), cfg.together):
+        names = cfg.runs[i : i + cfg.together]
+        for side_by_side in zip(*(stages(cfg, name) for name in names), strict=True):
+            run_stages(side_by_side, threads)
+        run_stages([evaluation(cfg, name) for name in names], threads)
+    runs = [read_run(cfg.out / name) for name in cfg.runs]
+    table = methods({run.name: run for run in runs})
+    print(table)
+    return table
+
+
+if __name__ == "__main__":
+    command.run(main, ReferenceConfig)
