@@ -13,23 +13,26 @@ import contextlib
 import shutil
 import socket
 import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from metrics.pictures import plot_first_images, save_figure
 from models import command
 from models.artifacts import ROOT, as_written
 from models.command import InputError, one_line, run
-from models.data import CLASSES, IMAGE_SHAPE, SPLITS, canonical_rows, load_split, save_splits
-
-SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
-"""images that are read, and what they must really be"""
+from models.data import (
+    CLASSES,
+    SPLITS,
+    SUFFIXES,
+    canonical_rows,
+    load_split,
+    read_image,
+    save_splits,
+)
 
 
 @dataclass(frozen=True)
@@ -122,32 +125,6 @@ def read_batches(folder: Path, kind: Any, archive: Path | None = None) -> Source
     return arrays, tuple(both["train"].classes), kind.__name__.lower()
 
 
-def read_image(path: str, size: int | None, bar: tqdm) -> np.ndarray:
-    """Return one image as uint8 (32, 32, 3).
-
-    Raises InputError, with the path, for anything but an 8-bit RGB still of that size: what would
-    have to be clipped, flattened or chosen from is refused, not guessed.
-    """
-    file = Path(path)
-    bar.update()
-    try:
-        if not file.is_file():  # a FIFO would wait for ever
-            raise OSError("it is no file")
-        with warnings.catch_warnings(), Image.open(file) as image:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            bits = file.read_bytes()[24] if image.format == "PNG" else 8
-            kind = image.format, image.mode, getattr(image, "n_frames", 1), bits
-            if kind != (SUFFIXES.get(file.suffix.lower()), "RGB", 1, 8):
-                raise ValueError("it is {} of mode {}, {} frames, {} bits".format(*kind))
-            if "transparency" in image.info:
-                raise ValueError("it has transparent pixels")
-            if size is None and image.size != IMAGE_SHAPE[1::-1]:
-                raise ValueError(f"it is {image.width}x{image.height}; --size 32 would resize it")
-            return np.asarray(ImageOps.fit(image, IMAGE_SHAPE[:2], Image.Resampling.LANCZOS))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as e:
-        raise InputError(f"{path}: expected an 8-bit RGB still of 32x32 pixels: {e}") from None
-
-
 def read_image_folder(folder: Path, size: int | None) -> Source:
     """Read {train,test}/<class>/ images. Raises InputError with the path of a bad one."""
     from torchvision.datasets import ImageFolder
@@ -162,7 +139,10 @@ def read_image_folder(folder: Path, size: int | None) -> Source:
                 files = ImageFolder(folder / split, is_valid_file=is_image)
             except FileNotFoundError as e:
                 raise InputError(f"{folder / split}: {one_line(e, 150)}") from None
-            images = [read_image(path, size, bar) for path, _ in files.samples]
+            images = []
+            for path, _ in files.samples:
+                images.append(read_image(Path(path), size))
+                bar.update()
         arrays[split] = np.stack(images), np.array(files.targets, np.int64)
         classes[split] = tuple(files.classes)
     if classes["train"] != classes["test"]:

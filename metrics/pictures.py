@@ -125,6 +125,20 @@ def plot_reconstructions(
     return figure
 
 
+def plot_edit(before: dict[str, np.ndarray], results_NHWC: np.ndarray) -> "Figure":
+    """Draw what an edit began with, by title, and its results beside that, four in a row."""
+    columns = min(4, len(results_NHWC))
+    sheet_HWC = tile(results_NHWC, columns)
+    widths = [1] * len(before) + [sheet_HWC.shape[1] / 32]
+    size = 1.35 * sum(widths), 0.4 + 1.35 * sheet_HWC.shape[0] / 32
+    figure, axes = blank(*size, 1, len(widths), width_ratios=widths)
+    pictures = before | {f"{len(results_NHWC)} results": sheet_HWC}
+    for one, (title, picture_HWC) in zip(axes, pictures.items(), strict=True):
+        _show(one, picture_HWC)
+        one.set_title(title, fontsize=10)
+    return figure
+
+
 def plot_usage(counts_V: np.ndarray) -> "Figure":
     """Draw how often each code is used, most used first, against uniform use."""
     figure, axes = blank(5.2, 3)

@@ -7,12 +7,14 @@ and half old is noticed.
 """
 
 import hashlib
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 
 from models.artifacts import header, load_array, save_array, sha256_of
 from models.command import InputError
@@ -37,6 +39,8 @@ PRODUCERS = {
     "shapes": "data/shapes.py",
 }
 """name of a folder in data/ -> the command that makes it"""
+SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
+"""images that are read, and what they must really be"""
 
 
 @dataclass(frozen=True)
@@ -250,3 +254,27 @@ def split_heldout(codes: Codes, heldout: int, seed: int) -> tuple[Codes, Codes]:
     generator = torch.Generator().manual_seed(seed)
     shuffled_N = torch.randperm(len(codes.label_N), generator=generator).to(codes.label_N.device)
     return codes.rows(shuffled_N[heldout:]), codes.rows(shuffled_N[:heldout])
+
+
+def read_image(file: Path, size: int | None = None) -> np.ndarray:
+    """Return one image as uint8 (32, 32, 3).
+
+    Raises InputError, with the path, for anything but an 8-bit RGB still of that size: what would
+    have to be clipped, flattened or chosen from is refused, not guessed.
+    """
+    try:
+        if not file.is_file():  # a FIFO would wait for ever
+            raise OSError("it is no file")
+        with warnings.catch_warnings(), Image.open(file) as image:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            bits = file.read_bytes()[24] if image.format == "PNG" else 8
+            kind = image.format, image.mode, getattr(image, "n_frames", 1), bits
+            if kind != (SUFFIXES.get(file.suffix.lower()), "RGB", 1, 8):
+                raise ValueError("it is {} of mode {}, {} frames, {} bits".format(*kind))
+            if "transparency" in image.info:
+                raise ValueError("it has transparent pixels")
+            if size is None and image.size != IMAGE_SHAPE[1::-1]:
+                raise ValueError(f"it is {image.width}x{image.height}; --size 32 would resize it")
+            return np.array(ImageOps.fit(image, IMAGE_SHAPE[:2], Image.Resampling.LANCZOS))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as e:
+        raise InputError(f"{file}: expected an 8-bit RGB still of 32x32 pixels: {e}") from None

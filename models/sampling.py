@@ -16,7 +16,7 @@ import torch
 from models import command
 from models.command import InputError
 from models.method import Method
-from models.orders import Grouping
+from models.orders import Grouping, groups_of
 from models.tokenizer import Tokenizer, decode_codes
 
 Schedule = Literal["constant", "linear", "linear_after", "power_cosine"]
@@ -167,10 +167,16 @@ class Plan(command.Config):
     top_k: command.Natural = 0
     top_p: command.Share = 1.0
 
-    def groups(self, model: Method) -> tuple[list[int], list[float]]:
-        """Return each step's number of codes and its guidance scale, for this method."""
+    def groups(self, model: Method, known: int = 0) -> tuple[list[int], list[float]]:
+        """Return each step's number of codes and its guidance scale, for this method.
+
+        With `known` codes there beforehand, guidance begins where their number stands.
+        """
         sizes, tokens = model.groups(self.decode_steps, self.grouping), model.config.tokens
-        how, scales, done = (self.schedule, self.cfg_scale, self.power), [], 0
+        if known:
+            left = tokens - known
+            sizes = groups_of(left, min(left, len(sizes)), self.grouping) if left else []
+        how, scales, done = (self.schedule, self.cfg_scale, self.power), [], known
         for size in sizes:
             guided = self.cfg_from <= done / tokens < self.cfg_to
             scales.append(guidance_at(*how, done, size, tokens) if guided else 1.0)
@@ -185,21 +191,51 @@ def sample_codes(
 
     One batch; the caller splits. A sample is the same whatever batch it is in.
     """
+    tokens = model.config.tokens
+    nothing_NT = torch.zeros(len(label_N), tokens, dtype=torch.int64)
+    return fill(model, nothing_NT, torch.ones(tokens, dtype=torch.bool), label_N, plan, seed, first)
+
+
+def fill(
+    model: Method,
+    codes_NT: torch.Tensor,
+    open_T: torch.Tensor,
+    label_N: torch.Tensor,
+    plan: Plan,
+    seed: int,
+    first: int = 0,
+    watch: Callable[[torch.Tensor], None] | None = None,
+) -> torch.Tensor:
+    """Return codes_NT with the open cells, bool (T,), drawn anew given all others and the label.
+
+    The others are committed first, all at once, in the plan's order, then the open ones follow in
+    it. With every cell open it is `sample_codes`, with none the codes as they are. Raises
+    InputError for a method that is not told which cell comes next.
+    """
     config, device = model.config, next(model.parameters()).device
     uniform_BS, order_BS = sample_chance(seed, range(first, first + len(label_N)), config.tokens)
     if plan.order != "random":
         order_BS = model.order(plan.order).expand_as(order_BS)
-    sizes, scales = plan.groups(model)
+    known = config.tokens - int(open_T.sum())
+    if known and not model.any_order:
+        raise InputError(
+            f"{type(model).__name__} generates in {config.scan} order only: it cannot be given the "
+            "cells to keep; take a checkpoint of a method with any order"
+        )
+    order_BS = order_BS.gather(1, open_T[order_BS].int().argsort(dim=1, stable=True)).to(device)
+    if known == config.tokens:
+        return codes_NT.to(device)
     return generate(
         model,
         label_N.to(device),
-        order_BS.to(device),
+        order_BS,
         uniform_BS.to(device),
-        sizes,
-        scales,
+        *plan.groups(model, known),
         plan.temperature,
         plan.top_k,
         plan.top_p,
+        codes_NT.to(device).gather(1, order_BS[:, :known]),
+        watch,
     )
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from models.command import InputError
 from models.method import ModelConfig
 from models.methods import METHODS, build
 from models.orders import SCANS, scan
-from models.sampling import Plan, generate, pick, sample_codes
+from models.sampling import Plan, fill, generate, pick, sample_codes
 
 CODES, GRID, BATCH = 7, 4, 3
 TOKENS = GRID * GRID
@@ -263,6 +264,35 @@ def test_a_sample_is_the_same_whatever_batch_it_is_in(name, cfg):
     assert torch.equal(together, torch.cat(apart))
     assert not torch.equal(together, sample_codes(model, label_N, plan, seed=4))
     assert not torch.equal(together[0], together[3])  # one class, two streams
+
+
+@pytest.mark.parametrize("left", [0, 1, 5, TOKENS - 1, TOKENS])
+def test_what_is_kept_is_never_rewritten_and_the_rest_is_drawn_given_all_of_it(name, left):
+    model = tiny(name)
+    codes_NT, label_N, _ = draw(model)
+    open_T = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(left)) < left
+    if not model.any_order:
+        with pytest.raises(InputError, match="order only") if left < TOKENS else nullcontext():
+            fill(model, codes_NT, open_T, label_N, Plan(order=order_of(model)), seed=3)
+        return
+    uniform_NS, random_NS = sampling.sample_chance(3, range(len(label_N)), TOKENS)
+    for order in ("random", *SCANS):
+        plan, before_NT = Plan(order=order), codes_NT.clone()
+        filled_NT = fill(model, codes_NT, open_T, label_N, plan, seed=3)
+        assert torch.equal(codes_NT, before_NT)
+        assert torch.equal(filled_NT[:, ~open_T], codes_NT[:, ~open_T])
+        if left == TOKENS:
+            assert torch.equal(filled_NT, sample_codes(model, label_N, plan, seed=3))
+        rows = random_NS if order == "random" else model.order(order).expand_as(random_NS)
+        rows = [[c for keep in (0, 1) for c in row if open_T[c] == keep] for row in rows.tolist()]
+        order_NS = torch.tensor(rows)
+        drawn_NS = pick(model(filled_NT, label_N, order_NS), uniform_NS)  # by teacher forcing
+        assert (
+            torch.equal(drawn_NS[:, -left:], filled_NT.gather(1, order_NS)[:, -left:]) or not left
+        )
+    guided = Plan(order="random", cfg_scale=3.0, decode_steps=4 if model.parallel else None)
+    filled_NT = fill(model, codes_NT, open_T, label_N, guided, seed=3)
+    assert torch.equal(filled_NT[:, ~open_T], codes_NT[:, ~open_T])
 
 
 def test_every_cell_is_asked_for_once_in_every_number_of_steps(name):

@@ -1,0 +1,250 @@
+#!/usr/bin/env -S uv run
+"""Edit an image: some of its codes are kept, the others drawn anew given all of them.
+
+checkpoint + tokenizer + image -> results/<run>/<task>/{edit.png, codes.npy, decoding.gif}
+
+The abilities that RandAR (arXiv 2412.01827) and ARPG (2503.10568) claim and did not release. Any
+method with any order can do it, since the decode loop takes what is known first.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tyro.conf import Positional
+
+from metrics.evaluation import GeneratorConfig, OrderFlag, Subject
+from metrics.likelihood import log_p_given_all
+from metrics.pictures import GREY, decoding_frames, gif, plot_edit, save_figure, stacked_frames
+from models import command
+from models.artifacts import ROOT, header, replace_file, save_array, sha256_of
+from models.command import InputError, run
+from models.data import load_split, read_image
+from models.methods import check_order
+from models.sampling import Plan, fill
+from models.tokenizer import Tokenizer, decode_codes, encode_images
+
+Task = Literal["inpaint", "reclass", "variations", "outpaint"]
+Cells = Annotated[int, command.Range(1, 256)]
+Area = Literal["centre", "left", "right", "top", "bottom", "random"]
+
+
+@dataclass(frozen=True)
+class EditConfig(GeneratorConfig):
+    """Fill in, change the class of, vary, or extend an image."""
+
+    task: Positional[Task] = "inpaint"
+    """inpaint: draw the cells of --mask anew; reclass: a random --share of them, as --label;
+    variations: the --share that the model is least sure of; outpaint: a larger --canvas around"""
+    image: str = "0"
+    """row of the test images, or an image file, which is cropped and resized to 32x32"""
+    label: str | None = None
+    """class, by name or number; default: that of the test image"""
+    data: Path | None = None
+    """test images from stage 1; default data/<dataset>"""
+    mask: Area | Path = "centre"
+    """cells to draw anew: an area, or a PNG of a pixel a cell or a pixel a pixel, white ones"""
+    share: command.Share = 0.5
+    """of the cells, where they are random or the least sure"""
+    canvas: tuple[Cells, Cells] = (8, 16)
+    """rows and columns of outpaint, in cells, the image in the middle"""
+    overlap: command.Count = 4
+    """cells that the window of outpaint keeps of what is there, as it moves on"""
+    count: Annotated[int, command.Range(1, 64)] = 8
+    """results to draw"""
+    order: OrderFlag = None
+    """in which the open cells are drawn; default: the one that the model was trained in"""
+    decode_steps: command.Count | None = None
+    """network calls; default: one for each open cell"""
+    cfg_scale: command.Amount | None = None
+    """guidance scale; default: what the checkpoint recommends, else 2"""
+    temperature: command.Amount = 1.0
+    paste: bool = False
+    """blend the pixels of the kept cells back in, instead of showing how they decode"""
+
+
+def chosen_label(cfg: EditConfig, subject: Subject, own: int | None) -> int:
+    """Return the class that is asked for, or the image's own."""
+    classes = subject.header["classes"]
+    if cfg.label is None and own is not None:
+        return own
+    if cfg.label in classes:
+        return classes.index(cfg.label)
+    if cfg.label is None or not cfg.label.isdecimal() or int(cfg.label) >= len(classes):
+        raise InputError(
+            f"expected --label of {', '.join(classes)} or 0..{len(classes) - 1}, got {cfg.label}"
+        )
+    return int(cfg.label)
+
+
+def read_subject(cfg: EditConfig, dataset: str) -> tuple[np.ndarray, int | None]:
+    """Return the image, uint8 (32, 32, 3), and its label if it is a test image."""
+    if not cfg.image.isdecimal():
+        return read_image(Path(cfg.image), size=32), None
+    test = load_split(cfg.data or ROOT / "data" / dataset, "test")
+    if int(cfg.image) >= len(test.labels_N):
+        raise InputError(f"expected --image in 0..{len(test.labels_N) - 1}, got {cfg.image}")
+    return test.images_NHWC[int(cfg.image)], int(test.labels_N[int(cfg.image)])
+
+
+def area(mask: str | Path, grid: int, side: int, share: float, seed: int) -> torch.Tensor:
+    """Return open_T, bool, of an area by name or of the white pixels of a picture."""
+    open_hw = torch.zeros(grid, grid, dtype=torch.bool)
+    half, quarter = grid // 2, grid // 4
+    named = {
+        "centre": np.s_[quarter : grid - quarter, quarter : grid - quarter],
+        "left": np.s_[:, :half],
+        "right": np.s_[:, half:],
+        "top": np.s_[:half],
+        "bottom": np.s_[half:],
+    }
+    if mask == "random":
+        generator = torch.Generator().manual_seed(seed)
+        open_hw.view(-1)[torch.randperm(grid**2, generator=generator)[: round(share * grid**2)]] = 1
+    elif mask in named:
+        open_hw[named[mask]] = True
+    else:
+        open_hw = read_mask(Path(mask), grid, side)
+    return open_hw.flatten()
+
+
+def read_mask(path: Path, grid: int, side: int) -> torch.Tensor:
+    """Return open_hw, bool, of a picture: a cell is open if any of its pixels is white."""
+    try:
+        if not path.is_file():
+            raise OSError("it is no file")
+        with Image.open(path) as image:
+            if image.size not in ((grid, grid), (side, side)):
+                raise ValueError(f"it is {image.width}x{image.height}")
+            white_HW = torch.from_numpy(np.array(image.convert("L")) > 127)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        areas, sizes = ", ".join(get_args(Area)), f"{grid}x{grid} or {side}x{side}"
+        raise InputError(
+            f"--mask {path}: expected {areas}, or a picture of {sizes} pixels: {e}"
+        ) from None
+    return white_HW.unflatten(0, (grid, -1)).unflatten(2, (grid, -1)).any(3).any(1)
+
+
+def open_cells(cfg: EditConfig, subject: Subject, codes_T: torch.Tensor, label: int, side: int):
+    """Return which cells are drawn anew, bool (T,)."""
+    model = subject.model
+    if cfg.task == "variations":
+        least_sure_T = log_p_given_all(model, codes_T.to(subject.device), label).argsort().cpu()
+        open_T = torch.zeros(len(codes_T), dtype=torch.bool)
+        open_T[least_sure_T[: round(cfg.share * len(codes_T))]] = True
+        return open_T
+    mask = "random" if cfg.task == "reclass" else cfg.mask
+    return area(mask, model.config.grid, side, cfg.share, cfg.seed)
+
+
+def corners(canvas: tuple[int, int], grid: int, overlap: int) -> list[tuple[int, int]]:
+    """Return the top left cells of windows that cover a canvas, the middle one first."""
+    middle, starts = [(length - grid) // 2 for length in canvas], []
+    for length, start in zip(canvas, middle, strict=True):
+        moves = range(0, length, grid - overlap)
+        moved = {start + sign * move for move in moves for sign in (-1, 1)}
+        starts.append({min(max(at, 0), length - grid) for at in moved})
+    found = [(top, left) for top in starts[0] for left in starts[1]]
+    return sorted(found, key=lambda at: (math.dist(at, middle), at))
+
+
+def outpaint(cfg: EditConfig, subject: Subject, codes_T: torch.Tensor, label: int, plan: Plan):
+    """Return codes of cfg.count larger canvases, (count, rows, columns), the image in the middle.
+
+    A window of the model's grid moves outwards; it keeps what is there and draws the rest.
+    """
+    grid, (rows, columns) = subject.model.config.grid, cfg.canvas
+    if min(cfg.canvas) < grid or cfg.overlap >= grid:
+        raise InputError(
+            f"expected --canvas of at least {grid} rows and columns and --overlap below {grid}, "
+            f"got {rows} {columns} and {cfg.overlap}"
+        )
+    codes_Nhw = torch.full((cfg.count, rows, columns), -1)
+    label_N = torch.full((cfg.count,), label)
+    for i, (top, left) in enumerate(corners(cfg.canvas, grid, cfg.overlap)):
+        view_Nhw = codes_Nhw[:, top : top + grid, left : left + grid]
+        if i == 0:
+            view_Nhw[:] = codes_T.view(grid, grid)
+        codes_NT = view_Nhw.flatten(1)
+        open_T = codes_NT[0] < 0
+        filled_NT = fill(
+            subject.model, codes_NT.clamp(min=0), open_T, label_N, plan, cfg.seed, i * cfg.count
+        )
+        view_Nhw[:] = filled_NT.cpu().view_as(view_Nhw)
+    return codes_Nhw
+
+
+def decode_canvas(tokenizer: Tokenizer, codes_Nhw: torch.Tensor, grid: int) -> np.ndarray:
+    """Return uint8 images of canvases: of each cell what the window with it in the middle shows."""
+    rows, columns = codes_Nhw.shape[1:]
+    windows, strips = {}, []
+    for row in range(rows):
+        strip = []
+        for column in range(columns):
+            at = (
+                min(max(row - grid // 2, 0), rows - grid),
+                min(max(column - grid // 2, 0), columns - grid),
+            )
+            if at not in windows:
+                window_Nhw = codes_Nhw[:, at[0] : at[0] + grid, at[1] : at[1] + grid]
+                windows[at] = decode_codes(tokenizer, window_Nhw.flatten(1))
+            side = windows[at].shape[1] // grid
+            y, x = (row - at[0]) * side, (column - at[1]) * side
+            strip.append(windows[at][:, y : y + side, x : x + side])
+        strips.append(np.concatenate(strip, axis=2))
+    return np.concatenate(strips, axis=1)
+
+
+def enlarged(open_T: torch.Tensor, size: tuple[int, int], mode: str) -> np.ndarray:
+    """Return the open cells as a picture, (H, W, 1), 1 where open."""
+    grid = math.isqrt(len(open_T))
+    open_11hw = open_T.view(1, 1, grid, grid).float()
+    return F.interpolate(open_11hw, size, mode=mode)[0, 0].unsqueeze(-1).numpy()
+
+
+def main(cfg: EditConfig) -> np.ndarray:
+    """Edit, write, print; return the results, uint8 (count, H, W, 3)."""
+    subject = cfg.load()
+    model, head, tokenizer = subject.model, subject.header, subject.tokenizer
+    grid = model.config.grid
+    original_HWC, own = read_subject(cfg, head["dataset"])
+    label, order = chosen_label(cfg, subject, own), str(cfg.order or subject.order)
+    check_order(head["method"], order, model.config.scan)
+    scale = subject.sampling.get("cfg_scale", 2.0) if cfg.cfg_scale is None else cfg.cfg_scale
+    plan = Plan(order, cfg.decode_steps, cfg_scale=scale, temperature=cfg.temperature)
+    codes_T = encode_images(tokenizer, original_HWC[None])[0]
+    out = (cfg.out or subject.out) / cfg.task
+    before = {"original": original_HWC, "its codes": decode_codes(tokenizer, codes_T[None])[0]}
+    if cfg.task == "outpaint":
+        codes_Nhw, opened = outpaint(cfg, subject, codes_T, label, plan), "all around"
+        results_NHWC = decode_canvas(tokenizer, codes_Nhw, grid)
+    else:
+        open_T = open_cells(cfg, subject, codes_T, label, len(original_HWC))
+        opened = f"{int(open_T.sum())} of {len(open_T)} cells"
+        codes_NT, label_N = codes_T.expand(cfg.count, -1), torch.full((cfg.count,), label)
+        steps = [codes_NT.masked_fill(open_T, -1)]
+        codes_NT = fill(model, codes_NT, open_T, label_N, plan, cfg.seed, 0, steps.append).cpu()
+        codes_Nhw, results_NHWC = codes_NT.view(-1, grid, grid), decode_codes(tokenizer, codes_NT)
+        open_HW1 = enlarged(open_T, original_HWC.shape[:2], "nearest")
+        before["kept"] = np.where(open_HW1 > 0, GREY, before["its codes"]).astype(np.uint8)
+        if cfg.paste:  # softly, over half a cell at the borders
+            open_HW1 = enlarged(open_T, original_HWC.shape[:2], "bilinear")
+            blended_NHWC = original_HWC + open_HW1 * (results_NHWC - 1.0 * original_HWC)
+            results_NHWC = blended_NHWC.round().astype(np.uint8)
+        frames = stacked_frames({cfg.task: decoding_frames(tokenizer, steps, grid)})
+        replace_file(out / "decoding.gif", lambda file: file.write(gif(frames)))
+    save_figure(plot_edit(before, results_NHWC), out / "edit.png", dpi=150)
+    inputs = subject.inputs | {"image": sha256_of(original_HWC)}
+    save_array(out / "codes.npy", codes_Nhw.numpy(), header("edit", "tools/edit.py", cfg, inputs))
+    name = head["classes"][label]
+    print(f"{cfg.task}: {opened} drawn {cfg.count} times as {name}, guidance {scale:g} -> {out}")
+    return results_NHWC
+
+
+if __name__ == "__main__":
+    run(main, EditConfig)
