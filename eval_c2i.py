@@ -16,8 +16,8 @@ from tyro.conf import OmitArgPrefixes
 
 from metrics.evaluation import (
     MeasureConfig,
-    OrderFlag,
     SamplingConfig,
+    SamplingOrder,
     Subject,
     likelihood_codes,
     print_measures,
@@ -31,7 +31,7 @@ from models.checkpoint import Generator
 from models.command import InputError, run
 from models.machine import device_name, peak_memory, pick_device, pick_precision
 from models.methods import check_order
-from models.orders import Grouping
+from models.orders import CHOSEN, Grouping
 from models.sampling import Plan, Schedule
 
 
@@ -47,8 +47,9 @@ class EvalConfig(SamplingConfig):
     """sample i is of class i modulo 10"""
     seeds: Annotated[int, command.Range(1, 1000)] = 1
     """sample again with seed + 1, ..: mean and sd of every number"""
-    order: OrderFlag = None
-    """order of sampling; default: the one it was trained in (anneal, adaptive: the scan)"""
+    order: SamplingOrder = None
+    """order of sampling; default: the one it was trained in (anneal, adaptive: the scan);
+    confidence, entropy, margin: the cells first that the model is surest of, as it goes"""
     decode_steps: command.Count | None = None
     """network calls a sample; fewer than 64 decode codes in parallel; default 64"""
     grouping: Grouping | None = None
@@ -70,6 +71,8 @@ class EvalConfig(SamplingConfig):
     """default 0: all codes"""
     top_p: Annotated[float, command.Range(1e-6, 1)] | None = None
     """default 1: all codes"""
+    choice_temperature: command.Amount | None = None
+    """noise in an order that the model chooses; default 1, 0: always the surest cells first"""
     labels: tuple[command.Natural, ...] = ()
     """sample these classes only; default all"""
     random_orders: Annotated[int, command.Range(1, 1000)] = 1
@@ -161,7 +164,8 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
         **peak_memory(subject.device),
     }
     if codes:
-        metrics |= bits_of(model, codes, plan.order, cfg.random_orders, done)
+        order = subject.order if plan.order in CHOSEN else plan.order
+        metrics |= bits_of(model, codes, order, cfg.random_orders, done)
     if reference is not None:
         metrics |= reference.report(images_NHWC, label_N.numpy(), done)
     if reference is not None and cfg.seeds > 1:

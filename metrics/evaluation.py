@@ -32,13 +32,15 @@ from models.command import InputError
 from models.data import PRODUCERS, SPLITS, Codes, Split, evenly, load_codes_of, load_split
 from models.machine import Precision, Workers, pick_device, pick_precision
 from models.method import Method
-from models.orders import FIXED_RANDOM, ORDERS
+from models.orders import CHOSEN, FIXED_RANDOM, ORDERS
 from models.sampling import ImageSampler, Plan, sample_codes
 from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from models.training import parameters
 
 OrderFlag = Literal[(*ORDERS, FIXED_RANDOM, "random")] | Path | None
 """--order of a trained generator"""
+SamplingOrder = Literal[(*ORDERS, FIXED_RANDOM, "random", *CHOSEN)] | Path | None
+"""the same, or one that the model chooses while it samples"""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from models.arpg import ARPG
 from models.command import InputError
 from models.gpt import GPT
 from models.method import Method, ModelConfig
-from models.orders import CHANCE
+from models.orders import CHANCE, CHOSEN
 from models.par import PAR
 from models.randar import RandAR
 from models.rar import RAR
@@ -31,6 +31,11 @@ def check_order(method: str, order: str, trained: str | None = None) -> None:
     `trained` is the scan that a checkpoint was trained in, None before training.
     """
     fixed = not METHODS[method].any_order
+    if order in CHOSEN and (fixed or not METHODS[method].parallel):
+        raise InputError(
+            f"--order {order} asks for all open cells at once, which {method} cannot; take "
+            + ", ".join(n for n, m in METHODS.items() if m.any_order and m.parallel)
+        )
     if fixed and trained not in (None, order):
         raise InputError(
             f"this {method} was trained in {trained} order and cannot be asked for {order}"

@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -161,6 +161,9 @@ ORDERS: dict[str, Callable[[int], torch.Tensor]] = {
 SCANS = tuple(ORDERS)
 ScanName = Literal[SCANS]
 FIXED_RANDOM = "fixed_random"
+Chosen = Literal["confidence", "entropy", "margin"]
+CHOSEN = get_args(Chosen)
+"""orders that a model chooses while it decodes: the cells first that it is surest of"""
 CHANCE = ("random", "anneal", "adaptive")
 """policies that need a method which can be asked for any order"""
 OrderName = Literal[(*SCANS, FIXED_RANDOM, *CHANCE)]

@@ -16,7 +16,7 @@ import torch
 from models import command
 from models.command import InputError
 from models.method import Method
-from models.orders import Grouping, groups_of
+from models.orders import CHOSEN, Chosen, Grouping, groups_of
 from models.tokenizer import Tokenizer, decode_codes
 
 Schedule = Literal["constant", "linear", "linear_after", "power_cosine"]
@@ -86,6 +86,35 @@ def sample_chance(seed: int, samples: range, tokens: int) -> tuple[torch.Tensor,
     return torch.from_numpy(uniform_BS), torch.from_numpy(order_BS)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How a method chooses the cells that it writes next, among all that are open."""
+
+    policy: Chosen
+    temperature: float
+    uniform_BkT: torch.Tensor
+    noise_BkT: torch.Tensor
+    """what the codes of step k are drawn by, in [0, 1), and Gumbel noise, float64"""
+
+    def __call__(self, step: int, logits_BlV: torch.Tensor, codes_Bl: torch.Tensor) -> torch.Tensor:
+        """Return the places of the open cells, (B, l), those first that the model is surest of.
+
+        confidence: log p of the code drawn (MaskGIT, arXiv 2202.04200), entropy: less of it,
+        margin: between the two likeliest. The noise fades with what is open, as MaskGIT's.
+        """
+        log_p_BlV = logits_BlV.log_softmax(-1)
+        p_BlV = log_p_BlV.exp()
+        if self.policy == "confidence":
+            sure_Bl = log_p_BlV.gather(2, codes_Bl.unsqueeze(2)).squeeze(2)
+        elif self.policy == "margin":
+            sure_Bl = -p_BlV.topk(2).values.diff().squeeze(2)
+        else:
+            sure_Bl = (p_BlV * log_p_BlV).sum(-1)
+        count, tokens = codes_Bl.shape[1], self.noise_BkT.shape[2]
+        noise_Bl = self.temperature * count / tokens * self.noise_BkT[:, step, :count]
+        return (sure_Bl.double() + noise_Bl).argsort(1, descending=True)
+
+
 @torch.no_grad()
 def generate(
     model: Method,
@@ -99,48 +128,56 @@ def generate(
     top_p: float = 1.0,
     known_Bm: torch.Tensor | None = None,
     watch: Callable[[torch.Tensor], None] | None = None,
+    choice: Choice | None = None,
 ) -> torch.Tensor:
     """Generate codes_BT in raster positions, every cell written once.
 
     `sizes` and `scales` give each step's number of codes and guidance scale; guidance runs a second
     half-batch with the null label, in the steps whose scale is not 1. With `known_Bm`, the first m
     cells of each order hold these codes and are not sampled. `watch` is handed the codes after each
-    step, -1 where there is none yet. Raises InputError for a plan that does not fill the grid or
-    that the method cannot follow.
+    step, -1 where there is none yet. A `choice` has every step ask for all open cells, and write
+    those it puts first. Raises InputError for a plan that the grid or the method cannot follow.
     """
-    tokens = order_BS.shape[1]
-    known_Bm = order_BS[:, :0] if known_Bm is None else known_Bm
-    left = tokens - known_Bm.shape[1]
+    batch, tokens = order_BS.shape
+    codes_Bq = order_BS[:, :0] if known_Bm is None else known_Bm
+    left = tokens - codes_Bq.shape[1]
     if sum(sizes) != left or min(sizes) < 1:
         raise InputError(f"expected groups >= 1 with sum {left}, got {list(sizes)}")
     if max(sizes) > 1 and not model.parallel:
         name = type(model).__name__
         raise InputError(f"{name} decodes one code a step: expected {left} steps, got {len(sizes)}")
     model.check_order(order_BS)
-    batch, null_B = len(label_B), torch.full_like(label_B, model.null_label)
-    labels = torch.cat((label_B, null_B))
-    cells = torch.cat((order_BS, order_BS)).split([known_Bm.shape[1], *sizes], dim=1)
-    uniforms = uniform_BS.split([known_Bm.shape[1], *sizes], dim=1)
-    groups, rows = [known_Bm], 0
-    for step, scale in enumerate(scales):
-        committed, rows_before = slice(step, step + 1), rows
-        rows = batch if scale == 1 else 2 * batch
-        if rows != rows_before:  # guidance starts or ends: all codes so far are fed anew
-            cache, committed = model.cache(labels[:rows]), slice(step + 1)
-        codes_Bm = torch.cat(groups[committed], dim=1).repeat(rows // batch, 1)
-        cells_Bm = torch.cat(cells[committed], dim=1)[:rows]
-        logits = model.decode(cache, codes_Bm, cells_Bm, cells[step + 1][:rows])
+    labels = torch.cat((label_B, torch.full_like(label_B, model.null_label)))
+    fed, times = 0, 0
+    for step, (size, scale) in enumerate(zip(sizes, scales, strict=True)):
+        times_before, times = times, 1 if scale == 1 else 2
+        if times != times_before:  # guidance starts or ends: all codes so far are fed anew
+            cache, fed = model.cache(labels[: times * batch]), 0
+        elif choice is not None:  # other cells are committed than the first that were asked for
+            cache.rewind(fed)
+        done = codes_Bq.shape[1]
+        upto, uniform_Bn = done + size, uniform_BS[:, done : done + size]
+        if choice is not None:
+            upto, uniform_Bn = tokens, choice.uniform_BkT[:, step, : tokens - done]
+        inputs = codes_Bq[:, fed:], order_BS[:, fed:done], order_BS[:, done:upto]
+        logits = model.decode(cache, *(x.repeat(times, 1) for x in inputs))
+        fed = done
         if scale != 1:
             logits = guide(*logits.chunk(2), scale)
-        groups.append(pick(logits, uniforms[step + 1], temperature, top_k, top_p))
+        drawn_Bn = pick(logits, uniform_Bn, temperature, top_k, top_p)
+        if choice is not None:
+            first_Bn = choice(step, logits, drawn_Bn)
+            chosen_Bn = order_BS[:, done:].gather(1, first_Bn)
+            order_BS = torch.cat((order_BS[:, :done], chosen_Bn), dim=1)
+            drawn_Bn = drawn_Bn.gather(1, first_Bn[:, :size])
+        codes_Bq = torch.cat((codes_Bq, drawn_Bn), dim=1)
         if watch is not None:
-            watch(_in_place(groups, order_BS))
-    return _in_place(groups, order_BS)
+            watch(_in_place(codes_Bq, order_BS))
+    return _in_place(codes_Bq, order_BS)
 
 
-def _in_place(groups: Sequence[torch.Tensor], order_BS: torch.Tensor) -> torch.Tensor:
-    """Return codes_BT of the groups picked so far, -1 in cells still to come."""
-    codes_Bq = torch.cat(list(groups), dim=1)
+def _in_place(codes_Bq: torch.Tensor, order_BS: torch.Tensor) -> torch.Tensor:
+    """Return codes_BT of the first q cells of each order, -1 in cells still to come."""
     return torch.full_like(order_BS, -1).scatter(1, order_BS[:, : codes_Bq.shape[1]], codes_Bq)
 
 
@@ -149,7 +186,7 @@ class Plan(command.Config):
     """How to sample: everything but the model, the labels and the seed."""
 
     order: str = "raster"
-    """a scan, or `random`: an order of its own for each sample"""
+    """a scan; `random`: an order of its own for each sample; or how the model chooses it"""
     decode_steps: command.Count | None = None
     """network calls; fewer than tokens decode several codes at once; None: the method's own"""
     grouping: Grouping = "cosine"
@@ -166,6 +203,8 @@ class Plan(command.Config):
     temperature: command.Amount = 1.0
     top_k: command.Natural = 0
     top_p: command.Share = 1.0
+    choice_temperature: command.Amount = 1.0
+    """of the noise in an order that the model chooses; 0: always the surest cells first"""
 
     def groups(self, model: Method, known: int = 0) -> tuple[list[int], list[float]]:
         """Return each step's number of codes and its guidance scale, for this method.
@@ -175,7 +214,7 @@ class Plan(command.Config):
         sizes, tokens = model.groups(self.decode_steps, self.grouping), model.config.tokens
         if known:
             left = tokens - known
-            sizes = groups_of(left, min(left, len(sizes)), self.grouping) if left else []
+            sizes = groups_of(left, min(left, len(sizes)), self.grouping)
         how, scales, done = (self.schedule, self.cfg_scale, self.power), [], known
         for size in sizes:
             guided = self.cfg_from <= done / tokens < self.cfg_to
@@ -196,6 +235,19 @@ def sample_codes(
     return fill(model, nothing_NT, torch.ones(tokens, dtype=torch.bool), label_N, plan, seed, first)
 
 
+def chosen(
+    plan: Plan, seed: int, samples: range, shape: tuple[int, int], device: torch.device
+) -> Choice | None:
+    """Return the chance of samples, `shape` (steps, tokens) each, whose order the model chooses."""
+    if plan.order not in CHOSEN:
+        return None
+    streams = [np.random.default_rng([seed, sample, 2]) for sample in samples]
+    uniform_BkT = np.stack([stream.random(shape) for stream in streams])
+    noise_BkT = np.stack([stream.gumbel(size=shape) for stream in streams])
+    chance = (torch.from_numpy(x).to(device) for x in (uniform_BkT, noise_BkT))
+    return Choice(plan.order, plan.choice_temperature, *chance)
+
+
 def fill(
     model: Method,
     codes_NT: torch.Tensor,
@@ -213,8 +265,9 @@ def fill(
     InputError for a method that is not told which cell comes next.
     """
     config, device = model.config, next(model.parameters()).device
-    uniform_BS, order_BS = sample_chance(seed, range(first, first + len(label_N)), config.tokens)
-    if plan.order != "random":
+    samples = range(first, first + len(label_N))
+    uniform_BS, order_BS = sample_chance(seed, samples, config.tokens)
+    if plan.order not in ("random", *CHOSEN):
         order_BS = model.order(plan.order).expand_as(order_BS)
     known = config.tokens - int(open_T.sum())
     if known and not model.any_order:
@@ -225,18 +278,12 @@ def fill(
     order_BS = order_BS.gather(1, open_T[order_BS].int().argsort(dim=1, stable=True)).to(device)
     if known == config.tokens:
         return codes_NT.to(device)
-    return generate(
-        model,
-        label_N.to(device),
-        order_BS,
-        uniform_BS.to(device),
-        *plan.groups(model, known),
-        plan.temperature,
-        plan.top_k,
-        plan.top_p,
-        codes_NT.to(device).gather(1, order_BS[:, :known]),
-        watch,
-    )
+    sizes, scales = plan.groups(model, known)
+    known_Bm = codes_NT.to(device).gather(1, order_BS[:, :known])
+    choice = chosen(plan, seed, samples, (len(sizes), config.tokens), device)
+    start = label_N.to(device), order_BS, uniform_BS.to(device), sizes, scales
+    how = plan.temperature, plan.top_k, plan.top_p, known_Bm, watch, choice
+    return generate(model, *start, *how)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import itertools
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from models import sampling
 from models.command import InputError
 from models.method import ModelConfig
-from models.methods import METHODS, build
-from models.orders import SCANS, scan
+from models.methods import METHODS, build, check_order
+from models.orders import CHOSEN, SCANS, scan
 from models.sampling import Plan, fill, generate, pick, sample_codes
 
 CODES, GRID, BATCH = 7, 4, 3
@@ -293,6 +294,31 @@ def test_what_is_kept_is_never_rewritten_and_the_rest_is_drawn_given_all_of_it(n
     guided = Plan(order="random", cfg_scale=3.0, decode_steps=4 if model.parallel else None)
     filled_NT = fill(model, codes_NT, open_T, label_N, guided, seed=3)
     assert torch.equal(filled_NT[:, ~open_T], codes_NT[:, ~open_T])
+
+
+@pytest.mark.parametrize("policy", CHOSEN)
+def test_an_order_that_the_model_chooses_writes_each_cell_once(name, policy):
+    model, plan = tiny(name), Plan(order=policy, decode_steps=5, cfg_scale=2.0)
+    if not (model.any_order and model.parallel):
+        with pytest.raises(InputError, match="asks for all open cells"):
+            check_order(name, policy)
+        return
+    label_N, steps = torch.tensor([0, 1, 2, 0]), []
+    nothing_NT, open_T = torch.zeros(4, TOKENS).long(), torch.ones(TOKENS) > 0
+    codes_NT = fill(model, nothing_NT, open_T, label_N, plan, seed=3, watch=steps.append)
+    assert codes_NT.min() >= 0 and codes_NT.max() < CODES and len(steps) == 5
+    for before_NT, after_NT in itertools.pairwise(steps):  # what is written stays
+        assert torch.equal(after_NT[before_NT >= 0], before_NT[before_NT >= 0])
+    apart = [sample_codes(model, label_N[i : i + 1], plan, 3, first=i) for i in range(4)]
+    assert torch.equal(codes_NT, torch.cat(apart))
+    # no step knows what an earlier one asked for and did not write
+    calls, decode = [], model.decode
+    model.decode = lambda *inputs: calls.append((*inputs[1:], decode(*inputs))) or calls[-1][-1]
+    fill(model, nothing_NT, open_T, label_N, replace(plan, cfg_scale=1.0), seed=3)
+    codes, cells, asked, logits = zip(*calls, strict=True)
+    inputs = torch.cat(codes, dim=1), torch.cat(cells, dim=1), asked[-1]
+    at_once_BlV = decode(model.cache(label_N), *inputs)
+    torch.testing.assert_close(logits[-1], at_once_BlV, rtol=0, atol=1e-9)
 
 
 def test_every_cell_is_asked_for_once_in_every_number_of_steps(name):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.command import InputError
-from models.method import Method, ModelConfig
+from models.method import Cache, Method, ModelConfig
 from models.methods import build
-from models.orders import cosine_groups, groups_of
-from models.sampling import Plan, generate, guidance_at, guide, pick, sample_chance
+from models.orders import CHOSEN, cosine_groups, groups_of
+from models.sampling import Plan, fill, generate, guidance_at, guide, pick, sample_chance
 
 VOCABULARY, GRID = 50, 4
 TOKENS = GRID * GRID
@@ -185,3 +186,44 @@ def test_the_loop_hands_out_its_steps_and_each_adds_its_cells():
         assert torch.equal(step.gather(1, cells), codes_BT.gather(1, cells))
         assert (step.scatter(1, cells, -1) == -1).all()
     assert torch.equal(codes_BT, generate(*inputs))
+
+
+class SureOracle(Oracle):
+    """An oracle that is surer of some cells than of others: `sure_T` times as far from a tie."""
+
+    def __init__(self, image_BT: torch.Tensor, sure_T: torch.Tensor):
+        super().__init__(image_BT)
+        self.sure_T = torch.nn.Parameter(sure_T, requires_grad=False)
+
+    def cache(self, label_B):
+        super().cache(label_B)
+        return Cache()
+
+    def decode(self, cache, codes_Bm, cells_Bm, next_cells_Bn):
+        logits_BnV = super().decode(cache, codes_Bm, cells_Bm, next_cells_Bn)
+        return logits_BnV * self.sure_T[next_cells_Bn].unsqueeze(2)
+
+
+@pytest.mark.parametrize("policy", CHOSEN)
+@pytest.mark.parametrize("known", [0, 3])
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_the_cells_that_the_model_is_surest_of_are_written_first(policy, known, scale, monkeypatch):
+    monkeypatch.setattr(Cache, "rewind", lambda self, codes: None)
+    generator = torch.Generator().manual_seed(1)
+    image_BT = torch.randint(VOCABULARY, (3, TOKENS), generator=generator)
+    sure_T = 0.2 + 0.01 * torch.randperm(TOKENS, generator=generator)
+    oracle, open_T = SureOracle(image_BT, sure_T), torch.arange(TOKENS) >= known
+    plan = Plan(order=policy, decode_steps=4, cfg_scale=scale, choice_temperature=0.0)
+    found_BT = fill(oracle, image_BT, open_T, torch.arange(3), plan, seed=0)
+    assert torch.equal(found_BT, image_BT)
+    told_BS = torch.cat([told[:3] for told in oracle.told], dim=1)
+    sizes, _ = plan.groups(oracle, known)
+    for row in told_BS.tolist():
+        assert sorted(row[:known]) == [*range(known)]  # committed first, and never again
+        surest = sure_T.masked_fill(~open_T, -1).argsort(descending=True).tolist()
+        groups = itertools.pairwise([0, *itertools.accumulate(sizes[:-1])])
+        for start, end in groups:
+            assert set(row[known + start : known + end]) == set(surest[start:end])
+    noisy = SureOracle(image_BT, sure_T)
+    fill(noisy, image_BT, open_T, torch.arange(3), replace(plan, choice_temperature=50.0), seed=0)
+    assert not torch.equal(torch.cat([told[:3] for told in noisy.told], dim=1), told_BS)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tyro.conf import Positional
 
-from metrics.evaluation import GeneratorConfig, OrderFlag, Subject
+from metrics.evaluation import GeneratorConfig, SamplingOrder, Subject
 from metrics.likelihood import log_p_given_all
 from metrics.pictures import GREY, decoding_frames, gif, plot_edit, save_figure, stacked_frames
 from models import command
@@ -57,7 +57,7 @@ class EditConfig(GeneratorConfig):
     """cells that the window of outpaint keeps of what is there, as it moves on"""
     count: Annotated[int, command.Range(1, 64)] = 8
     """results to draw"""
-    order: OrderFlag = None
+    order: SamplingOrder = None
     """in which the open cells are drawn; default: the one that the model was trained in"""
     decode_steps: command.Count | None = None
     """network calls; default: one for each open cell"""
