@@ -1,8 +1,7 @@
 """From logits to images: guidance, picking, and the one decode loop.
 
-Sampling, parallel decoding, and filling in what is missing (inpainting, editing, outpainting) are
-the same loop over `Method.decode`: an order, group sizes, a guidance scale a step, and optionally
-codes that are already known, which are committed first.
+Sampling, parallel decoding and filling in what is missing (inpainting, editing, outpainting) are one
+loop over `Method.decode`: an order, group sizes, a guidance scale a step, and perhaps known codes.
 """
 
 import math
@@ -110,8 +109,8 @@ class Choice:
             sure_Bl = -p_BlV.topk(2).values.diff().squeeze(2)
         else:
             sure_Bl = (p_BlV * log_p_BlV).sum(-1)
-        count, tokens = codes_Bl.shape[1], self.noise_BkT.shape[2]
-        noise_Bl = self.temperature * count / tokens * self.noise_BkT[:, step, :count]
+        share = codes_Bl.shape[1] / self.noise_BkT.shape[2]
+        noise_Bl = self.temperature * share * self.noise_BkT[:, step, : codes_Bl.shape[1]]
         return (sure_Bl.double() + noise_Bl).argsort(1, descending=True)
 
 
