@@ -1,7 +1,7 @@
 """From logits to images: guidance, picking, and the one decode loop.
 
-Sampling, parallel decoding and filling in what is missing (inpainting, editing, outpainting) are one
-loop over `Method.decode`: an order, group sizes, a guidance scale a step, and perhaps known codes.
+Sampling, parallel decoding and filling in what is missing (editing, inpainting, ..) are one loop
+over `Method.decode`: an order, group sizes, a guidance scale a step, and perhaps known codes.
 """
 
 import math
