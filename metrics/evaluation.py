@@ -77,6 +77,7 @@ class GeneratorConfig(command.Config):
     seed: command.Seed = 0
     """orders, samples, corruptions and resamples follow from it"""
     batch: command.Batch = 100
+    """images at once; a likelihood on a CPU takes 16, what a cache holds"""
     out: command.OutFolder | None = None
     """default results/<name of the run or file>"""
     device: command.DeviceName = "auto"

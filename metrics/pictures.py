@@ -81,7 +81,7 @@ def first_of_each(labels_N: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([np.flatnonzero(labels_N == name)[:count] for name in names])
 
 
-def _show(axes: Any, picture_HWC: np.ndarray, row_names: Sequence[str] = (), size: int = 11):
+def show_image(axes: Any, picture_HWC: np.ndarray, row_names: Sequence[str] = (), size: int = 11):
     """Show an image without ticks but for the names of its rows."""
     axes.imshow(picture_HWC, interpolation="nearest")
     height = len(picture_HWC) / max(1, len(row_names))
@@ -99,7 +99,7 @@ def plot_class_grid(
     per_class = len(labels_N) // len(classes)
     figure, axes = blank(2.0 + 0.55 * per_class, 0.2 + 0.58 * len(classes))
     by_class = np.argsort(labels_N, kind="stable")
-    _show(axes, tile(images_NHWC[by_class], per_class), classes)
+    show_image(axes, tile(images_NHWC[by_class], per_class), classes)
     return figure
 
 
@@ -121,7 +121,7 @@ def plot_reconstructions(
     columns = min(16, len(images_NHWC))
     figure, axes = blank(1 + 0.7 * columns, 1.7)
     both_NHWC = np.concatenate((images_NHWC[:columns], others_NHWC[:columns]))
-    _show(axes, tile(both_NHWC, columns), names)
+    show_image(axes, tile(both_NHWC, columns), names)
     return figure
 
 
@@ -134,7 +134,7 @@ def plot_edit(before: dict[str, np.ndarray], results_NHWC: np.ndarray) -> "Figur
     figure, axes = blank(*size, 1, len(widths), width_ratios=widths)
     pictures = before | {f"{len(results_NHWC)} results": sheet_HWC}
     for one, (title, picture_HWC) in zip(axes, pictures.items(), strict=True):
-        _show(one, picture_HWC)
+        show_image(one, picture_HWC)
         one.set_title(title, fontsize=10)
     return figure
 
@@ -163,7 +163,7 @@ def plot_clusters(patches_VHWC: np.ndarray, size: int, enlarge: int = 4) -> "Fig
     patches_VHWC = patches_VHWC.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     clusters = len(patches_VHWC) // size
     figure, axes = blank(1 + 0.22 * size, 0.6 + 0.22 * clusters)
-    _show(axes, tile(patches_VHWC, size, gap=2), [str(k) for k in range(clusters)], size=7)
+    show_image(axes, tile(patches_VHWC, size, gap=2), [str(k) for k in range(clusters)], size=7)
     axes.set_ylabel("cluster")
     return figure
 

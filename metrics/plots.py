@@ -3,6 +3,7 @@
 Each is as wide as half a screen, so its text is readable; a run without its numbers is left out.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from metrics.pictures import blank, plot_class_grid, reference, save_figure
+from metrics.pictures import blank, plot_class_grid, reference, save_figure, show_image
 from metrics.report import HIGHER_IS_BETTER, Run
 from models.method import Method
 from models.sampling import Plan, sample_codes
@@ -271,3 +272,16 @@ def show_progress(
     codes_NT = sample_codes(model, label_N, Plan(order=order, cfg_scale=2.0), seed=0)
     grid = plot_class_grid(decode_codes(tokenizer, codes_NT), label_N.numpy(), classes)
     save_figure(grid, out / f"samples/{rows[-1]['step']:07d}.png")
+
+
+def plot_surprise(images: dict[str, np.ndarray], log_p_T: torch.Tensor) -> "Figure":
+    """Draw images, by title, and how many bits each of their cells takes given all the others."""
+    bits_hw = (-log_p_T / np.log(2)).unflatten(0, (math.isqrt(len(log_p_T)), -1)).cpu()
+    figure, axes = blank(2.2 * (len(images) + 1.2), 2.3, 1, len(images) + 1)
+    for one, (title, image_HWC) in zip(axes, images.items(), strict=False):
+        show_image(one, image_HWC)
+        one.set_title(title, fontsize=10)
+    show_image(axes[-1], bits_hw)
+    axes[-1].set_title("bits of each cell", fontsize=10)
+    figure.colorbar(axes[-1].images[0], ax=axes[-1], shrink=0.8)
+    return figure

@@ -87,9 +87,10 @@ print(sys.executable)
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
-def test_the_pages_of_runs_and_orders_run(world, tmp_path, execute, page):
+def test_the_other_pages_run(world, tmp_path, execute, page):
     save_tiny(tmp_path / "last.pth", world, order="random")
     settings = 'checkpoints, grids, count, calls = [out / "last.pth"], [], 2, (64, 7)'
+    settings += f"\ncheckpoint, data = checkpoints[0], Path({str(world.data)!r})"
     cells = execute(page, f"tokenizer = Path({str(world.tokenizer)!r})\n{settings}")
     shown = [str(o.get("data", "")) for cell in cells for o in cell.outputs]
     assert any("randar trained in random" in one and "image/gif" in one for one in shown)

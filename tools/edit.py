@@ -173,7 +173,7 @@ def outpaint(cfg: EditConfig, subject: Subject, codes_T: torch.Tensor, label: in
         codes_NT = view_Nhw.flatten(1)
         open_T = codes_NT[0] < 0
         filled_NT = fill(
-            subject.model, codes_NT.clamp(min=0), open_T, label_N, plan, cfg.seed, i * cfg.count
+            subject.model, codes_NT.clamp(min=0), open_T, label_N, plan, cfg.seed, 64 * i
         )
         view_Nhw[:] = filled_NT.cpu().view_as(view_Nhw)
     return codes_Nhw
