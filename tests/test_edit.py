@@ -121,6 +121,11 @@ def test_an_image_file_needs_a_class(tmp_path, config, own):
     ):
         with pytest.raises(InputError, match=told):
             tool.main(replace(cfg, **changes))
+    kept = cfg.out / "inpaint/edit.png"
+    content = kept.read_bytes()
+    with pytest.raises(InputError, match="edit.png would be written over"):
+        tool.main(replace(cfg, image=str(kept)))
+    assert kept.read_bytes() == content
     for method in ("gpt", "par"):
         with pytest.raises(InputError, match="order only"):
             tool.main(config("inpaint", method))

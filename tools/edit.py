@@ -212,13 +212,16 @@ def main(cfg: EditConfig) -> np.ndarray:
     subject = cfg.load()
     model, head, tokenizer = subject.model, subject.header, subject.tokenizer
     grid = model.config.grid
+    out = (cfg.out or subject.out) / cfg.task
+    for given in (cfg.image, str(cfg.mask)):
+        if Path(given).resolve().parent == out.resolve():
+            raise InputError(f"{given} would be written over; choose another --out")
     original_HWC, own = read_subject(cfg, head["dataset"])
     label, order = chosen_label(cfg, subject, own), str(cfg.order or subject.order)
     check_order(head["method"], order, model.config.scan)
     scale = subject.sampling.get("cfg_scale", 2.0) if cfg.cfg_scale is None else cfg.cfg_scale
     plan = Plan(order, cfg.decode_steps, cfg_scale=scale, temperature=cfg.temperature)
     codes_T = encode_images(tokenizer, original_HWC[None])[0]
-    out = (cfg.out or subject.out) / cfg.task
     before = {"original": original_HWC, "its codes": decode_codes(tokenizer, codes_T[None])[0]}
     if cfg.task == "outpaint":
         codes_Nhw, opened = outpaint(cfg, subject, codes_T, label, plan), "all around"
