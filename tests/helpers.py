@@ -80,6 +80,11 @@ def draw(model: Method, batch: int = 3, seed: int = 2):
     return codes_BT, label_B, orders_of(model, batch)[-1]
 
 
+def order_of(model) -> str:
+    """The name of the most demanding order a method can be sampled in."""
+    return "random" if model.any_order else model.config.scan
+
+
 def decoded(model: Method, codes_BT, label_B, order_BS, sizes, known: int = 0) -> torch.Tensor:
     """Decode with the true codes, `known` of them committed first; return logits of the rest."""
     cache, codes_BS = model.cache(label_B), codes_BT.gather(1, order_BS)

@@ -2,28 +2,19 @@
 
 import itertools
 import math
-from contextlib import nullcontext
-from dataclasses import replace
 
 import pytest
 import torch
-from helpers import decoded, draw, orders_of, tiny
+from helpers import decoded, draw, order_of, orders_of, tiny
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from models import sampling
-from models.command import InputError
 from models.method import ModelConfig
-from models.methods import METHODS, build, check_order
-from models.orders import CHOSEN, SCANS, scan
-from models.sampling import Plan, fill, generate, pick, sample_codes
+from models.methods import METHODS, build
+from models.orders import SCANS, scan
+from models.sampling import Plan, generate, pick, sample_codes
 
 CODES, GRID, BATCH = 7, 4, 3
 TOKENS = GRID * GRID
-
-
-def order_of(model) -> str:
-    """The name of the most demanding order a method can be sampled in."""
-    return "random" if model.any_order else model.config.scan
 
 
 def orders_2x2(model) -> list:
@@ -253,126 +244,6 @@ def test_one_batch_is_memorised(name):
         optimizer.step()
     model.eval()
     assert model.loss(model(codes_BT, label_B, order_BS), codes_BT, order_BS)[0] < 0.1
-
-
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
-def test_a_sample_is_the_same_whatever_batch_it_is_in(name, cfg):
-    model = tiny(name)
-    label_N = torch.tensor([0, 1, 2, 0, 1])
-    plan = Plan(order=order_of(model), cfg_scale=cfg)
-    together = sample_codes(model, label_N, plan, seed=3)
-    apart = [sample_codes(model, label_N[i : i + 1], plan, 3, first=i) for i in range(5)]
-    assert torch.equal(together, torch.cat(apart))
-    assert not torch.equal(together, sample_codes(model, label_N, plan, seed=4))
-    assert not torch.equal(together[0], together[3])  # one class, two streams
-
-
-@pytest.mark.parametrize("left", [0, 1, 5, TOKENS - 1, TOKENS])
-def test_what_is_kept_is_never_rewritten_and_the_rest_is_drawn_given_all_of_it(name, left):
-    model = tiny(name)
-    codes_NT, label_N, _ = draw(model)
-    open_T = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(left)) < left
-    if not model.any_order:
-        with pytest.raises(InputError, match="order only") if left < TOKENS else nullcontext():
-            fill(model, codes_NT, open_T, label_N, Plan(order=order_of(model)), seed=3)
-        return
-    uniform_NS, random_NS = sampling.sample_chance(3, range(len(label_N)), TOKENS)
-    for order in ("random", *SCANS):
-        plan, before_NT = Plan(order=order), codes_NT.clone()
-        filled_NT = fill(model, codes_NT, open_T, label_N, plan, seed=3)
-        assert torch.equal(codes_NT, before_NT)
-        assert torch.equal(filled_NT[:, ~open_T], codes_NT[:, ~open_T])
-        if left == TOKENS:
-            assert torch.equal(filled_NT, sample_codes(model, label_N, plan, seed=3))
-        rows = random_NS if order == "random" else model.order(order).expand_as(random_NS)
-        rows = [[c for keep in (0, 1) for c in row if open_T[c] == keep] for row in rows.tolist()]
-        order_NS = torch.tensor(rows)
-        drawn_NS = pick(model(filled_NT, label_N, order_NS), uniform_NS)  # by teacher forcing
-        assert (
-            torch.equal(drawn_NS[:, -left:], filled_NT.gather(1, order_NS)[:, -left:]) or not left
-        )
-    guided = Plan(order="random", cfg_scale=3.0, decode_steps=4 if model.parallel else None)
-    filled_NT = fill(model, codes_NT, open_T, label_N, guided, seed=3)
-    assert torch.equal(filled_NT[:, ~open_T], codes_NT[:, ~open_T])
-
-
-@pytest.mark.parametrize("policy", CHOSEN)
-def test_an_order_that_the_model_chooses_writes_each_cell_once(name, policy):
-    model, plan = tiny(name), Plan(order=policy, decode_steps=5, cfg_scale=2.0)
-    if not (model.any_order and model.parallel):
-        with pytest.raises(InputError, match="asks for all open cells"):
-            check_order(name, policy)
-        return
-    label_N, steps = torch.tensor([0, 1, 2, 0]), []
-    nothing_NT, open_T = torch.zeros(4, TOKENS).long(), torch.ones(TOKENS) > 0
-    codes_NT = fill(model, nothing_NT, open_T, label_N, plan, seed=3, watch=steps.append)
-    assert codes_NT.min() >= 0 and codes_NT.max() < CODES and len(steps) == 5
-    for before_NT, after_NT in itertools.pairwise(steps):  # what is written stays
-        assert torch.equal(after_NT[before_NT >= 0], before_NT[before_NT >= 0])
-    apart = [sample_codes(model, label_N[i : i + 1], plan, 3, first=i) for i in range(4)]
-    assert torch.equal(codes_NT, torch.cat(apart))
-    # no step knows what an earlier one asked for and did not write
-    calls, decode = [], model.decode
-    model.decode = lambda *inputs: calls.append((*inputs[1:], decode(*inputs))) or calls[-1][-1]
-    fill(model, nothing_NT, open_T, label_N, replace(plan, cfg_scale=1.0), seed=3)
-    codes, cells, asked, logits = zip(*calls, strict=True)
-    inputs = torch.cat(codes, dim=1), torch.cat(cells, dim=1), asked[-1]
-    at_once_BlV = decode(model.cache(label_N), *inputs)
-    torch.testing.assert_close(logits[-1], at_once_BlV, rtol=0, atol=1e-9)
-
-
-def test_every_cell_is_asked_for_once_in_every_number_of_steps(name):
-    model, asked, served = tiny(name), [], []
-    decode = model.decode
-    model.decode = lambda *inputs: asked.append(inputs[3]) or decode(*inputs)
-    for steps in range(1, TOKENS + 1):
-        try:
-            model.groups(steps)
-        except InputError:
-            continue
-        asked.clear()
-        served.append(steps)
-        plan = Plan(order=order_of(model), decode_steps=steps, cfg_scale=2.0, schedule="constant")
-        codes_NT = sample_codes(model, torch.tensor([0, 2]), plan, seed=steps)
-        assert codes_NT.shape == (2, TOKENS) and len(asked) == steps
-        assert codes_NT.min() >= 0 and codes_NT.max() < CODES
-        assert (torch.cat(asked, dim=1).sort(1).values == torch.arange(TOKENS)).all()
-    assert served[-1] == TOKENS
-    assert len(served) == TOKENS or not (model.parallel and model.any_order)
-
-
-@pytest.mark.parametrize("steps", [None, 5])
-def test_guided_samples_are_drawn_from_guided_logits_of_forward(name, steps, monkeypatch):
-    """Step by step: u + scale * (c - u), u being the null label's and the scale that of the step.
-
-    Of a group only the first cell, unless the groups are the method's own.
-    """
-    model = tiny(name)
-    if steps is not None and not (model.parallel and model.any_order):
-        pytest.skip("has no such number of steps")
-    picked, pick = [], sampling.pick
-    monkeypatch.setattr(
-        sampling, "pick", lambda logits, *more: picked.append(logits) or pick(logits, *more)
-    )
-    label_B, cfg = torch.tensor([0, 2, 2]), 3.0
-    order_BS = orders_of(model, BATCH)[-1]
-    sizes, scales = Plan(decode_steps=steps, cfg_scale=cfg, schedule="linear").groups(model)
-    uniform_BS = torch.rand(BATCH, TOKENS, generator=torch.Generator().manual_seed(3))
-    codes_BT = generate(model, label_B, order_BS, uniform_BS, sizes, scales)
-    cond_BSV, null_BSV = (
-        model(codes_BT, y_B, order_BS) for y_B in (label_B, torch.full_like(label_B, 3))
-    )
-    done = 0
-    for size, logits_BnV in zip(sizes, picked, strict=True):
-        at = slice(done, done + (1 if steps else size))
-        scale = 1 + (cfg - 1) * done / TOKENS
-        expected = null_BSV[:, at] + scale * (cond_BSV[:, at] - null_BSV[:, at])
-        found = logits_BnV[:, : at.stop - done]
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
-        done += size
-    picked.clear()
-    generate(model, label_B, order_BS, uniform_BS, sizes, [1.0] * len(sizes))
-    torch.testing.assert_close(picked[0][:, 0], cond_BSV[:, 0], rtol=0, atol=1e-9)
 
 
 def test_sampling_follows_the_likelihood(name):

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import test_methods
+import test_methods_sampling
 from helpers import eval_config, log_of, script, train_config
 
 from models.methods import METHODS
@@ -53,8 +54,12 @@ TRUTHS = [
     (test_methods.test_probabilities_of_all_grids_sum_to_one, [()]),
     (test_methods.test_first_loss_is_log_of_the_codebook, [()]),
     (test_methods.test_one_batch_is_memorised, [()]),
-    (test_methods.test_a_sample_is_the_same_whatever_batch_it_is_in, [(1.0,), (3.0,)]),
-    (test_methods.test_every_cell_is_asked_for_once_in_every_number_of_steps, [()]),
+    (test_methods_sampling.test_a_sample_is_the_same_whatever_batch_it_is_in, [(1.0,), (3.0,)]),
+    (test_methods_sampling.test_every_cell_is_asked_for_once_in_every_number_of_steps, [()]),
+    (
+        test_methods_sampling.test_an_order_that_the_model_chooses_writes_each_cell_once,
+        [("margin",)],
+    ),
 ]
 
 
