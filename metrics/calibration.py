@@ -11,8 +11,8 @@ Intervals resample images, never tokens: the 64 tokens of an image are not indep
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -25,12 +25,8 @@ Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """(logits_BSV, target_BS int64) of consecutive images"""
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What calibration needs of each predicted token: float64 (N, S), by image and visiting step.
-
-    A prediction that is not of tokens (a class of an image) has S = 1.
-    """
+class Predictions(NamedTuple):
+    """What calibration needs of tokens: float64 (N, S), by image and step; S = 1 for classes."""
 
     confidence_NS: torch.Tensor
     """probability of the likeliest code"""
@@ -42,14 +38,6 @@ class Predictions:
     """sum over codes of (p - [it is the true one])^2, in [0, 2]"""
     entropy_NS: torch.Tensor
     """of the prediction, nats"""
-
-    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Predictions":
-        """Return the same predictions with every tensor changed alike."""
-        return Predictions(*(change(getattr(self, field.name)) for field in fields(self)))
-
-    def __getitem__(self, index) -> "Predictions":
-        """Take images, or images and steps: `tokens[rows]`, `tokens[:, 8:33]`."""
-        return self.each(lambda value_NS: value_NS[index])
 
 
 def predictions(logits_BSV: torch.Tensor, target_BS: torch.Tensor) -> Predictions:
@@ -72,10 +60,10 @@ def collect(
     parts = []
     for logits_BSV, target_BS in batches:
         logits_BSV = logits_BSV / temperature
-        parts.append(vars(predictions(logits_BSV, target_BS)).values())
+        parts.append(predictions(logits_BSV, target_BS))
         if class_bins is not None:
             class_bins.add(logits_BSV.softmax(-1), target_BS)
-    return Predictions(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    return Predictions(*map(torch.cat, zip(*parts, strict=True)))
 
 
 @lru_cache(maxsize=4)
@@ -116,13 +104,10 @@ def mean_of(value_N: torch.Tensor, seed: int = 0, keep: bool = False) -> dict:
     `keep` adds the values themselves, `of_images`: with those of another model's same images they
     give the interval of a difference.
     """
-    images, values = len(value_N), {}
-    if keep:
-        values["of_images"] = [round(value, 3) for value in value_N.tolist()]
-    if value_N.ndim == 1:
-        value_N1 = value_N.unsqueeze(1)
-        return estimate(value_N1, lambda sums_R1: sums_R1[:, 0] / images, seed) | values
-    return estimate(value_N, lambda sums_RL: sums_RL / images, seed)
+    images, *columns = value_N.shape
+    values = {"of_images": [round(value, 3) for value in value_N.tolist()]} if keep else {}
+    value_NL = value_N.reshape(images, -1)
+    return estimate(value_NL, lambda sums: (sums / images).view(-1, *columns), seed) | values
 
 
 def equal_width_edges(bins: int = BINS) -> torch.Tensor:
@@ -141,30 +126,27 @@ def equal_mass_edges(confidence_NS: torch.Tensor, bins: int = BINS) -> torch.Ten
     return sorted_M[last_in_bin]
 
 
-def bin_sums(
-    confidence_NS: torch.Tensor, correct_NS: torch.Tensor, edges: torch.Tensor
-) -> torch.Tensor:
+def bin_sums(tokens: Predictions, edges: torch.Tensor) -> torch.Tensor:
     """Return each image's sums by bin, float64 (N, 3, bins): tokens, confidence, correct."""
-    bin_NS = torch.bucketize(confidence_NS.double().contiguous(), edges)
-    kinds = (torch.ones_like(confidence_NS), confidence_NS, correct_NS)
+    bin_NS = torch.bucketize(tokens.confidence_NS.contiguous(), edges)
+    kinds = (torch.ones_like(tokens.confidence_NS), tokens.confidence_NS, tokens.correct_NS)
     empty_Nb = torch.zeros(len(bin_NS), len(edges) + 1, dtype=torch.float64)
-    return torch.stack([empty_Nb.scatter_add(1, bin_NS, kind.double()) for kind in kinds], 1)
-
-
-def ece_of_sums(sums_R: torch.Tensor) -> torch.Tensor:
-    """Return the ECE of bin sums (R, 3 * bins): the mean over tokens of |confidence - accuracy|."""
-    count_Rb, confidence_Rb, correct_Rb = sums_R.unflatten(1, (3, -1)).unbind(1)
-    return (confidence_Rb - correct_Rb).abs().sum(1) / count_Rb.sum(1)
+    return torch.stack([empty_Nb.scatter_add(1, bin_NS, kind_NS) for kind_NS in kinds], 1)
 
 
 def ece(tokens: Predictions, edges: torch.Tensor, seed: int = 0) -> dict:
     """Return the top-label ECE in [0, 1] with its interval; the bins stay fixed over resamples.
 
-    ECE adds up absolute values, so it is biased upwards, and resampling adds more noise: near 0
-    the interval lies above the value. `ece_if_calibrated` says how much of it is noise.
+    It is the mean over tokens of |confidence - accuracy| of their bin: never negative, so biased
+    upwards, and resampling adds more noise, so that near 0 the interval lies above the value.
+    `ece_if_calibrated` says how much of it is noise.
     """
-    sums_N3b = bin_sums(tokens.confidence_NS, tokens.correct_NS, edges)
-    return estimate(sums_N3b.flatten(1), ece_of_sums, seed)
+
+    def error(sums_R: torch.Tensor) -> torch.Tensor:
+        count_Rb, confidence_Rb, correct_Rb = sums_R.unflatten(1, (3, -1)).unbind(1)
+        return (confidence_Rb - correct_Rb).abs().sum(1) / count_Rb.sum(1)
+
+    return estimate(bin_sums(tokens, edges).flatten(1), error, seed)
 
 
 def trust(tokens: Predictions, seed: int) -> dict:
@@ -197,11 +179,8 @@ def ece_if_calibrated(
 
 
 def reliability(tokens: Predictions, edges: torch.Tensor, seed: int = 0) -> dict:
-    """Return the reliability diagram, the bins that hold tokens: {count, confidence, accuracy}.
-
-    `count` is a list of tokens a bin; the others are estimates of lists.
-    """
-    sums_N3b = bin_sums(tokens.confidence_NS, tokens.correct_NS, edges)
+    """Return the bins that hold tokens: a list `count`, estimates of lists confidence, accuracy."""
+    sums_N3b = bin_sums(tokens, edges)
     sums_N3b = sums_N3b[:, :, sums_N3b[:, 0].sum(0) > 0]
 
     def share(kind: int) -> dict:
@@ -241,7 +220,6 @@ class ClassBins:
     """
 
     def __init__(self, classes: int, images: int, seed: int = 0, bins: int = BINS):
-        """Start with no image seen; `images` will come, in order."""
         self.seen, self.tokens = 0, 0
         self.weights_RN = bootstrap_weights(images, CLASS_RESAMPLES, seed).float()
         self.gap_K = torch.zeros(classes * bins, dtype=torch.float64)
@@ -249,22 +227,19 @@ class ClassBins:
         self.classes, self.bins = classes, bins
 
     def add(self, p_BSV: torch.Tensor, target_BS: torch.Tensor) -> None:
-        """Count the next B images, a few at a time to save memory."""
+        """Count the next B of the `images`, in their order, a few at a time to save memory."""
         for p_bSV, target_bS in zip(p_BSV.split(16), target_BS.split(16), strict=True):
-            self._add(p_bSV.cpu(), target_bS.cpu())
-
-    def _add(self, p_bSV: torch.Tensor, target_bS: torch.Tensor) -> None:
-        batch, steps, classes = p_bSV.shape
-        cell_bSV = (p_bSV * self.bins).ceil_().sub_(1).clamp_(min=0).int()  # equal_width_edges'
-        cell_bSV += torch.arange(0, classes * self.bins, self.bins, dtype=torch.int32)
-        cell_bSV += torch.arange(batch, dtype=torch.int32).view(-1, 1, 1) * classes * self.bins
-        gap_bSV = p_bSV.scatter_add(2, target_bS.unsqueeze(2), -torch.ones_like(p_bSV[..., :1]))
-        gap_bK = torch.bincount(
-            cell_bSV.flatten(), gap_bSV.flatten(), batch * classes * self.bins
-        ).view(batch, -1)
-        self.gap_K += gap_bK.sum(0)
-        self.gap_RK.addmm_(self.weights_RN[:, self.seen : self.seen + batch], gap_bK.float())
-        self.seen, self.tokens = self.seen + batch, self.tokens + batch * steps
+            p_bSV, (batch, steps), cells = p_bSV.cpu(), target_bS.shape, len(self.gap_K)
+            cell_bSV = (p_bSV * self.bins).ceil_().sub_(1).clamp_(min=0).int()  # equal_width_edges'
+            cell_bSV += torch.arange(0, cells, self.bins, dtype=torch.int32)
+            cell_bSV += torch.arange(batch, dtype=torch.int32).view(-1, 1, 1) * cells
+            true_bS1 = target_bS.cpu().unsqueeze(2)
+            gap_bSV = p_bSV.scatter_add(2, true_bS1, -torch.ones_like(p_bSV[..., :1]))
+            gap_M = torch.bincount(cell_bSV.flatten(), gap_bSV.flatten(), batch * cells)
+            gap_bK = gap_M.view(batch, -1)
+            self.gap_K += gap_bK.sum(0)
+            self.gap_RK.addmm_(self.weights_RN[:, self.seen : self.seen + batch], gap_bK.float())
+            self.seen, self.tokens = self.seen + batch, self.tokens + batch * steps
 
     def ece(self) -> dict:
         """Return the class-wise ECE, the mean over codes, with its interval."""

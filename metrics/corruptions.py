@@ -13,7 +13,7 @@ official images are read by `official`. Differs from CIFAR-10-C in:
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,33 +31,17 @@ SOURCE = (
     "torchvision corruptions, after CIFAR-10-C (Hendrycks and Dietterich, arXiv 1903.12261), "
     "not CIFAR-10-C itself; compare only with each other"
 )
+"""of what `drawn` makes"""
 OFFICIAL = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
+    *("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur"),
+    *("motion_blur", "zoom_blur", "snow", "frost", "fog", "brightness", "contrast"),
+    *("elastic_transform", "pixelate", "jpeg_compression"),
 )
 """the corruptions that CIFAR-10-C's mean is over; the four others in its folder are for tuning"""
-PIXEL = 2 / IMAGE_SHAPE[0]
-"""of `grid_sample`, whose images reach from -1 to 1"""
-
-
-def _vision():
-    """Return torchvision's functions; importing them takes longer than torch itself."""
-    from torchvision.transforms.v2 import functional
-
-    return functional
+Corruption = Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]
+"""(float images in [0, 1], amount, chance) -> float images, not clamped"""
+Versions = dict[str, Callable[[int], np.ndarray]]
+"""name -> (severity 1..5 -> the images under this corruption, uint8 (N, 32, 32, 3))"""
 
 
 def gaussian_noise(images_N3HW: torch.Tensor, deviation: float, g: torch.Generator):
@@ -84,8 +68,10 @@ def gaussian_blur(images_N3HW: torch.Tensor, deviation: float, g: torch.Generato
 
 def _blurred(images_NCHW: torch.Tensor, size: int, deviation: float) -> torch.Tensor:
     """Blur by a Gaussian, rows and then columns: a product of matrices each."""
+    from torchvision.transforms.v2 import functional  # takes longer to import than torch
+
     still_1HH = torch.eye(IMAGE_SHAPE[0]).unsqueeze(0)
-    blur_HH = _vision().gaussian_blur(still_1HH, [1, size], [deviation, deviation])[0]
+    blur_HH = functional.gaussian_blur(still_1HH, [1, size], [deviation, deviation])[0]
     return blur_HH @ images_NCHW @ blur_HH.T
 
 
@@ -116,9 +102,15 @@ def zoom_blur(images_N3HW: torch.Tensor, zoom: float, g: torch.Generator):
     return sum(seen_HH @ images_N3HW @ seen_HH.T for seen_HH in seen_ZHH) / zooms
 
 
-def brightness(images_N3HW: torch.Tensor, factor: float, g: torch.Generator):
-    """Multiply the light; below 1 it is `darkness`."""
-    return _vision().adjust_brightness(images_N3HW, factor)
+def vision(name: str) -> Corruption:
+    """Return torchvision's function of this name."""
+
+    def spoil(images_N3HW: torch.Tensor, amount: float, g: torch.Generator):
+        from torchvision.transforms.v2 import functional
+
+        return getattr(functional, name)(images_N3HW, amount)
+
+    return spoil
 
 
 def haze(images_N3HW: torch.Tensor, thickness: float, g: torch.Generator):
@@ -128,21 +120,12 @@ def haze(images_N3HW: torch.Tensor, thickness: float, g: torch.Generator):
     return images_N3HW.lerp(torch.tensor(0.9), thickness * (1 + cloud_N1HW) / 2)
 
 
-def saturation(images_N3HW: torch.Tensor, factor: float, g: torch.Generator):
-    """Fade the colours; 0 is grey."""
-    return _vision().adjust_saturation(images_N3HW, factor)
-
-
-def contrast(images_N3HW: torch.Tensor, factor: float, g: torch.Generator):
-    """Draw every value towards the mean grey of its image."""
-    return _vision().adjust_contrast(images_N3HW, factor)
-
-
 def elastic(images_N3HW: torch.Tensor, pixels: float, g: torch.Generator):
     """Move every pixel smoothly, by this standard deviation."""
     noise_N2HW = torch.randn(len(images_N3HW), 2, *IMAGE_SHAPE[:2], generator=g)
     smooth_N2HW = _blurred(noise_N2HW, 19, 3.0)
-    moved_N2HW = smooth_N2HW / smooth_N2HW.std(dim=(1, 2, 3), keepdim=True) * pixels * PIXEL
+    pixel = 2 / IMAGE_SHAPE[0]  # for `grid_sample` a side reaches from -1 to 1
+    moved_N2HW = smooth_N2HW / smooth_N2HW.std(dim=(1, 2, 3), keepdim=True) * pixels * pixel
     still_N23 = torch.eye(2, 3).expand(len(images_N3HW), -1, -1)
     grid_NHW2 = F.affine_grid(still_N23, images_N3HW.shape, align_corners=False)
     grid_NHW2 = grid_NHW2 + moved_N2HW.permute(0, 2, 3, 1)
@@ -166,13 +149,6 @@ def jpeg(images_N3HW: torch.Tensor, quality: int, g: torch.Generator):
     return to_float(np.stack(decoded))
 
 
-def posterize(images_N3HW: torch.Tensor, bits: int, g: torch.Generator):
-    """Keep the first bits of every value."""
-    return _vision().posterize(images_N3HW, bits)
-
-
-Corruption = Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]
-"""(float images in [0, 1], amount, chance) -> float images, not clamped"""
 CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...]]] = {
     "gaussian_noise": (gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
     "shot_noise": (shot_noise, (500, 250, 100, 75, 50)),
@@ -180,36 +156,21 @@ CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...]]] = {
     "gaussian_blur": (gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
     "motion_blur": (motion_blur, (2, 3, 4, 5, 7)),
     "zoom_blur": (zoom_blur, (1.05, 1.10, 1.15, 1.20, 1.25)),
-    "brightness": (brightness, (1.1, 1.2, 1.3, 1.5, 1.8)),
-    "darkness": (brightness, (0.8, 0.65, 0.5, 0.4, 0.3)),
+    "brightness": (vision("adjust_brightness"), (1.1, 1.2, 1.3, 1.5, 1.8)),  # factor
+    "darkness": (vision("adjust_brightness"), (0.8, 0.65, 0.5, 0.4, 0.3)),
     "haze": (haze, (0.1, 0.2, 0.3, 0.45, 0.6)),
-    "saturation": (saturation, (0.7, 0.5, 0.3, 0.15, 0.0)),
-    "contrast": (contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
+    "saturation": (vision("adjust_saturation"), (0.7, 0.5, 0.3, 0.15, 0.0)),  # 0 is grey
+    "contrast": (vision("adjust_contrast"), (0.75, 0.5, 0.4, 0.3, 0.15)),  # to the mean grey
     "elastic": (elastic, (0.25, 0.5, 0.75, 1.0, 1.5)),
     "pixelate": (pixelate, (30, 27, 24, 20, 16)),
     "jpeg": (jpeg, (80, 65, 58, 50, 40)),
-    "posterize": (posterize, (6, 5, 4, 3, 2)),
+    "posterize": (vision("posterize"), (6, 5, 4, 3, 2)),  # bits kept
 }
 """name -> what it does, and how much at each severity; a new one goes last, for its seed"""
 
 
 def corrupt(images_NHWC: np.ndarray, name: str, severity: int, seed: int = 0) -> np.ndarray:
-    """Return corrupted uint8 (N, 32, 32, 3); severity 0 leaves them alone, the input is unchanged.
-
-    Chance is a function of (name, seed): severities differ in the amount alone. Raises InputError
-    for an unknown name or severity, or for images of another type or shape.
-    """
-    if name not in CORRUPTIONS or severity not in (0, *SEVERITIES):
-        raise InputError(
-            f"expected a corruption of {', '.join(CORRUPTIONS)} at severity 0 to {SEVERITIES[-1]}, "
-            f"got {name} at {severity}"
-        )
-    if images_NHWC.dtype != np.uint8 or images_NHWC.shape[1:] != IMAGE_SHAPE:
-        raise InputError(
-            f"expected images uint8 (N, 32, 32, 3), got {images_NHWC.dtype} {images_NHWC.shape}"
-        )
-    if severity == 0:
-        return images_NHWC.copy()
+    """Return uint8 (N, 32, 32, 3) at severity 1..5; chance is a function of (name, seed) alone."""
     spoil, amounts = CORRUPTIONS[name]
     entropy = np.random.SeedSequence([seed, list(CORRUPTIONS).index(name)])
     generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
@@ -217,33 +178,14 @@ def corrupt(images_NHWC: np.ndarray, name: str, severity: int, seed: int = 0) ->
     return to_uint8(spoil(images_N3HW, amounts[severity - 1], generator))
 
 
-@dataclass(frozen=True)
-class Corrupted:
-    """The same images under every corruption."""
-
-    source: str
-    """whose corruptions they are"""
-    names: tuple[str, ...]
-    make: Callable[[str, int], np.ndarray]
-    """(name, severity 1..5) -> uint8 (N, 32, 32, 3)"""
-
-    def at(self, severity: int) -> np.ndarray:
-        """Return each image under each of A corruptions, uint8 (N, A, 32, 32, 3)."""
-        return np.stack([self.make(name, severity) for name in self.names], axis=1)
-
-
-def drawn(images_NHWC: np.ndarray, seed: int = 0) -> Corrupted:
+def drawn(images_NHWC: np.ndarray, seed: int = 0) -> Versions:
     """Return the built-in corruptions of uint8 images."""
-    return Corrupted(
-        SOURCE,
-        tuple(CORRUPTIONS),
-        lambda name, severity: corrupt(images_NHWC, name, severity, seed),
-    )
+    return {name: partial(corrupt, images_NHWC, name, seed=seed) for name in CORRUPTIONS}
 
 
 def official(
     folder: Path, test_NHWC: np.ndarray, labels_N: np.ndarray, rows_M: np.ndarray
-) -> Corrupted:
+) -> Versions:
     """Return CIFAR-10-C's versions of some of the N test images; the files are mapped, not read.
 
     Their rows are those of the official archive, and stage 1 sorts its own: each test image is the
@@ -264,11 +206,10 @@ def official(
             row_N[ours] = theirs[distance.argmin(1)]
     if len(np.unique(row_N)) != count:
         raise InputError(f"{folder} is of other test images than those in --data")
-    return Corrupted(
-        "CIFAR-10-C",
-        OFFICIAL,
-        lambda name, severity: files[name][(severity - 1) * count + row_N[rows_M]],
-    )
+    return {
+        name: lambda severity, file=file: file[(severity - 1) * count + row_N[rows_M]]
+        for name, file in files.items()
+    }
 
 
 def _mapped(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:

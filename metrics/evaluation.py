@@ -4,7 +4,7 @@ And what the commands that measure a generator share: their flags, and their sam
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +15,7 @@ import torch
 from tqdm import tqdm
 
 from metrics.extractor import judge_of
-from metrics.fidelity import (
-    FEATURES,
-    LEAST,
-    FeatureExtractor,
-    download_inception,
-    features_of,
-    fidelity,
-    inception_extractor,
-)
+from metrics.fidelity import FEATURES, LEAST, FeatureExtractor, features_of, fidelity, inception_of
 from metrics.report import at_once
 from models import command
 from models.artifacts import ROOT, sha256_of
@@ -119,8 +111,6 @@ class Reference:
     """uint8, the reference of every distance"""
     test: Split
     """the control: real images in the place of samples"""
-    judge: FeatureExtractor | None
-    """the classifier among the extractors, which says whether a sample shows its label"""
     extractors: tuple[FeatureExtractor, ...]
     device: torch.device
 
@@ -138,8 +128,7 @@ class Reference:
 
     def names(self, samples: int) -> list[str]:
         """Return the names of all measures of so many samples; a distance comes first."""
-        names = [name for e in self.extractors for name in e.names(samples)]
-        return names + ["label_accuracy"] * (self.judge is not None)
+        return [name for e in self.extractors for name in e.names(samples)]
 
     def measure(
         self,
@@ -152,19 +141,19 @@ class Reference:
 
         Features of `real` images are kept on disk. `done` may know a measure from before.
         """
+
+        def by(i: int) -> dict[str, float]:
+            extractor = self.extractors[i]
+            features = features_of(images_NHWC, extractor, self.device, FEATURES if real else None)
+            values = fidelity(features, self.features[i], extractor)
+            if label_N is not None and "label_accuracy" in extractor.names(len(images_NHWC)):
+                values["label_accuracy"] = extractor.label_accuracy(features, label_N)
+            return values
+
         values: dict[str, float] = {}
         for i, extractor in enumerate(self.extractors):
             name = "control " * real + extractor.frechet_name(len(images_NHWC))
-            values |= done(name, self._measure, i, images_NHWC, label_N, real)
-        return values
-
-    def _measure(self, i: int, images_NHWC, label_N, real: bool) -> dict[str, float]:
-        """Return the measures by the i-th extractor."""
-        extractor = self.extractors[i]
-        features = features_of(images_NHWC, extractor, self.device, FEATURES if real else None)
-        values = fidelity(features, self.features[i], extractor)
-        if extractor is self.judge and label_N is not None:
-            values["label_accuracy"] = extractor.label_accuracy(features, label_N)
+            values |= done(name, by, i)
         return values
 
     def report(
@@ -217,43 +206,38 @@ class MeasureConfig:
         for name, count in (("reference", len(train_NHWC)), ("test", len(test.labels_N))):
             if count < LEAST:
                 raise InputError(f"expected at least {LEAST} {name} images, got {count}")
-        judge = judge_of(test.dataset, self.extractor, device)
-        extractors = [judge] if judge else []
+        extractors = [judge_of(test.dataset, self.extractor, device)]
         if str(self.inception_weights) != "none":
-            if weights := self.inception_weights or download_inception():
-                extractors.append(inception_extractor(weights, self.fid_features, device))
-            else:
-                print(
-                    "no Inception weights at hand and none to download: no FID; "
-                    "give --inception-weights PATH"
-                )
-        return Reference(train_NHWC, test, judge, tuple(extractors), device)
+            extractors.append(inception_of(self.inception_weights, self.fid_features, device))
+        return Reference(train_NHWC, test, tuple(e for e in extractors if e), device)
+
+
+def codes_of_images(made_with: dict, folder: Path, whose: Path, test: Split) -> Codes:
+    """Read the codes of these test images. Raises InputError as `load_codes_of`, or for others."""
+    codes = load_codes_of(made_with, folder, "test", whose)
+    if codes.header["inputs"].get("images") != test.sha256:
+        raise InputError(
+            f"{folder} holds codes of other test images than those to measure on; give the --data "
+            "they were made from, or run: uv run tools/extract_latent_codes.py --data YOURS "
+            "--out NEW, then give --codes NEW"
+        )
+    return codes
 
 
 def likelihood_codes(
     subject: Subject, folder: Path, checkpoint: Path, reference: Reference | None
 ) -> dict[str, Codes]:
-    """Return {split: codes} to measure the likelihood of; empty, with a line, without any.
-
-    Raises InputError for codes of other images than the ones to measure against.
-    """
+    """Return {split: codes} to measure the likelihood of; empty, with a line, without any."""
     if not (folder / "test_codes.npy").exists():
         print(f"no codes at {folder}: no likelihood; run: uv run tools/extract_latent_codes.py")
         return {}
-    codes = {s: load_codes_of(subject.header, folder, s, checkpoint) for s in ("test", "train")}
-    if reference and codes["test"].header["inputs"].get("images") != reference.test.sha256:
-        raise InputError(
-            f"{folder} holds codes of other test images than those to measure against; give the "
-            "--data they were made from, or other --codes"
-        )
-    return codes
+    if reference:
+        codes_of_images(subject.header, folder, checkpoint, reference.test)
+    return {s: load_codes_of(subject.header, folder, s, checkpoint) for s in ("test", "train")}
 
 
 def print_measures(report: dict) -> None:
-    """Print each measure of samples beside that of real images.
-
-    These may be fewer, and then their FID goes by another name.
-    """
+    """Print each measure beside that of real images: of fewer, the FID goes by another name."""
     pairs = zip(report["samples"].items(), report["control"].items(), strict=True)
     for (name, value), (own, real) in pairs:
         own = "" if own == name else f" {own}"
@@ -266,19 +250,20 @@ def sampled_codes(
     plan: Plan,
     seed: int,
     batch: int,
-    name: str = "sampling",
     wrap: Callable[[range], Method] | None = None,
-) -> Iterator[torch.Tensor]:
-    """Yield codes_BT on the CPU, sample i from stream (seed, i), with a progress bar.
+) -> torch.Tensor:
+    """Return codes_NT on the CPU, sample i from stream (seed, i), with a progress bar.
 
     `wrap` makes what samples in place of the model, for a batch of samples.
     """
-    with tqdm(total=len(label_N), desc=name, unit="image") as bar:
-        for first in range(0, len(label_N), batch):
-            label_B = label_N[first : first + batch]
+    parts, first = [], 0
+    with tqdm(total=len(label_N), desc="sampling", unit="image") as bar:
+        for label_B in label_N.split(batch):
             sampler = wrap(range(first, first + len(label_B))) if wrap else model
-            yield sample_codes(sampler, label_B, plan, seed, first).cpu()
+            parts.append(sample_codes(sampler, label_B, plan, seed, first).cpu())
+            first += len(label_B)
             bar.update(len(label_B))
+    return torch.cat(parts)
 
 
 def sample_images(

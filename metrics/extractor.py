@@ -16,7 +16,7 @@ from torch import nn
 
 from metrics.fidelity import FeatureExtractor, codebook_use, features_of, psnr
 from models.artifacts import ROOT
-from models.classifier import load_net
+from models.classifier import load_net, save_net
 from models.data import Split, evenly
 from models.tokenizer import Tokenizer, decode_codes, encode_images, to_float
 
@@ -74,18 +74,12 @@ class Classifier(nn.Module):
 
 
 def load_classifier(path: Path) -> tuple[Classifier, dict]:
-    """Read a classifier onto the CPU, as float32 and in eval mode, and its header.
-
-    Raises InputError if the file is missing, broken, unsafe or no such classifier.
-    """
+    """Read a classifier onto the CPU, float32, in eval mode, and its header, as `load_net`."""
     return load_net(path, "extractor", RERUN, Classifier)
 
 
 def classifier_extractor(path: Path, device: torch.device | str = "cpu") -> FeatureExtractor:
-    """Return the classifier at `path` for distances; their names carry the name of its dataset.
-
-    Raises InputError as `load_classifier`.
-    """
+    """Return the classifier at `path` for distances; their names carry the name of its dataset."""
     classifier, head = load_classifier(path)
     classifier.to(device)
 
@@ -105,6 +99,14 @@ def label_accuracy(images_NHWC: np.ndarray, labels_N: np.ndarray, net: nn.Module
     batches = (images_NHWC[i : i + 500] for i in range(0, len(images_NHWC), 500))
     class_N = torch.cat([net(to_float(batch, device))[1].argmax(1) for batch in batches])
     return float((class_N.cpu().numpy() == labels_N).mean())
+
+
+def write_net(out: Path, net: nn.Module, head: dict, test: Split) -> float:
+    """Write a net, rounded to what the file holds; return its accuracy on the test split."""
+    net.half().float().eval()
+    accuracy = label_accuracy(test.images_NHWC, test.labels_N, net)
+    save_net(out, net, head | {"test_accuracy": accuracy})
+    return accuracy
 
 
 def judge_of(dataset: str, path: Path | None, device: torch.device) -> FeatureExtractor | None:

@@ -23,7 +23,8 @@ import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
-from models.artifacts import ROOT, header, load_array, safe_load, save_array, sha256_of
+from models import artifacts
+from models.artifacts import ROOT, load_array, sha256_of
 from models.command import InputError
 
 FEATURES = ROOT / "results/features"
@@ -68,7 +69,8 @@ class FeatureExtractor:
         kernel = {"FD": "KD", "FID": "KID"}[self.prefix] + self.suffix
         others = [f"precision{self.suffix}", f"recall{self.suffix}"]
         score = [f"IS{self.suffix}"] if self.logits_layer else []
-        return [self.frechet_name(samples), kernel, *others, *score]
+        label = ["label_accuracy"] * (score != [] and self.prefix == "FD")  # of its own classes
+        return [self.frechet_name(samples), kernel, *others, *score, *label]
 
     def label_accuracy(self, features: dict[str, torch.Tensor], label_N: np.ndarray) -> float:
         """Return the share of images, in [0, 1], that the classifier takes for their label."""
@@ -85,12 +87,10 @@ def inception_extractor(weights: Path, layer: str = "2048", device="cpu") -> Fea
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    if layer not in NEEDED:
-        raise InputError(f"expected an Inception layer 2048, 768, 192 or 64, got {layer}")
-    if not Path(weights).is_file():
-        raise InputError(f"no Inception weights at {weights}")
-    state, digest = safe_load(weights, "give torch-fidelity's Inception state dict")
-    try:
+    what, mend = "Inception weights", "give torch-fidelity's state dict, --inception-weights PATH"
+    artifacts.expect_file(weights, what, mend)
+    state, digest = artifacts.safe_load(weights, mend)
+    with artifacts.as_written(weights, what, mend):
         parts = [state[name] for name in state if name.startswith(NEEDED[layer])]
         complete = "fc.weight" in state and all(torch.isfinite(part).all() for part in parts)
         if not complete:
@@ -103,9 +103,6 @@ def inception_extractor(weights: Path, layer: str = "2048", device="cpu") -> Fea
         torch.save(state, checked)
         checked.seek(0)
         network = FeatureExtractorInceptionV3("inception", layers, checked)
-    except (RuntimeError, TypeError, AttributeError) as e:
-        reason = " ".join(str(e).split())[:100]
-        raise InputError(f"{weights} is no torch-fidelity Inception state dict: {reason}") from None
     for block in network.modules():
         if hasattr(block, "bn"):
             block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), torch.nn.Identity()
@@ -143,6 +140,14 @@ def download_inception(url: str | None = None, timeout: float = 10.0) -> Path | 
         socket.setdefaulttimeout(before)
 
 
+def inception_of(path: Path | None, layer: str, device: torch.device) -> FeatureExtractor | None:
+    """Return the Inception at `path`, else the standard one; None, with a line, without any."""
+    if weights := path or download_inception():
+        return inception_extractor(weights, layer, device)
+    print("no Inception weights at hand or to download: no FID; give --inception-weights PATH")
+    return None
+
+
 @torch.inference_mode()
 def features_of(
     images_NHWC: np.ndarray,
@@ -157,7 +162,7 @@ def features_of(
     With `keep`, a folder, they are read from there if the same weights saw the same images before,
     and else written. Raises InputError for images of another type or shape.
     """
-    shape = images_NHWC.shape
+    shape, device = images_NHWC.shape, torch.device(device)
     if images_NHWC.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[0] < least:
         raise InputError(f"expected uint8 (N >= {least}, H, W, 3), got {images_NHWC.dtype} {shape}")
     layers = [name for name in (extractor.layer, extractor.logits_layer) if name]
@@ -167,13 +172,10 @@ def features_of(
         stem = f"{inputs['images'][:16]}-{extractor.sha256[:16]}"
         files = {name: keep / f"{stem}-{name}.npy" for name in layers}
         with contextlib.suppress(InputError):  # missing or damaged: computed anew
-            pairs = {
-                n: load_array(file, "features", "", np.float32, 2) for n, file in files.items()
-            }
-            if all(head["inputs"] == inputs for _, head in pairs.values()):
-                return {name: torch.from_numpy(array) for name, (array, _) in pairs.items()}
+            arrays = {n: load_array(f, "features", "", np.float32, 2)[0] for n, f in files.items()}
+            return {name: torch.from_numpy(array_NF) for name, array_NF in arrays.items()}
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
-    size = 256 if torch.device(device).type == "cuda" else 8  # what a core's cache holds
+    size = 256 if device.type == "cuda" else 8  # what a core's cache holds
     with tqdm(total=len(images_NHWC), desc="features", unit="image", disable=not verbose) as bar:
         for images_BHWC in torch.from_numpy(images_NHWC).split(size):
             computed = extractor.network(images_BHWC.to(device).permute(0, 3, 1, 2))
@@ -182,8 +184,8 @@ def features_of(
             bar.update(len(images_BHWC))
     features = {name: torch.cat(part) for name, part in parts.items()}
     for name, file in files.items():
-        head = header("features", "metrics/fidelity.py", {}, inputs)
-        save_array(file, features[name].numpy(), head)
+        head = artifacts.header("features", "metrics/fidelity.py", {}, inputs)
+        artifacts.save_array(file, features[name].numpy(), head)
     return features
 
 

@@ -43,19 +43,21 @@ def logit_batches(
     order_NS: torch.Tensor,
     batch: int = 100,
     name: str | None = None,
+    target_NT: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (logits_BSV, target_BS) of consecutive images, with a progress bar if it has a name.
 
-    For measures of whole predictions: all of them at once would take 2.6 GB for 10,000 images.
+    The targets are the codes that are read, or others. For measures of whole predictions: all of
+    them at once would take 2.6 GB for 10,000 images.
     """
     device = next(model.parameters()).device
     batch = batch if device.type == "cuda" else min(batch, 16)  # what a core's cache holds
-    hidden = name is None
+    target_NT, hidden = codes_NT if target_NT is None else target_NT, name is None
     with tqdm(total=len(label_N), desc=name, unit="image", leave=False, disable=hidden) as bar:
-        chunks = (x.split(batch) for x in (codes_NT, label_N, order_NS))
+        chunks = (x.split(batch) for x in (codes_NT, label_N, order_NS, target_NT))
         for chunk in zip(*chunks, strict=True):
-            codes_BT, label_B, order_BS = (x.to(device) for x in chunk)
-            yield model(codes_BT, label_B, order_BS), codes_BT.gather(1, order_BS)
+            codes_BT, label_B, order_BS, target_BT = (x.to(device) for x in chunk)
+            yield model(codes_BT, label_B, order_BS), target_BT.gather(1, order_BS)
             bar.update(len(label_B))
 
 
@@ -133,20 +135,6 @@ def orders_to_measure(model: Method, random_orders: int, seed: int = 0) -> dict[
     return orders
 
 
-def bits_by_order(
-    model: Method,
-    codes_NT: torch.Tensor,
-    label_N: torch.Tensor,
-    orders: dict[str, torch.Tensor],
-    batch: int = 100,
-) -> dict[str, torch.Tensor]:
-    """Return -log2 p of every code by order, float32 (N, S) each, with a progress bar."""
-    return {
-        name: bits_per_code(model, codes_NT, label_N, order_S.expand(len(label_N), -1), batch, name)
-        for name, order_S in tqdm(orders.items(), desc="orders", unit="order")
-    }
-
-
 def ensemble(bits_KN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return bits_N of p averaged over K orders, and of log p averaged: float64, first <= second.
 
@@ -157,23 +145,23 @@ def ensemble(bits_KN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return -log_mean_N / math.log(2), bits_KN.double().mean(0)
 
 
-def ensemble_report(bits_KN: torch.Tensor, seed: int = 0) -> dict:
-    """Return both ensembles of K orders and what the first gains, bits per image."""
-    joint_N, geometric_N = ensemble(bits_KN)
-    return {
-        "orders": len(bits_KN),
-        "log_mean_exp": mean_of(joint_N, seed),
-        "mean_of_logs": mean_of(geometric_N, seed),
-        "gain": mean_of(geometric_N - joint_N, seed),
-    }
-
-
-def order_report(bits: dict[str, torch.Tensor], seed: int = 0) -> dict:
-    """Return what `bits_by_order` says, in bits per image, every number with its interval.
+def order_report(
+    model: Method,
+    codes_NT: torch.Tensor,
+    label_N: torch.Tensor,
+    random_orders: int,
+    batch: int = 100,
+    seed: int = 0,
+) -> dict:
+    """Return the likelihood in `orders_to_measure`, in bits per image, each with its interval.
 
     `bits_per_step` holds a curve of S values for each order, and for `random` the mean of the
     random ones. Spreads and ensembles are there if there are two random orders or more.
     """
+    orders, bits = orders_to_measure(model, random_orders, seed), {}
+    for name, order_S in tqdm(orders.items(), desc="orders", unit="order"):
+        order_NS = order_S.expand(len(label_N), -1)
+        bits[name] = bits_per_code(model, codes_NT, label_N, order_NS, batch, name)
     per_image = {name: bits_NS.double().sum(1) for name, bits_NS in bits.items()}
     report = {
         "bits_per_image": {
@@ -187,11 +175,16 @@ def order_report(bits: dict[str, torch.Tensor], seed: int = 0) -> dict:
         return report
     curves_NS = torch.stack([bits[name] for name in drawn]).mean(0)
     report["bits_per_step"]["random"] = mean_of(curves_NS, seed)
-    random_KN = torch.stack([per_image[name] for name in drawn])
-    all_KN = torch.stack(list(per_image.values()))
-    groups = {"random": random_KN, "all": all_KN}
-    report["ensemble"] = {name: ensemble_report(bits_KN, seed) for name, bits_KN in groups.items()}
+    random_KN, report["ensemble"] = torch.stack([per_image[name] for name in drawn]), {}
     images = random_KN.shape[1]
+    for group, bits_KN in (("random", random_KN), ("all", torch.stack([*per_image.values()]))):
+        joint_N, geometric_N = ensemble(bits_KN)
+        report["ensemble"][group] = {
+            "orders": len(bits_KN),
+            "log_mean_exp": mean_of(joint_N, seed),
+            "mean_of_logs": mean_of(geometric_N, seed),
+            "gain": mean_of(geometric_N - joint_N, seed),
+        }
     report["sd_over_random_orders"] = {
         "per_image": mean_of(random_KN.std(0), seed),
         "of_their_means": estimate(random_KN.T, lambda sums_RK: (sums_RK / images).std(1), seed),
@@ -252,22 +245,18 @@ def baseline_bits(train: Codes, test: Codes) -> dict[str, float]:
     size, views = train.header["codebook_size"], train.codes_NAT.shape[1]
     train_NT, label_N = train.codes_NAT.flatten(0, 1), train.label_N.repeat_interleave(views)
     test_NT, half = test.codes_NAT[:, 0], len(train.label_N) // 2 * views
-    tokens = test_NT.shape[1]
-
-    def class_position(codes_NT: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
-        return label_N.unsqueeze(1) * tokens + torch.arange(tokens)
-
-    def raster_bigram(codes_NT: torch.Tensor, label_N: torch.Tensor) -> torch.Tensor:
-        return F.pad(codes_NT[:, :-1], (1, 0), value=size)  # a mark before the first
-
-    bits = {"uniform": tokens * math.log2(size)}
-    for context in (class_position, raster_bigram):
+    tokens, cell_T = test_NT.shape[1], torch.arange(test_NT.shape[1])
+    bits, contexts = {"uniform": tokens * math.log2(size)}, {}
+    contexts["class_position"] = lambda codes_NT, label_N: label_N[:, None] * tokens + cell_T
+    # a mark before the first
+    contexts["raster_bigram"] = lambda codes_NT, _: F.pad(codes_NT[:, :-1], (1, 0), value=size)
+    for name, context in contexts.items():
         seen_NT = context(train_NT, label_N)
         first, second = (seen_NT[:half], train_NT[:half]), (seen_NT[half:], train_NT[half:])
         tried = {strength: smoothed_bits(first, second, size, strength) for strength in STRENGTHS}
         asked = context(test_NT, test.label_N), test_NT
         mean = smoothed_bits((seen_NT, train_NT), asked, size, min(tried, key=tried.get))
-        bits[context.__name__] = tokens * mean
+        bits[name] = tokens * mean
     return bits
 
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 GREY = 205
 """of cells that are still to come"""
-MILLISECONDS = 90
-"""of a network call in an animation"""
 
 
 def blank(width: float = 5.2, height: float = 3.4, rows: int = 1, columns: int = 1, **more: Any):
@@ -74,13 +72,6 @@ def tile(images_NHWC: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
     return sheet
 
 
-def first_of_each(labels_N: np.ndarray, count: int) -> np.ndarray:
-    """Return the rows of the first `count` images of each class, fewer if one class has fewer."""
-    names, counts = np.unique(labels_N, return_counts=True)
-    count = min(count, counts.min())
-    return np.concatenate([np.flatnonzero(labels_N == name)[:count] for name in names])
-
-
 def show_image(axes: Any, picture_HWC: np.ndarray, row_names: Sequence[str] = (), size: int = 11):
     """Show an image without ticks but for the names of its rows."""
     axes.imshow(picture_HWC, interpolation="nearest")
@@ -93,13 +84,15 @@ def show_image(axes: Any, picture_HWC: np.ndarray, row_names: Sequence[str] = ()
 
 
 def plot_class_grid(
-    images_NHWC: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]
+    images_NHWC: np.ndarray, labels_N: np.ndarray, classes: Sequence[str], most: int = 16
 ) -> "Figure":
-    """Draw one row per class, its name at the left; the classes need equal numbers of images."""
-    per_class = len(labels_N) // len(classes)
-    figure, axes = blank(2.0 + 0.55 * per_class, 0.2 + 0.58 * len(classes))
-    by_class = np.argsort(labels_N, kind="stable")
-    show_image(axes, tile(images_NHWC[by_class], per_class), classes)
+    """Draw a row for each class that has images: its name, and `most` of them if all have those."""
+    rows = {name: np.flatnonzero(labels_N == k) for k, name in enumerate(classes)}
+    rows = {name: row for name, row in rows.items() if len(row)}
+    count = min(most, *map(len, rows.values()))
+    figure, axes = blank(2.0 + 0.55 * count, 0.2 + 0.58 * len(rows))
+    shown = np.concatenate([row[:count] for row in rows.values()])
+    show_image(axes, tile(images_NHWC[shown], count), list(rows))
     return figure
 
 
@@ -107,22 +100,15 @@ def plot_first_images(
     images_NHWC: np.ndarray, labels_N: np.ndarray, classes: Sequence[str]
 ) -> "Figure":
     """Draw up to ten images of each of the first twenty classes."""
-    shown = first_of_each(labels_N, 10)
-    shown = shown[labels_N[shown] < 20]
-    return plot_class_grid(images_NHWC[shown], labels_N[shown], classes[:20])
+    return plot_class_grid(images_NHWC, labels_N, classes[:20], most=10)
 
 
 def plot_reconstructions(
-    images_NHWC: np.ndarray,
-    others_NHWC: np.ndarray,
-    names: tuple[str, str] = ("original", "decoded"),
+    images_NHWC: np.ndarray, others_NHWC: np.ndarray, names: Sequence[str] = ("original", "decoded")
 ) -> "Figure":
-    """Draw images over what became of them, up to 16 a row."""
-    columns = min(16, len(images_NHWC))
-    figure, axes = blank(1 + 0.7 * columns, 1.7)
-    both_NHWC = np.concatenate((images_NHWC[:columns], others_NHWC[:columns]))
-    show_image(axes, tile(both_NHWC, columns), names)
-    return figure
+    """Draw images over what became of them, the first 16."""
+    both_NHWC = np.concatenate((images_NHWC, others_NHWC))
+    return plot_class_grid(both_NHWC, np.repeat((0, 1), len(images_NHWC)), names)
 
 
 def plot_edit(before: dict[str, np.ndarray], results_NHWC: np.ndarray) -> "Figure":
@@ -217,7 +203,7 @@ def gif(frames: Sequence[np.ndarray], pause: int = 2400) -> bytes:
     palette = Image.fromarray(np.concatenate((frames[0], frames[-1]))).quantize(64)
     none = Image.Dither.NONE
     first, *others = (Image.fromarray(x).quantize(palette=palette, dither=none) for x in frames)
-    file, durations = io.BytesIO(), [MILLISECONDS] * len(others) + [pause]
+    file, durations = io.BytesIO(), [90] * len(others) + [pause]  # ms of a network call
     first.save(file, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
     return file.getvalue()
 

@@ -54,8 +54,9 @@ def draw_points(axes: Any, x: Any, y: Any, along: str = "y", **style: Any) -> No
     axes.errorbar(x, y, **{f"{along}err": bars}, fmt="o", ms=4, capsize=2, lw=1, **style)
 
 
-def name_lines(figure: "Figure", axes: Any) -> "Figure":
-    """Put the names of the lines above the panels, where they hide nothing; return the figure."""
+def titled(figure: "Figure", axes: Any, title: str) -> "Figure":
+    """Put a title on the first panel and the names of its lines above; return the figure."""
+    axes.set_title(title, fontsize=10)
     handles, names = axes.get_legend_handles_labels()
     if names:
         style = {"frameon": False, "fontsize": 9, "ncols": 2 if max(map(len, names)) < 26 else 1}
@@ -105,8 +106,7 @@ def plot_curves(
     every[-1].set_xlabel("training step")
     if one and runs[0].curve:
         return figure
-    every[0].set_title("Training; faint: of the batches, strong: held out", fontsize=10)
-    return name_lines(figure, every[0])
+    return titled(figure, every[0], "Training; faint: of the batches, strong: held out")
 
 
 def plot_by_order(runs: Sequence[Run]) -> "Figure":
@@ -124,8 +124,7 @@ def plot_by_order(runs: Sequence[Run]) -> "Figure":
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(max(1, len(rows)) - 0.5, -0.5)
     axes.set_xlabel("bits per test image, 95% intervals")
-    axes.set_title("Likelihood by the order an image is read in", fontsize=10)
-    return name_lines(figure, axes)
+    return titled(figure, axes, "Likelihood by the order an image is read in")
 
 
 def plot_steps(runs: Sequence[Run], ceiling: float | None = None) -> "Figure":
@@ -138,8 +137,7 @@ def plot_steps(runs: Sequence[Run], ceiling: float | None = None) -> "Figure":
     if ceiling:
         reference(axes, ceiling, f"a uniform guess: {ceiling:g} bits")
     axes.set(xlabel="step of decoding", ylabel="bits per code")
-    axes.set_title("Test images; dashed: entropy along own samples", fontsize=10)
-    return name_lines(figure, axes)
+    return titled(figure, axes, "Test images; dashed: entropy along own samples")
 
 
 def plot_reliability(runs: Sequence[Run], part: str = "tokens.overall") -> "Figure":
@@ -161,8 +159,7 @@ def plot_reliability(runs: Sequence[Run], part: str = "tokens.overall") -> "Figu
     axes.axline((0, 0), slope=1, color="black", lw=0.8, ls="--")
     limit = min(1.02, 1.05 * most) or 1.0
     axes.set(xlim=(0, limit), ylim=(0, limit), xlabel="confidence", ylabel="accuracy")
-    axes.set_title("Reliability; circles by the number of predictions", fontsize=10)
-    return name_lines(figure, axes)
+    return titled(figure, axes, "Reliability; circles by the number of predictions")
 
 
 def plot_risk(runs: Sequence[Run]) -> "Figure":
@@ -175,48 +172,35 @@ def plot_risk(runs: Sequence[Run]) -> "Figure":
             coverage = np.arange(1, len(curve) + 1) / max(1, len(curve))
             axes.plot(coverage, curve, dashes, color=f"C{i}", label=f"{run.name}, {name}")
     axes.set(xlabel="coverage, most confident first", ylabel="1 - p(label)", ylim=(0, 1))
-    axes.set_title("Does confidence in a sample tell its quality?", fontsize=10)
-    return name_lines(figure, axes)
+    return titled(figure, axes, "Does confidence in a sample tell its quality?")
 
 
-def _against(
-    runs: Sequence[Run], path: str, measures: dict[str, str], xlabel: str, title: str
-) -> "Figure":
-    """Draw measures {y label: start of its key} of a list of rows, whose first key is the x."""
+ROBUSTNESS = {
+    "corruptions": ("corruptions.by_severity", "Corrupted test images", "severity",
+        {"bits per image": "bits_per_image", "ECE of codes": "ece_equal_width",
+         "class accuracy by Bayes": "class_accuracy"}),
+    "context": ("context.uniform", "Codes of test images replaced by any others",
+        "share of the codes replaced",
+        {"more bits per image": "more_bits_per_image", "ECE of codes": "ece_equal_width"}),
+    "misread": ("sampling", "Samples made of misread codes", "share of its own codes misread",
+        {"label accuracy": "label_accuracy", "FD of samples": "FD_"}),
+}  # fmt: skip
+"""picture -> rows of robustness.json, title, what x is, {y label: start of its key}"""
+
+
+def plot_robustness(runs: Sequence[Run], picture: str) -> "Figure":
+    """Draw a picture of ROBUSTNESS: its measures against the first key of its rows."""
+    rows_at, title, xlabel, measures = ROBUSTNESS[picture]
     figure, every = stacked(len(measures), sharex=True)
     for axes, (label, start) in zip(every, measures.items(), strict=True):
-        for i, run in enumerate(with_part(runs, path)):
-            rows = run.at(path)
+        for i, run in enumerate(with_part(runs, f"robustness.{rows_at}")):
+            rows = run.at(f"robustness.{rows_at}")
             x = [next(iter(row.values())) for row in rows]
             values = [next(v for k, v in row.items() if k.startswith(start)) for row in rows]
             draw_line(axes, x, values, color=f"C{i}", marker=".", label=run.name)
         axes.set_ylabel(label)
-    every[0].set_title(title, fontsize=10)
     every[-1].set_xlabel(xlabel)
-    return name_lines(figure, every[0])
-
-
-def plot_corruptions(runs: Sequence[Run]) -> "Figure":
-    """Draw likelihood, calibration and class accuracy of corrupted images by severity."""
-    measures = {"bits per image": "bits_per_image", "ECE of codes": "ece_equal_width"}
-    measures |= {"class accuracy by Bayes": "class_accuracy"}
-    where = "robustness.corruptions.by_severity"
-    return _against(runs, where, measures, "severity", "Corrupted test images")
-
-
-def plot_context(runs: Sequence[Run], kind: str = "uniform") -> "Figure":
-    """Draw what replaced codes in the context cost, by any others or by `neighbours`."""
-    others = {"uniform": "any others", "neighbours": "similar ones"}[kind]
-    measures = {"more bits per image": "more_bits_per_image", "ECE of codes": "ece_equal_width"}
-    label, title = "share of the codes replaced", f"Codes of test images replaced by {others}"
-    return _against(runs, f"robustness.context.{kind}", measures, label, title)
-
-
-def plot_misread(runs: Sequence[Run]) -> "Figure":
-    """Draw samples of a model that misreads a share of its own codes."""
-    measures = {"label accuracy": "label_accuracy", "FD of samples": "FD_"}
-    label, title = "share of its own codes misread", "Samples made of misread codes"
-    return _against(runs, "robustness.sampling", measures, label, title)
+    return titled(figure, every[0], title)
 
 
 def plot_sweep(
@@ -242,8 +226,7 @@ def plot_sweep(
             axes.plot(xs, [best(points[x]) for x in xs], "o-", color=f"C{i}", label=run.name)
         axes.set(xlabel=labels.get(key, "images per second"), ylabel=measure)
         axes.set_xlim(left=0)
-    every[0].set_title(f"{measure} of samples; the best setting at each value", fontsize=10)
-    return name_lines(figure, every[0])
+    return titled(figure, every[0], f"{measure} of samples; the best setting at each value")
 
 
 PANELS = {
@@ -255,12 +238,7 @@ PANELS = {
 
 
 def show_progress(
-    out: Path,
-    rows: list[dict],
-    model: Method,
-    tokenizer: Tokenizer | None,
-    classes: list[str],
-    order: str,
+    out: Path, rows: list, model: Method, tokenizer: Tokenizer | None, classes: list, order: str
 ) -> None:
     """Write metrics.jsonl, curves.png and, with a tokenizer, samples/<step>.png (cfg 1 -> 2)."""
     write_log(out / "metrics.jsonl", rows)

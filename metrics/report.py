@@ -20,17 +20,8 @@ from typing import Any
 import numpy as np
 
 from metrics.pictures import plot_class_grid, save_figure
-from models.artifacts import (
-    ROOT,
-    as_written,
-    expect_file,
-    git_commit,
-    plain,
-    read_json,
-    replace_file,
-    this_command,
-    write_text,
-)
+from models import artifacts
+from models.artifacts import ROOT, read_json, write_text
 from models.command import InputError
 from models.data import evenly
 
@@ -56,7 +47,8 @@ def write_record(path: Path, numbers: dict, config: Any, inputs: dict[str, str])
 
     Returns what the file holds. `inputs` are hashes by name.
     """
-    made_by = {"command": this_command(), "config": plain(config), "git_commit": git_commit()}
+    made_by = {"command": artifacts.this_command(), "config": artifacts.plain(config)}
+    made_by |= {"git_commit": artifacts.git_commit()}
     record = numbers | made_by | {"inputs": inputs}
     write_text(path, json.dumps(record, indent=1) + "\n")
     return record
@@ -198,12 +190,6 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _lines(content: dict) -> str:
-    """Return JSON with one line for each key, so that git shows what changed."""
-    lines = (f"{json.dumps(key)}: {json.dumps(item)}" for key, item in _short(content).items())
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
 def keep_run(folder: Path, kept: Path, training: Path | None = None) -> dict[str, int]:
     """Copy a run's numbers to `kept`/<its name>; return the bytes of each file.
 
@@ -215,7 +201,10 @@ def keep_run(folder: Path, kept: Path, training: Path | None = None) -> dict[str
     if training and training.exists():
         trained = read_run(training)
         run = Run(run.name, trained.files | run.files, run.curve or trained.curve)
-    texts = {f"{name}.json": _lines(content) for name, content in run.files.items()}
+    texts = {}
+    for name, content in run.files.items():  # a line for each key, so that git shows what changed
+        lines = (f"{json.dumps(key)}: {json.dumps(item)}" for key, item in _short(content).items())
+        texts[f"{name}.json"] = "{\n" + ",\n".join(lines) + "\n}\n"
     others = [i for i, row in enumerate(run.curve) if "heldout_bits" not in row]
     some = {others[k] for k in evenly(len(others), CURVE_ROWS)} if others else set()
     rows = [row for i, row in enumerate(run.curve) if i in some or "heldout_bits" in row]
@@ -238,11 +227,8 @@ def write_samples(out: Path, images_NHWC: np.ndarray, label_N: np.ndarray, class
     """Write samples.npz (arr_0 uint8 NHWC, arr_1 labels: ADM's convention) and samples.png."""
     packed = io.BytesIO()
     np.savez(packed, arr_0=images_NHWC, arr_1=label_N)
-    replace_file(out / "samples.npz", lambda file: file.write(packed.getbuffer()))
-    present = [k for k in range(len(classes)) if (label_N == k).any()]
-    columns = min(10, *(int((label_N == k).sum()) for k in present))
-    shown = np.concatenate([np.flatnonzero(label_N == k)[:columns] for k in present])
-    figure = plot_class_grid(images_NHWC[shown], label_N[shown], [classes[k] for k in present])
+    artifacts.replace_file(out / "samples.npz", lambda file: file.write(packed.getbuffer()))
+    figure = plot_class_grid(images_NHWC, label_N, classes, most=10)
     save_figure(figure, out / "samples.png", dpi=150)
 
 
@@ -252,8 +238,8 @@ def read_samples(path: Path, size: int, classes: int) -> tuple[np.ndarray, np.nd
     Raises InputError unless arr_0 is such an array, and arr_1, if there, labels in 0..classes-1.
     """
     mend = "give an .npz as eval_c2i.py writes it"
-    expect_file(path, "samples", mend)
-    with as_written(path, "samples with an arr_0", mend), zipfile.ZipFile(path) as packed:
+    artifacts.expect_file(path, "samples", mend)
+    with artifacts.as_written(path, "samples with an arr_0", mend), zipfile.ZipFile(path) as packed:
         images_NHWC = _member(packed, "arr_0")
         label_N = _member(packed, "arr_1") if "arr_1.npy" in packed.namelist() else None
     if images_NHWC.dtype != np.uint8 or images_NHWC.shape[1:] != (size, size, 3):

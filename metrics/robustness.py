@@ -12,25 +12,16 @@ Images: corrupted as in `metrics/corruptions.py`, encoded to the nearest codes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
-from metrics.calibration import (
-    LN2,
-    Batches,
-    Predictions,
-    collect,
-    ece,
-    equal_width_edges,
-    mean_of,
-    trust,
-)
+from metrics.calibration import LN2, Predictions, collect, ece, equal_width_edges, mean_of, trust
 from metrics.evaluation import sampled_codes
 from metrics.fidelity import psnr
 from metrics.likelihood import logit_batches
 from metrics.sample_calibration import class_log_p
-from models.command import InputError
 from models.method import Method
 from models.sampling import Plan
 from models.tokenizer import Tokenizer, decode_codes, encode_images
@@ -54,11 +45,8 @@ def corrupt_context(
     """Return codes with each replaced by another at probability `rho`; the input is unchanged.
 
     By any other code, all alike, or by one of its K neighbours. The cells that a small rho replaces
-    are among those of a larger one, with the same new codes, so that rhos can be compared. Raises
-    InputError for a rho outside [0, 1].
+    are among those of a larger one, with the same new codes, so that rhos can be compared.
     """
-    if not 0 <= rho <= 1:
-        raise InputError(f"expected rho in [0, 1], got {rho}")
     generator = torch.Generator().manual_seed(seed)
     replaced_NT = torch.rand(codes_NT.shape, generator=generator) < rho
     if neighbours_VK is None:
@@ -68,26 +56,6 @@ def corrupt_context(
         nth_NT = torch.randint(neighbours_VK.shape[1], codes_NT.shape, generator=generator)
         other_NT = neighbours_VK[codes_NT, nth_NT]
     return torch.where(replaced_NT, other_NT, codes_NT)
-
-
-def corrupted_batches(
-    model: Method,
-    clean_NT: torch.Tensor,
-    corrupted_NT: torch.Tensor,
-    label_N: torch.Tensor,
-    order_NS: torch.Tensor,
-    batch: int = 100,
-    name: str | None = None,
-) -> Batches:
-    """Yield logits that saw the corrupted codes, with the clean codes as targets.
-
-    One forward is enough: the contract is causal, so a step never reads the code in its own cell.
-    """
-    target_NS, done = clean_NT.gather(1, order_NS), 0
-    for logits_BSV, _ in logit_batches(model, corrupted_NT, label_N, order_NS, batch, name):
-        target_BS = target_NS[done : done + len(logits_BSV)]
-        done += len(logits_BSV)
-        yield logits_BSV, target_BS.to(logits_BSV.device)
 
 
 def context_report(
@@ -100,16 +68,16 @@ def context_report(
     batch: int = 100,
     seed: int = 0,
 ) -> list[dict]:
-    """Return for each rho how well the clean codes are predicted; a clean context comes first.
+    """Return for each rho how well the clean codes are predicted; the first rho is 0.
 
-    `more_bits_per_image` is paired with the clean context of the same image.
+    `more_bits_per_image` is paired with the clean context of the same image. One forward is enough:
+    the contract is causal, so a step never reads the code in its own cell.
     """
     clean_N, rows = None, []
-    for rho in [0.0, *(rho for rho in rhos if rho)]:
+    for rho in rhos:
         corrupted_NT = corrupt_context(codes_NT, rho, model.config.vocab_size, neighbours_VK, seed)
-        inputs = (codes_NT, corrupted_NT, label_N, order_NS)
-        tokens = collect(corrupted_batches(model, *inputs, batch, f"rho {rho:g}"))
-        bits_NS = tokens.nats_NS / LN2
+        inputs = (corrupted_NT, label_N, order_NS, batch, f"rho {rho:g}", codes_NT)
+        bits_NS = (tokens := collect(logit_batches(model, *inputs))).nats_NS / LN2
         clean_N = bits_NS.sum(1) if clean_N is None else clean_N
         row = {
             "rho": rho,
@@ -118,9 +86,8 @@ def context_report(
             "more_bits_per_image": mean_of(bits_NS.sum(1) - clean_N, seed, keep=True),
             "bits_per_step": mean_of(bits_NS, seed),
             "accuracy": mean_of(tokens.correct_NS.mean(1), seed),
-            **trust(tokens, seed),
         }
-        rows.append(row)
+        rows.append(row | trust(tokens, seed))
     return rows
 
 
@@ -163,11 +130,9 @@ def misread_samples(
     model: Method, label_N: torch.Tensor, plan: Plan, rho: float, seed: int, batch: int
 ) -> torch.Tensor:
     """Return codes_NT on the CPU, as written, of samples whose own codes were misread."""
-    name = f"sampling, rho {rho:g}"
-    parts = sampled_codes(
-        model, label_N, plan, seed, batch, name, lambda rows: MisreadContext(model, rho, seed, rows)
+    return sampled_codes(
+        model, label_N, plan, seed, batch, partial(MisreadContext, model, rho, seed)
     )
-    return torch.cat(list(parts))
 
 
 @dataclass(frozen=True)
@@ -188,9 +153,8 @@ class Reading:
 
         Resampling draws images, each with all of its versions.
         """
-        # (N, A, S) -> (N, A * S): the versions of an image side by side
-        tokens, classes = (
-            x[:, versions].each(lambda value_NAS: value_NAS.flatten(1))
+        tokens, classes = (  # (N, A, S) -> (N, A * S): the versions of an image side by side
+            Predictions(*(value_NAS[:, versions].flatten(1) for value_NAS in x))
             for x in (self.tokens, self.classes)
         )
         decibels_NA = self.decibels_NA[:, versions]
@@ -224,5 +188,7 @@ def read_images(
     classes = collect([(log_p_MC.unsqueeze(1), label_M.unsqueeze(1))])
     decoded_MHWC = decode_codes(tokenizer, codes_MT)
     decibels_M = torch.from_numpy(psnr(decoded_MHWC, clean_NHWC.repeat(shape[1], axis=0)))
-    by_image = (x.each(lambda value_MS: value_MS.unflatten(0, shape)) for x in (tokens, classes))
+    by_image = (
+        Predictions(*(value_MS.unflatten(0, shape) for value_MS in x)) for x in (tokens, classes)
+    )
     return Reading(*by_image, decibels_M.view(shape), decoded_MHWC.reshape(images_NAHWC.shape))

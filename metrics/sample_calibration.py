@@ -18,18 +18,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from metrics.calibration import (
-    LN2,
-    RESAMPLES,
-    Batches,
-    Predictions,
-    bootstrap_weights,
-    calibration_report,
-    collect,
-    mean_of,
-    spread,
-    trust,
-)
+from metrics import calibration
+from metrics.calibration import LN2, Predictions, calibration_report, collect, mean_of, spread
 from metrics.evaluation import sampled_codes
 from metrics.likelihood import bits_per_code, logit_batches, orders_for
 from models.method import Method
@@ -37,11 +27,9 @@ from models.sampling import Plan
 
 HOTTEST = 100.0
 """temperatures are looked for in [1 / HOTTEST, HOTTEST]"""
-GROUPS = 10
-"""equal groups of samples, by confidence, in the reliability of a sample's quality"""
 
 
-def slopes(batches: Batches, beta: float) -> tuple[torch.Tensor, float]:
+def slopes(batches: calibration.Batches, beta: float) -> tuple[torch.Tensor, float]:
     """Return the slope in beta of each image's nats, float64 (N,), and the sum's curvature.
 
     The slope of a token is E[z] - z_target and the curvature Var[z], under softmax(beta z).
@@ -58,7 +46,7 @@ def slopes(batches: Batches, beta: float) -> tuple[torch.Tensor, float]:
     return torch.cat(parts), curvature
 
 
-def best_temperature(batches: Callable[[], Batches], tolerance: float = 1e-4) -> dict:
+def best_temperature(batches: Callable[[], calibration.Batches], tolerance: float = 1e-4) -> dict:
     """Return the temperature of least NLL as {value, low, high, images}; `batches` is a new pass.
 
     The interval is the delta method's with images as clusters: sd of beta = |slopes| / curvature.
@@ -93,7 +81,7 @@ def halves(images: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def temperature_report(
-    batches: Callable[[torch.Tensor], Batches], images: int, seed: int = 0
+    batches: Callable[[torch.Tensor], calibration.Batches], images: int, seed: int = 0
 ) -> dict:
     """Fit a temperature on half of the images, and report on the others what it does.
 
@@ -108,8 +96,9 @@ def temperature_report(
         "gain_bits_per_image": mean_of((before.nats_NS - after.nats_NS).sum(1) / LN2, seed),
     }
     for when, tokens in (("before", before), ("after", after)):
-        report[f"nll_nats_{when}"] = mean_of(tokens.nats_NS.mean(1), seed)
-        report |= {f"{name}_{when}": value for name, value in trust(tokens, seed).items()}
+        measures = {"nll_nats": mean_of(tokens.nats_NS.mean(1), seed)}
+        measures |= calibration.trust(tokens, seed)
+        report |= {f"{name}_{when}": value for name, value in measures.items()}
     return report
 
 
@@ -120,7 +109,7 @@ def own_samples(
 
     Guided samples would be of another distribution than the one whose entropy is asked for.
     """
-    codes_NT = torch.cat(list(sampled_codes(model, label_N, Plan(order=order), seed, batch)))
+    codes_NT = sampled_codes(model, label_N, Plan(order=order), seed, batch)
     order_NS = orders_for(model, order, len(label_N), seed)  # those it sampled in
     return codes_NT, collect(logit_batches(model, codes_NT, label_N, order_NS, batch))
 
@@ -164,8 +153,8 @@ def entropy_report(own: Predictions, held_out: Predictions, seed: int = 0) -> di
     """
     entropy_NS, nll_MS = own.entropy_NS / LN2, held_out.nats_NS / LN2
     images, difference_S = len(entropy_NS), entropy_NS.mean(0) - nll_MS.mean(0)
-    own_RN = bootstrap_weights(images, RESAMPLES, seed)
-    held_out_RM = bootstrap_weights(len(nll_MS), RESAMPLES, seed + 1)
+    own_RN = calibration.bootstrap_weights(images, seed=seed)
+    held_out_RM = calibration.bootstrap_weights(len(nll_MS), seed=seed + 1)
     difference_RS = own_RN @ entropy_NS / images - held_out_RM @ nll_MS / len(nll_MS)
     check_N = (own.nats_NS / LN2 - entropy_NS).sum(1)
     return {
@@ -220,23 +209,13 @@ def quality_report(confidence_N: torch.Tensor, quality_N: torch.Tensor, seed: in
 
     def measure(statistic, *values_N: torch.Tensor) -> dict:
         once_1N = torch.ones(1, count, dtype=torch.float64)
-        resampled_R = statistic(*values_N, bootstrap_weights(count, seed=seed))
+        resampled_R = statistic(*values_N, calibration.bootstrap_weights(count, seed=seed))
         return spread(statistic(*values_N, once_1N)[0], resampled_R, count)
 
-    # groups of equal size; array_split's rule, so that no sample is left out
-    groups = confidence_N.argsort(stable=True).tensor_split(min(GROUPS, count))
     return {
         "spearman": measure(spearman, confidence_N, quality_N),
         "aurc": measure(aurc, confidence_N, quality_N),
         "aurc_oracle": measure(aurc, quality_N, quality_N),
         "risk": mean_of(1 - quality_N, seed),
         "risk_coverage": risk_coverage(confidence_N, quality_N).tolist(),
-        "reliability": [
-            {
-                "count": len(rows_M),
-                "confidence": confidence_N[rows_M].mean().item(),
-                "quality": mean_of(quality_N[rows_M], seed),
-            }
-            for rows_M in groups
-        ],
     }

@@ -1,13 +1,14 @@
 """A tiny world that the stage tests share: shapes, a tokenizer of 32 codes, their codes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import script
+from helpers import config_of, script
 from tiny_extractor import write_extractor
 
+from metrics.evaluation import MeasureConfig
 from models.classifier import KIND, PerceptualNet, save_net
 from models.method import SIZES
 from models.vqvae import VQVAEConfig
@@ -65,6 +66,21 @@ def judge(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("judge") / "extractor.pth"
     write_extractor(path, dataset="shapes")
     return path
+
+
+@pytest.fixture
+def cheap(world, judge, tmp_path):
+    """Configs of commands that measure the tiny world, without Inception; `changes` go first."""
+
+    def make(kind: type, **changes):
+        usual = {"tokenizer": world.tokenizer, "codes": world.codes, "data": world.data}
+        usual |= {"extractor": judge, "inception_weights": "none"}
+        usual |= {"out": tmp_path / "out", "device": "cpu"}
+        names = {f.name for f in fields(kind)}
+        names |= {f.name for f in fields(MeasureConfig)} if "against" in names else set()
+        return config_of(kind, **{k: v for k, v in usual.items() if k in names} | changes)
+
+    return make
 
 
 @pytest.fixture(scope="session")

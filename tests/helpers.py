@@ -35,15 +35,17 @@ def config_of(kind: type, **values):
     """Return a command's config, the flags of MeasureConfig in their nested place."""
     from metrics.evaluation import MeasureConfig
 
-    nested = {f.name: values.pop(f.name) for f in fields(MeasureConfig) if f.name in values}
-    return kind(**values, against=MeasureConfig(**nested))
+    own = {f.name for f in fields(kind)}
+    nested = {name: values.pop(name) for name in list(values) if name not in own}
+    return kind(**values, **({"against": MeasureConfig(**nested)} if nested else {}))
 
 
 def changed(config, **values):
     """Return a config with some of its values, or of its MeasureConfig's, replaced."""
     own = {f.name for f in fields(config)}
-    nested = {name: values.pop(name) for name in list(values) if name not in own}
-    return replace(config, against=replace(config.against, **nested), **values)
+    if nested := {name: values.pop(name) for name in list(values) if name not in own}:
+        values["against"] = replace(config.against, **nested)
+    return replace(config, **values)
 
 
 DROPOUTS = ("token_dropout", "residual_dropout", "ffn_dropout")

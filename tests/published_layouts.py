@@ -116,15 +116,15 @@ def vq16(channels=128, multipliers=(1, 1, 2, 2, 4), vector_width=256, codes=1638
         found |= vq_residual(f"{side}.mid.0", deep, deep) | vq_attention(f"{side}.mid.1", deep)
         found |= vq_residual(f"{side}.mid.2", deep, deep)
         found |= with_bias(f"{side}.norm_out", (widths[-1],))
-    found |= conv("encoder.conv_in", channels, 3, 3) | conv(
-        "encoder.conv_out", vector_width, deep, 3
-    )
-    found |= conv("decoder.conv_in", deep, vector_width, 3) | conv(
-        "decoder.conv_out", 3, channels, 3
-    )
-    found |= conv("quant_conv", dim, vector_width, 1) | conv(
-        "post_quant_conv", vector_width, dim, 1
-    )
+    for name, outputs, inputs, size in (
+        ("encoder.conv_in", channels, 3, 3),
+        ("encoder.conv_out", vector_width, deep, 3),
+        ("decoder.conv_in", deep, vector_width, 3),
+        ("decoder.conv_out", 3, channels, 3),
+        ("quant_conv", dim, vector_width, 1),
+        ("post_quant_conv", vector_width, dim, 1),
+    ):
+        found |= conv(name, outputs, inputs, size)
     return found | {"quantize.embedding.weight": (codes, dim), "quantize.codebook_used": (65536,)}
 
 

@@ -60,10 +60,7 @@ def test_a_known_overconfidence_is_found_exactly():
     for name in ("ece_equal_width", "ece_equal_mass", "overconfidence_gap"):
         assert found[name]["value"] == pytest.approx(0.3, abs=1e-12)
         assert found[name]["low"] == pytest.approx(found[name]["high"])  # images are all alike
-    assert found["accuracy"]["value"] == 0.6 and found["mean_confidence"]["value"] == pytest.approx(
-        0.9
-    )
-    assert found["reliability"]["count"] == [100]
+    assert found["accuracy"]["value"] == 0.6 and found["reliability"]["count"] == [100]
     brier = 0.6 * (0.1**2 + 2 * 0.05**2) + 0.4 * (0.9**2 + 0.95**2 + 0.05**2)
     assert found["brier"]["value"] == pytest.approx(brier)
     nats = -0.6 * math.log(0.9) - 0.4 * math.log(0.05)
@@ -77,9 +74,7 @@ def test_bins_by_hand():
     confidence_NS = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]])
     correct_NS = torch.tensor([[0, 0, 1, 1, 1, 0]])
     tokens = tokens_of(confidence_NS, correct_NS)
-    mass = calibration.equal_mass_edges(tokens.confidence_NS, 2)
-    assert mass.tolist() == pytest.approx([0.3])
-    # |0.6 - 1| and |1.5 - 2|, of 6
+    mass = calibration.equal_mass_edges(tokens.confidence_NS, 2)  # |0.6 - 1| and |1.5 - 2|, of 6
     assert calibration.ece(tokens, mass)["value"] == pytest.approx((0.4 + 0.5) / 6)
     # (0, 0.5] holds five: |1.5 - 3|, and |0.6 - 0|
     halves = calibration.equal_width_edges(2)
@@ -97,26 +92,8 @@ def test_bins_by_hand():
     assert calibration.ece(tokens, edges)["value"] == pytest.approx(0.3 * 0.1 + 0.7 * 0.2)
 
 
-def test_class_bins_are_of_equal_width_and_chance_is_drawn_once_for_all_edges():
-    logits_NSV = random_logits(20, 30, 3)
-    target_NS, class_bins, halves = (
-        drawn(logits_NSV),
-        ClassBins(3, 20),
-        torch.tensor([0.5]).double(),
-    )
-    tokens = collect([(logits_NSV, target_NS)], class_bins=class_bins)
-    p_MV, bins = logits_NSV.softmax(-1).flatten(0, 1), calibration.equal_width_edges()
-    gap_MV = p_MV - torch.nn.functional.one_hot(target_NS.flatten(), 3)
-    pairs = zip(torch.bucketize(p_MV, bins).T, gap_MV.T, strict=True)
-    expected = sum(torch.bincount(bin_M, gap_M).abs().sum() for bin_M, gap_M in pairs) / 1800
-    assert class_bins.ece()["value"] == pytest.approx(expected.item())
-    alone = [calibration.ece_if_calibrated(tokens, edges)[0] for edges in (bins, halves)]
-    assert calibration.ece_if_calibrated(tokens, bins, halves) == alone
-    assert alone[0]["value"] > alone[1]["value"] > 0
-
-
 def test_a_uniform_model_needs_exactly_the_logarithm_of_the_codebook():
-    for codes in (7, 32, 1024):
+    for codes in (7, 1024):
         tokens = collect([(torch.zeros(3, 64, codes), torch.randint(codes, (3, 64)))])
         for nats_NS in (tokens.nats_NS, tokens.entropy_NS):
             bits_N = nats_NS.sum(1) / math.log(2)
@@ -135,11 +112,6 @@ def test_the_best_temperature_undoes_a_factor(factor):
     assert found["value"] == pytest.approx(factor, rel=0.02)
     assert found["low"] < found["value"] < found["high"]
     assert found["high"] / found["low"] < 1.1 and found["images"] == 400
-    losses = [
-        collect([(wrong_NSV, target_NS)], found["value"] * k).nats_NS.mean()
-        for k in (1, 0.99, 1.01)
-    ]
-    assert losses[0] == min(losses)
 
 
 def test_temperature_is_reported_on_images_it_was_not_fitted_on():
@@ -176,14 +148,9 @@ def test_intervals_are_over_images_not_tokens():
     for name in ("accuracy", "ece_equal_width", "ece_equal_mass", "overconfidence_gap"):
         for end in ("value", "low", "high"):
             assert reports[1][name][end] == pytest.approx(reports[0][name][end])
-    accuracy = reports[1]["accuracy"]
-    sd = correct_N1.std().item() / 300**0.5
+    accuracy, sd = reports[1]["accuracy"], correct_N1.std().item() / 300**0.5
     width = (accuracy["high"] - accuracy["low"]) / (2 * 1.96)
     assert width == pytest.approx(sd, rel=0.1) and accuracy["images"] == 300
-    # another kind of data: independent tokens, 64 times as many, 8 times narrower
-    independent_NS = (torch.rand(300, 64, generator=generator) < 0.7).double()
-    narrow = calibration.mean_of(independent_NS.mean(1))
-    assert (narrow["high"] - narrow["low"]) * 6 < accuracy["high"] - accuracy["low"]
 
 
 def test_streaming_gives_what_one_batch_gives():

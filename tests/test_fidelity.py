@@ -54,16 +54,13 @@ def inception(tmp_path_factory) -> Path:
     torch.save({}, folder / "whole.pth")
     with patch.object(FeatureExtractorInceptionV3, "load_state_dict"):
         network = FeatureExtractorInceptionV3("random", ["2048"], str(folder / "whole.pth"))
-    for name, weight in network.named_parameters():
+    for name, value in network.state_dict().items():
         if name.endswith("conv.weight"):
-            torch.nn.init.kaiming_normal_(weight, nonlinearity="relu")
-        if name.endswith("bn.weight"):
-            torch.nn.init.uniform_(weight, 0.5, 1.5)
-    for name, value in network.named_buffers():
+            torch.nn.init.kaiming_normal_(value, nonlinearity="relu")
+        if name.endswith(("bn.weight", "running_var")):
+            torch.nn.init.uniform_(value, 0.5, 1.5)
         if name.endswith("running_mean"):
             torch.nn.init.normal_(value, std=0.2)
-        if name.endswith("running_var"):
-            torch.nn.init.uniform_(value, 0.5, 1.5)
     state = {name: value.half() for name, value in network.state_dict().items()}
     torch.save(state, folder / "whole.pth")
     for missing in ("fc", "Mixed_5b"):
@@ -75,13 +72,10 @@ def inception(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_set_is_at_distance_zero_from_itself_and_noise_moves_it_away(extractor, images, tmp_path):
-    distances = []
-    for sd in (0, 4, 16, 64):
-        noise = np.random.default_rng(0).normal(0, sd, images.shape)
-        noisy = (images + noise).clip(0, 255).round().astype(np.uint8)
-        found = measure(noisy, images, extractor)
-        distances.append(found["FD_c10"])
+def test_a_set_is_at_distance_zero_from_itself_and_noise_moves_it_away(extractor, images):
+    noise = np.random.default_rng(0).normal(0, 1, images.shape)
+    noisy = [(images + sd * noise).clip(0, 255).round().astype(np.uint8) for sd in (0, 4, 16, 64)]
+    distances = [measure(x_NHWC, images, extractor)["FD_c10"] for x_NHWC in noisy]
     assert abs(distances[0]) < 1e-6 * distances[1]
     assert distances == sorted(distances)
 
@@ -100,11 +94,8 @@ def gaussian_images(mean: float, sd: float, seed: int) -> np.ndarray:
     return pixels.clip(0, 255).round().astype(np.uint8)
 
 
-def test_gaussians_are_at_the_frechet_distance(tmp_path):
+def test_gaussians_are_at_the_frechet_distance():
     a, b = gaussian_images(100, 10, seed=0), gaussian_images(110, 20, seed=1)
-    found = measure(a, b, linear_extractor(torch.eye(12)))
-    assert found["FD_linear"] == pytest.approx(12 * (10**2 + 10**2), rel=0.1)  # the populations'
-
     mix_PF = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
     one_N5, other_N5 = (
         x.transpose(0, 3, 1, 2).reshape(500, 12) @ mix_PF.double().numpy() for x in (a, b)
@@ -118,7 +109,7 @@ def test_gaussians_are_at_the_frechet_distance(tmp_path):
     assert found["FD_linear"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_precision_is_about_samples_and_recall_about_the_reference(tmp_path):
+def test_precision_is_about_samples_and_recall_about_the_reference():
     pixels = linear_extractor(torch.eye(12))
     narrow, wide = gaussian_images(128, 3, seed=0), gaussian_images(128, 30, seed=1)
     found = measure(narrow, wide, pixels)
@@ -164,7 +155,6 @@ def test_partial_inception_weights_give_no_fid(inception, images):
     for name, layer, message in (
         ("no_fc", "2048", "no finite weights for the 2048-d layer.*768"),
         ("no_Mixed_5b", "768", "no finite weights for the 768-d layer"),
-        ("whole", "512", "layer 2048, 768, 192 or 64"),
     ):
         with pytest.raises(InputError, match=message):
             inception_extractor(inception / f"{name}.pth", layer)
@@ -173,7 +163,7 @@ def test_partial_inception_weights_give_no_fid(inception, images):
 def test_only_the_whole_inception_with_50_000_samples_says_fid(inception):
     whole = inception_extractor(inception / "whole.pth")
     assert whole.names(50_000) == ["FID", "KID", "precision", "recall", "IS"]
-    names = {10_000: "FID-10k", 49_999: "FID-49999", 1_000: "FID-1k", 60_000: "FID"}
+    names = {10_000: "FID-10k", 49_999: "FID-49999", 60_000: "FID"}
     assert {count: whole.frechet_name(count) for count in names} == names
     assert inception_extractor(inception / "whole.pth", "768").frechet_name(50_000) == "FID768"
 

@@ -1,7 +1,6 @@
 """The notebook of stage 2 is a page: short, rendered, and it runs from top to bottom."""
 
 import ast
-import re
 import sys
 from pathlib import Path
 
@@ -82,8 +81,6 @@ print(sys.executable)
     _, about = load_tokenizer(tmp_path / "tiny.pth")
     assert f"test PSNR {about['test']['psnr']:.2f} dB, sd" in printed
     assert f"codebook usage {about['test']['codebook_usage']:.1%}, perplexity" in printed
-    assert re.search(r"^\d+\.\d% of the codes agree$", printed, re.M)
-    assert len(re.findall(r"perceptual distance 0\.\d{3}$", printed, re.M)) == 2
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)

@@ -103,14 +103,10 @@ def test_runs_stand_side_by_side_with_the_notes_of_their_files(run, capsys):
 
 
 def test_what_is_no_run_is_refused_in_one_line(run, tmp_path):
-    for name, content, message in (
-        ("metrics.json", "{", "metrics.json is broken"),
-        ("metrics.json", "[]", "metrics.json is broken"),
-        ("metrics.jsonl", "\x00", "metrics.jsonl is broken"),
-    ):
+    for name, content in (("metrics.json", "{"), ("metrics.json", "[]"), ("metrics.jsonl", "\x00")):
         before = (run / name).read_text()
         (run / name).write_text(content)
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=f"{name} is broken"):
             read_run(run)
         (run / name).write_text(before)
     with pytest.raises(InputError, match="no measurements in"):

@@ -14,7 +14,6 @@ from metrics.corruptions import CORRUPTIONS, OFFICIAL, corrupt
 from metrics.fidelity import psnr
 from metrics.likelihood import bits_per_code, orders_for
 from metrics.report import read_run
-from metrics.robustness import read_images
 from metrics.sample_calibration import class_log_p
 from metrics.tables import differences
 from models.checkpoint import load_generator
@@ -26,17 +25,13 @@ tool = script("tools/robustness.py")
 
 
 @pytest.fixture
-def config(world, judge, tmp_path):
+def config(cheap, world, tmp_path):
     """A cheap measurement of an untrained method; `changes` override it."""
 
     def make(method: str, order: str = "raster", uniform: bool = False, **changes):
-        cheap = tool.RobustnessConfig(
-            checkpoint=save_tiny(tmp_path / "run/last.pth", world, method, order, uniform),
-            tokenizer=world.tokenizer, codes=world.codes, data=world.data, extractor=judge,
-            images=5, num_samples=20, corrupted_images=4,
-            batch=60, out=tmp_path / "out", device="cpu",
-        )  # fmt: skip
-        return replace(cheap, **changes)
+        small = {"checkpoint": save_tiny(tmp_path / "run/last.pth", world, method, order, uniform)}
+        small |= {"images": 5, "num_samples": 20, "corrupted_images": 4, "batch": 60}
+        return cheap(tool.RobustnessConfig, **small | changes)
 
     return make
 
@@ -60,9 +55,7 @@ def test_the_command_measures_images_context_and_samples(
     assert all(math.isfinite(x) for x in numbers(found))
     assert found["order"] == found["trained_order"] == "random" and found["images"] == 5
     inputs = {"tokenizer", "checkpoint", "test_codes", "test_images", "extractor"}
-    assert found["inputs"].keys() == inputs
-    assert found["git_commit"] and found["command"] and found["config"]["images"] == 5
-    assert found["corruptions"]["images"] == 4
+    assert found["inputs"].keys() == inputs and found["corruptions"]["images"] == 4
     assert "not CIFAR-10-C itself" in found["corruptions"]["source"]
 
     rows, by_name = found["corruptions"]["by_severity"], found["corruptions"]["by_corruption"]
@@ -93,23 +86,19 @@ def test_the_command_measures_images_context_and_samples(
     decibels = psnr(clean_NHWC, decode_codes(tokenizer, dark_NT)).mean()
     assert by_name["darkness"][4]["psnr"]["value"] == pytest.approx(decibels)
 
-    assert found["context"].keys() == {"uniform", "neighbours"}
     assert found["context"]["uniform"] != found["context"]["neighbours"]
     for part in (*found["context"].values(), found["sampling"]):
         assert [row["rho"] for row in part] == list(tool.RHOS)
     assert {"label_accuracy", "FD_shapes"} < found["sampling"][0].keys()
-    assert found["sampling"][0]["label_accuracy"]["images"] == 20
     assert len({row["FD_shapes"] for row in found["sampling"]}) == len(tool.RHOS)
-    said = capsys.readouterr().out
-    assert "| FD," in said and "not CIFAR-10-C itself" in said and "nan" not in said
+    assert "nan" not in capsys.readouterr().out
 
 
 def test_the_dear_parts_can_be_left_out(config, quick, capsys):
     found = tool.main(config("randar", "random", images=6, corrupted_images=0, num_samples=0))
     assert found["corruptions"]["by_severity"] == found["sampling"] == []
     assert found["context"]["uniform"][1]["more_bits_per_image"]["images"] == 6
-    said = capsys.readouterr().out
-    assert "severity" not in said and "misread" not in said and "similar ones" in said
+    assert "severity" not in capsys.readouterr().out
 
 
 def test_a_uniform_model_pays_the_same_for_everything(config, quick):
@@ -157,20 +146,13 @@ def test_annealed_runs_are_measured_in_raster_order_and_batches_change_nothing(c
         assert numbers(other[part]) != numbers(found[part])
 
 
-def write_official(folder, images_NHWC: np.ndarray, labels_N: np.ndarray):
-    """A CIFAR-10-C that corrupts nothing, its rows in another order than those of stage 1."""
-    folder.mkdir()
-    rows = np.random.default_rng(0).permutation(len(labels_N))
-    for name in OFFICIAL:
-        np.save(folder / f"{name}.npy", np.concatenate([images_NHWC[rows]] * 5))
-    np.save(folder / "labels.npy", np.tile(labels_N[rows], 5).astype(np.uint8))
-    return folder
-
-
 def test_an_official_set_that_corrupts_nothing_gives_the_clean_row(world, config, quick, tmp_path):
     split = load_split(world.data, "test")
-    folder = write_official(tmp_path / "c", split.images_NHWC, split.labels_N)
-    found = tool.main(config("randar", cifar10_c=folder))
+    rows = np.random.default_rng(0).permutation(len(split.labels_N))  # another order than stage 1's
+    for name in OFFICIAL:
+        np.save(tmp_path / f"{name}.npy", np.concatenate([split.images_NHWC[rows]] * 5))
+    np.save(tmp_path / "labels.npy", np.tile(split.labels_N[rows], 5).astype(np.uint8))
+    found = tool.main(config("randar", cifar10_c=tmp_path))
     assert found["corruptions"]["source"] == "CIFAR-10-C"
     assert tuple(found["corruptions"]["by_corruption"]) == OFFICIAL
     clean, *others = found["corruptions"]["by_severity"]
@@ -181,21 +163,6 @@ def test_an_official_set_that_corrupts_nothing_gives_the_clean_row(world, config
                 assert row[name][end] == pytest.approx(clean[name][end], rel=1e-5, abs=1e-6), name
 
 
-def test_versions_stay_with_their_image(world, config):
-    model = load_generator(config("randar", "random").checkpoint).model
-    tokenizer, split = load_tokenizer(world.tokenizer)[0], load_split(world.data, "test")
-    clean_NHWC, label_N = split.images_NHWC[:5], torch.from_numpy(split.labels_N[:5])
-    order_NS = orders_for(model, "random", 5)
-    versions = [clean_NHWC, corrupt(clean_NHWC, "contrast", 5), corrupt(clean_NHWC, "jpeg", 5)]
-    about = (clean_NHWC, label_N, order_NS)
-    both = read_images(model, tokenizer, np.stack(versions, 1), *about, batch=4)
-    for i, images_NHWC in enumerate(versions):
-        alone = read_images(model, tokenizer, images_NHWC[:, None], *about)
-        for name, found in alone.row().items():
-            assert both.row(slice(i, i + 1))[name] == pytest.approx(found, rel=1e-5, abs=1e-6)
-        assert np.array_equal(both.decoded_NAHWC[:, i], alone.decoded_NAHWC[:, 0])
-
-
 def test_what_does_not_belong_together_is_refused(world, judge, config, tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "read_images", lambda *args: pytest.fail("it measured"))
 
@@ -204,9 +171,11 @@ def test_what_does_not_belong_together_is_refused(world, judge, config, tmp_path
             tool.main(config("randar", **changes))
         assert not (tmp_path / "out").exists()
 
-    for name, inputs in (("another tokenizer", "tokenizer"), ("other test images", "images")):
-        folder = other_codes(world, tmp_path / inputs, **{inputs: "0" * 64})
-        refused(f"{name} than|codes of {name}", codes=folder)
+    another, others = (
+        other_codes(world, tmp_path / name, **{name: "0" * 64}) for name in ("tokenizer", "images")
+    )
+    refused("codes of another tokenizer", codes=another)
+    refused("codes of other test images", codes=others)
     refused("expected tokenizer, found extractor", tokenizer=judge)
     nowhere = tmp_path / "nowhere"
     for flag in ("checkpoint", "tokenizer", "extractor", "codes", "data", "cifar10_c"):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from helpers import changed, config_of, cut_at, save_tiny, script
+from helpers import changed, cut_at, save_tiny, script
 
 from models.command import InputError
 
@@ -11,13 +11,10 @@ tool = script("tools/sweep_cfg.py")
 
 
 @pytest.fixture
-def config(world, judge, tmp_path):
-    return config_of(
-        tool.SweepConfig, checkpoint=save_tiny(tmp_path / "model.pth", world, order="random"),
-        cfg_scale=(1.0, 4.0), decode_steps=(4, 8), num_samples=20, final=30, batch=20,
-        tokenizer=world.tokenizer, extractor=judge, data=world.data,
-        inception_weights="none", out=tmp_path / "out", device="cpu",
-    )  # fmt: skip
+def config(cheap, world, tmp_path):
+    checkpoint = save_tiny(tmp_path / "model.pth", world, order="random")
+    few = {"cfg_scale": (1.0, 4.0), "decode_steps": (4, 8), "num_samples": 20, "batch": 20}
+    return cheap(tool.SweepConfig, checkpoint=checkpoint, final=30, **few)
 
 
 def test_all_are_measured_and_the_best_again_with_another_seed(config, tmp_path):
@@ -41,7 +38,7 @@ def test_all_are_measured_and_the_best_again_with_another_seed(config, tmp_path)
 
 def test_a_cut_sweep_goes_on_where_it_was(config, tmp_path, monkeypatch):
     whole = tool.main(changed(config, out=tmp_path / "whole"))
-    taken = cut_at(monkeypatch, tool, "sample_images", 3)
+    taken = cut_at(monkeypatch, tool.evaluation, "sample_images", 3)
     with pytest.raises(KeyboardInterrupt):
         tool.main(config)
     assert len(json.loads((tmp_path / "out/sweep.json").read_text())["rows"]) == 2
@@ -53,7 +50,7 @@ def test_a_cut_sweep_goes_on_where_it_was(config, tmp_path, monkeypatch):
 
 
 def test_impossible_sweeps_are_refused_before_sampling(config, monkeypatch):
-    monkeypatch.setattr(tool, "sample_images", lambda *args: pytest.fail("it sampled"))
+    monkeypatch.setattr(tool.evaluation, "sample_images", lambda *args: pytest.fail("it sampled"))
     for changes, message in (
         ({"decode_steps": (65,)}, "steps in 1..64, got 65"),
         ({"metric": "FID"}, "expected --metric FD_shapes.* got FID"),

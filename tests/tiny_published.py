@@ -34,9 +34,7 @@ def prefixed(weights: dict, prefix: str) -> dict:
 def stray(width: int = 16) -> dict:
     """What some published files hold besides weights."""
     tables = ("freqs_cis", "causal_mask", "layers.0.attention.kv_cache.k_cache")
-    return {
-        name: torch.zeros(2, width) for name in (*tables, "layers.0.attention.kv_cache.v_cache")
-    }
+    return dict.fromkeys((*tables, "layers.0.attention.kv_cache.v_cache"), torch.zeros(2, width))
 
 
 def trained(weights: dict) -> dict:
@@ -56,9 +54,7 @@ FILES = {
     "legacy.pt": save_legacy,
     "trained.pt": lambda w, path: torch.save(trained(w), path),
     "strays.pt": lambda w, path: torch.save({"model": w | stray()}, path),
-    "compiled_ddp.pth": lambda w, path: torch.save(
-        {"module": prefixed(w, "_orig_mod.module.")}, path
-    ),
+    "both.pth": lambda w, path: torch.save({"module": prefixed(w, "_orig_mod.module.")}, path),
     "ddp.pt": lambda w, path: torch.save({"state_dict": prefixed(w, "module.")}, path),
     "flat.safetensors": save_file,
     "compiled.safetensors": lambda w, path: save_file(prefixed(w, "_orig_mod."), path),

@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -80,45 +81,41 @@ class BenchmarkConfig(command.Config):
             raise InputError("expected at least one of --batches")
 
 
-def training_case(method: str, config: ModelConfig, precision: str, device, most: int) -> Case:
-    """Return the training of a generator."""
+def generator_cases(
+    method: str, config: ModelConfig, tokenizer: VQVAE, precision: str, device, most: int
+) -> Iterator[Case]:
+    """Yield a generator's training, and its sampling in all its numbers of network calls."""
     fabric = machine.start_fabric(device, precision=precision)
-    model = build(method, config).to(device).train()
-    flops, optimizers = training.flops(model), training.make_optimizers(model, "muon", 3e-3, 0.05)
-    net, *optimizers = fabric.setup(model, *optimizers)
-    ema = training.averaged(model, 0.999)
+    trained = build(method, config).to(device).train()
+    flops = training.flops(trained)
+    optimizers = training.make_optimizers(trained, "muon", 3e-3, 0.05)
+    net, *optimizers = fabric.setup(trained, *optimizers)
+    ema = training.averaged(trained, 0.999)
     codes_BT = torch.randint(config.vocab_size, (most, config.tokens), device=device)
     label_B = torch.randint(config.classes, (most,), device=device)
-    base_T, chance = model.order(config.scan).to(device), torch.Generator(device).manual_seed(0)
+    base_T, chance = trained.order(config.scan).to(device), torch.Generator(device).manual_seed(0)
 
-    def work(batch: int) -> None:
-        order_BS = mixed_order(base_T, batch, float(model.any_order), chance)
+    def train(batch: int) -> None:
+        order_BS = mixed_order(base_T, batch, float(trained.any_order), chance)
         logits_BSV = net(codes_BT[:batch], label_B[:batch], order_BS)
-        loss, _ = model.loss(logits_BSV, codes_BT[:batch], order_BS)
+        loss, _ = trained.loss(logits_BSV, codes_BT[:batch], order_BS)
         training.descend(fabric, net, optimizers, loss, 3e-3)
-        ema.update_parameters(model)
+        ema.update_parameters(trained)
 
-    return {"what": "training", "network_calls": None}, work, flops
-
-
-def sampling_cases(
-    method: str, config: ModelConfig, tokenizer: VQVAE, precision: str, device
-) -> Iterator[Case]:
-    """Yield the sampling of a generator in all its numbers of network calls."""
+    yield {"what": "training", "network_calls": None}, train, flops
     model = build(method, config).to(device).eval().requires_grad_(False)
-    order = "random" if model.any_order else config.scan
     if precision == "bf16":
         model = model.bfloat16()
     sampler = ImageSampler(model, tokenizer)
+
+    def sample(plan: Plan, batch: int) -> None:
+        sampler(torch.arange(batch) % config.classes, plan, 0, 0)
+
     for steps in CALLS if model.parallel and model.any_order else (None,):
+        order = "random" if model.any_order else config.scan
         plan = Plan(order=order, decode_steps=steps, cfg_scale=3.0)
         row = {"what": "sampling", "network_calls": len(plan.groups(model)[0])}
-
-        def work(batch: int, plan=plan) -> None:
-            sampler(torch.arange(batch) % config.classes, plan, 0, 0)
-
-        flops = flops_of(lambda: work(1))  # noqa: B023 - called at once
-        yield row, work, flops
+        yield row, (work := partial(sample, plan)), flops_of(partial(work, 1))
 
 
 def tokenizer_cases(tokenizer: VQVAE, device, most: int) -> Iterator[Case]:
@@ -134,15 +131,15 @@ def tokenizer_cases(tokenizer: VQVAE, device, most: int) -> Iterator[Case]:
         loss = F.mse_loss(decoded_N3HW.float(), images_N3HW[:batch]) + commitment
         training.descend(fabric, net, [optimizer], loss, 1e-3)
 
-    yield {"what": "training"}, train, flops_of(lambda: train(1))
+    yield {"what": "training"}, train, flops_of(partial(train, 1))
+
+    def encode(sweeps: int, batch: int) -> None:
+        for views_NHWC in (images_NHWC[:batch], mirror(images_NHWC[:batch])):
+            encode_images(tokenizer, views_NHWC, batch, sweeps)
+
     for sweeps in (0, 1):
-
-        def encode(batch: int, sweeps=sweeps) -> None:
-            for views_NHWC in (images_NHWC[:batch], mirror(images_NHWC[:batch])):
-                encode_images(tokenizer, views_NHWC, batch, sweeps)
-
-        what = {"what": f"encoding, --search {sweeps}"}
-        yield what, encode, flops_of(lambda: encode(1))  # noqa: B023 - called at once
+        work = partial(encode, sweeps)
+        yield {"what": f"encoding, --search {sweeps}"}, work, flops_of(partial(work, 1))
 
 
 def all_cases(cfg: BenchmarkConfig, precisions: tuple[str, ...], device) -> Iterator[Case]:
@@ -163,10 +160,8 @@ def all_cases(cfg: BenchmarkConfig, precisions: tuple[str, ...], device) -> Iter
         about = {"method": method, "order": "random" if kind.any_order else kind.scans[0]}
         about["parameters"] = training.parameters(build(method, config))
         for precision in precisions:
-            how = (precision, device)
-            cases = [training_case(method, config, *how, max(cfg.batches))]
-            cases += sampling_cases(method, config, tokenizer, *how)
-            for row, work, flops in cases:
+            how = (tokenizer, precision, device, max(cfg.batches))
+            for row, work, flops in generator_cases(method, config, *how):
                 yield about | row | {"precision": precision}, work, flops
 
 
@@ -175,13 +170,12 @@ def measured(work: Callable, batch: int, repeats: int, device) -> dict[str, floa
     since, cpu = machine.now(device), time.process_time()
     for _ in range(repeats):
         work(batch)
-    images = batch * repeats
-    wall, cpu = machine.now(device) - since, time.process_time() - cpu
+    wall, cpu, images = machine.now(device) - since, time.process_time() - cpu, batch * repeats
     return {"seconds": wall / images, "cpu_seconds": cpu / images}
 
 
 def warmed_up(work: Callable, batch: int, device) -> tuple[float, float | None]:
-    """Return the seconds of a first batch, and how much memory it took at most, in 1e9 bytes.
+    """Return the seconds of a first batch, and the most memory that it took, in 1e9 bytes.
 
     Beyond what was there before; None where the system does not tell.
     """
@@ -190,9 +184,9 @@ def warmed_up(work: Callable, batch: int, device) -> tuple[float, float | None]:
     with contextlib.suppress(OSError, AttributeError):  # another system than Linux
         ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not hide what is taken
         Path("/proc/self/clear_refs").write_text("5")  # the peak of the process is now
-    before, since = machine.peak_memory(device).get("peak_memory_gb"), machine.now(device)
-    work(batch)
-    seconds, after = machine.now(device) - since, machine.peak_memory(device).get("peak_memory_gb")
+    before = machine.peak_memory(device).get("peak_memory_gb")
+    seconds = batch * measured(work, batch, 1, device)["seconds"]
+    after = machine.peak_memory(device).get("peak_memory_gb")
     return seconds, None if before is None else max(0.0, after - before)
 
 

@@ -12,28 +12,15 @@ from typing import Annotated
 
 import torch
 
-from metrics.calibration import ClassBins, calibration_report, collect
+from metrics import sample_calibration
+from metrics.calibration import ClassBins, Predictions, calibration_report, collect
 from metrics.evaluation import GeneratorConfig, Subject
 from metrics.extractor import judge_of
 from metrics.fidelity import FeatureExtractor, features_of
-from metrics.likelihood import (
-    bits_by_order,
-    logit_batches,
-    order_report,
-    orders_for,
-    orders_to_measure,
-)
+from metrics.likelihood import logit_batches, order_report, orders_for
 from metrics.pictures import save_figure
 from metrics.plots import plot_by_order, plot_reliability, plot_risk, plot_steps
 from metrics.report import Run, write_record
-from metrics.sample_calibration import (
-    class_log_p,
-    class_report,
-    entropy_report,
-    own_samples,
-    quality_report,
-    temperature_report,
-)
 from metrics.tables import by_order, calibration
 from models import command
 from models.artifacts import ROOT
@@ -42,7 +29,7 @@ from models.data import Codes, evenly, load_codes_of
 from models.method import Method
 from models.tokenizer import decode_codes
 
-STEPS = {"t < 8": (0, 8), "t 8-32": (8, 33), "t > 32": (33, None)}
+STEPS = {"t < 8": slice(0, 8), "t 8-32": slice(8, 33), "t > 32": slice(33, None)}
 """buckets of the visiting step, from 0: little context, some, much"""
 
 
@@ -74,11 +61,11 @@ def token_stage(cfg: CalibrateConfig, model: Method, test: Codes, order_NS: torc
     tokens = collect(batches(torch.arange(len(label_N)), "tokens"), class_bins=class_bins)
     overall = calibration_report(tokens, cfg.seed) | {"ece_class_wise": class_bins.ece()}
     by_step = {
-        name: calibration_report(tokens[:, first:last], cfg.seed)
-        for name, (first, last) in STEPS.items()
-        if first < model.config.tokens
+        name: calibration_report(Predictions(*(x_NS[:, steps] for x_NS in tokens)), cfg.seed)
+        for name, steps in STEPS.items()
+        if steps.start < model.config.tokens
     }
-    scaled = temperature_report(batches, len(label_N), cfg.seed)
+    scaled = sample_calibration.temperature_report(batches, len(label_N), cfg.seed)
     return {"overall": overall, "by_step": by_step, "temperature": scaled}, tokens
 
 
@@ -86,20 +73,21 @@ def sample_stage(cfg: CalibrateConfig, subject: Subject, judge: FeatureExtractor
     """Return the predictions along own samples, and {kind of confidence: does it tell quality}."""
     model, rows_N = subject.model, torch.arange(cfg.num_samples)
     label_N = rows_N % model.config.classes
-    codes_NT, own = own_samples(model, label_N, subject.order, cfg.seed, cfg.batch)
+    how = (model, label_N, subject.order, cfg.seed, cfg.batch)
+    codes_NT, own = sample_calibration.own_samples(*how)
     if judge is None:
         return own, {}
     images_NHWC = decode_codes(subject.tokenizer, codes_NT)
     seen = features_of(images_NHWC, judge, subject.device)
     quality_N = seen[judge.logits_layer].softmax(1)[rows_N, label_N]
     order_NS = orders_for(model, subject.order, len(label_N), cfg.seed)
-    posterior_NC = class_log_p(model, codes_NT, order_NS, cfg.batch).log_softmax(1)
+    log_p_NC = sample_calibration.class_log_p(model, codes_NT, order_NS, cfg.batch)
     confidences = {
         "ln p(sample | class)": -own.nats_NS.sum(1),
-        "ln p(class | sample)": posterior_NC[rows_N, label_N],
+        "ln p(class | sample)": log_p_NC.log_softmax(1)[rows_N, label_N],
     }
     return own, {
-        name: quality_report(confidence_N, quality_N, cfg.seed)
+        name: sample_calibration.quality_report(confidence_N, quality_N, cfg.seed)
         for name, confidence_N in confidences.items()
     }
 
@@ -117,18 +105,16 @@ def main(cfg: CalibrateConfig) -> dict:
     codes_NT, label_N = test.codes_NAT[:, 0], test.label_N
     order_NS = orders_for(model, subject.order, len(label_N), cfg.seed)
     tokens, held_out = token_stage(cfg, model, test, order_NS)
-    orders = orders_to_measure(model, cfg.random_orders, cfg.seed)
-    bits = bits_by_order(model, codes_NT, label_N, orders, cfg.batch)
-    log_p_NC = class_log_p(model, codes_NT, order_NS, cfg.batch)
+    log_p_NC = sample_calibration.class_log_p(model, codes_NT, order_NS, cfg.batch)
     own, quality = sample_stage(cfg, subject, judge)
     numbers = subject.description | {
         "order": subject.order,
         "images": len(label_N),
         "num_samples": cfg.num_samples,
         "tokens": tokens,
-        "orders": order_report(bits, cfg.seed),
-        "classes": class_report(log_p_NC, label_N, cfg.seed),
-        "entropy": entropy_report(own, held_out, cfg.seed),
+        "orders": order_report(model, codes_NT, label_N, cfg.random_orders, cfg.batch, cfg.seed),
+        "classes": sample_calibration.class_report(log_p_NC, label_N, cfg.seed),
+        "entropy": sample_calibration.entropy_report(own, held_out, cfg.seed),
         "quality": quality,
     }
     inputs = subject.inputs | {"test_codes": test.header["sha256"]}

@@ -17,7 +17,7 @@ from models import command
 from models.artifacts import ROOT, header, save_array, sha256_of
 from models.cluster_loss import balanced_kmeans, relabelling, spread
 from models.command import InputError, run
-from models.data import SPLITS, Codes, load_codes, save_codes
+from models.data import SPLITS, load_codes_of, save_codes
 from models.tokenizer import decode_codes, load_tokenizer, save_tokenizer
 from models.vqvae import VQVAE
 
@@ -55,13 +55,9 @@ def patches(model: VQVAE) -> np.ndarray:
 
 
 def write_relabelled(
-    cfg: ClusterConfig,
-    new_of_old_V: torch.Tensor,
-    model: VQVAE,
-    old: dict,
-    splits: dict[str, Codes],
+    cfg: ClusterConfig, new_of_old_V: torch.Tensor, model: VQVAE, old: dict, splits: dict
 ) -> None:
-    """Write the tokenizer, whose header was `old`, then all that names it."""
+    """Write the tokenizer, whose header was `old`, then all that names it: {split: Codes} too."""
     old_of_new_V = new_of_old_V.argsort()
     model.quantizer.relabel(old_of_new_V)
     head = header("tokenizer", PRODUCER, cfg, old["inputs"] | {"tokenizer": old["sha256"]})
@@ -83,13 +79,8 @@ def write_relabelled(
 def main(cfg: ClusterConfig) -> Path:
     """Cluster, relabel, write; return the new folder. Raises InputError if inputs do not fit."""
     model, old = load_tokenizer(cfg.tokenizer)
-    splits = {split: load_codes(cfg.codes, split) for split in SPLITS}
-    if any(codes.header["inputs"]["tokenizer"] != old["sha256"] for codes in splits.values()):
-        raise InputError(
-            f"{cfg.codes} holds codes of another tokenizer than {cfg.tokenizer}; run: uv run "
-            f"tools/extract_latent_codes.py --tokenizer {cfg.tokenizer} --out NEW, "
-            "then give --codes NEW"
-        )
+    made_with = {"inputs": {"tokenizer": old["sha256"]}}
+    splits = {s: load_codes_of(made_with, cfg.codes, s, cfg.tokenizer) for s in SPLITS}
     vectors_VC, size = model.quantizer.codebook_VC, cfg.cluster_size
     if len(vectors_VC) % size:
         raise InputError(

@@ -71,15 +71,13 @@ class EditConfig(GeneratorConfig):
 def chosen_label(cfg: EditConfig, subject: Subject, own: int | None) -> int:
     """Return the class that is asked for, or the image's own."""
     classes = subject.header["classes"]
-    if cfg.label is None and own is not None:
-        return own
-    if cfg.label in classes:
-        return classes.index(cfg.label)
-    if cfg.label is None or not cfg.label.isdecimal() or int(cfg.label) >= len(classes):
+    numbers = {str(i): i for i in range(len(classes))} | {c: i for i, c in enumerate(classes)}
+    label = own if cfg.label is None else numbers.get(cfg.label)
+    if label is None:
         raise InputError(
             f"expected --label of {', '.join(classes)} or 0..{len(classes) - 1}, got {cfg.label}"
         )
-    return int(cfg.label)
+    return label
 
 
 def read_subject(cfg: EditConfig, dataset: str) -> tuple[np.ndarray, int | None]:
@@ -171,10 +169,8 @@ def outpaint(cfg: EditConfig, subject: Subject, codes_T: torch.Tensor, label: in
         if i == 0:
             view_Nhw[:] = codes_T.view(grid, grid)
         codes_NT = view_Nhw.flatten(1)
-        open_T = codes_NT[0] < 0
-        filled_NT = fill(
-            subject.model, codes_NT.clamp(min=0), open_T, label_N, plan, cfg.seed, 64 * i
-        )
+        given = (codes_NT.clamp(min=0), codes_NT[0] < 0, label_N, plan)
+        filled_NT = fill(subject.model, *given, cfg.seed, 64 * i)
         view_Nhw[:] = filled_NT.cpu().view_as(view_Nhw)
     return codes_Nhw
 
@@ -186,16 +182,14 @@ def decode_canvas(tokenizer: Tokenizer, codes_Nhw: torch.Tensor, grid: int) -> n
     for row in range(rows):
         strip = []
         for column in range(columns):
-            at = (
-                min(max(row - grid // 2, 0), rows - grid),
-                min(max(column - grid // 2, 0), columns - grid),
-            )
-            if at not in windows:
-                window_Nhw = codes_Nhw[:, at[0] : at[0] + grid, at[1] : at[1] + grid]
-                windows[at] = decode_codes(tokenizer, window_Nhw.flatten(1))
-            side = windows[at].shape[1] // grid
-            y, x = (row - at[0]) * side, (column - at[1]) * side
-            strip.append(windows[at][:, y : y + side, x : x + side])
+            top = min(max(row - grid // 2, 0), rows - grid)
+            left = min(max(column - grid // 2, 0), columns - grid)
+            if (top, left) not in windows:
+                window_Nhw = codes_Nhw[:, top : top + grid, left : left + grid]
+                windows[top, left] = decode_codes(tokenizer, window_Nhw.flatten(1))
+            side = windows[top, left].shape[1] // grid
+            y, x = (row - top) * side, (column - left) * side
+            strip.append(windows[top, left][:, y : y + side, x : x + side])
         strips.append(np.concatenate(strip, axis=2))
     return np.concatenate(strips, axis=1)
 

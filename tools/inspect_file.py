@@ -14,22 +14,11 @@ from typing import Any
 import torch
 import tyro
 
-from models import command
-from models.artifacts import (
-    ROOT,
-    expect_file,
-    read_array,
-    read_json,
-    safe_load,
-    sha256_of,
-    sidecar,
-    tensors_in,
-)
+from models import artifacts, command
+from models.artifacts import ROOT, read_json, sidecar
 from models.command import InputError, run
 
 PLACES = ("data/*/*.npy", "data/*/*.pth", "tokenizer_vq/*.pth", "checkpoints/*.pth")
-HIDDEN = ("sha256", "inputs", "config")
-"""parts of a header that are shown in their own way"""
 
 
 @dataclass(frozen=True)
@@ -42,11 +31,11 @@ class InspectConfig(command.Config):
 
 def read(path: Path) -> tuple[dict, list[str]]:
     """Return the header and lines on the contents. Raises InputError for a file that is broken."""
-    expect_file(path, "an .npy or .pth", "give a file that a stage wrote")
+    artifacts.expect_file(path, "an .npy or .pth", "give a file that a stage wrote")
     if path.suffix == ".npy":
-        array, header = read_array(path, "an array", "make it again")
+        array, header = artifacts.read_array(path, "an array", "make it again")
         return header, [f"{array.dtype} {array.shape}, {array.min()} to {array.max()}"]
-    contents, digest = safe_load(path, "make it again")
+    contents, digest = artifacts.safe_load(path, "make it again")
     header = contents.get("header") if isinstance(contents, dict) else None
     if not isinstance(header, dict):
         raise InputError(f"{path} has no header: another project's; try tools/import_checkpoint.py")
@@ -56,7 +45,7 @@ def read(path: Path) -> tuple[dict, list[str]]:
 def describe(contents: dict) -> Iterator[str]:
     """Yield a line for each part of a checkpoint: its tensors, or its value."""
     for name, part in contents.items():
-        tensors = [tensor for _, tensor in tensors_in(part)]
+        tensors = [tensor for _, tensor in artifacts.tensors_in(part)]
         if tensors:
             values = sum(tensor.numel() for tensor in tensors)
             kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
@@ -78,7 +67,7 @@ def files_here() -> dict[str, Path]:
     found = {}
     for path in (path for place in PLACES for path in sorted(ROOT.glob(place))):
         if path.suffix == ".pth":
-            found[sha256_of(path)] = path
+            found[artifacts.sha256_of(path)] = path
             continue
         with contextlib.suppress(OSError, ValueError):  # without a header, or with a broken one
             found[read_json(sidecar(path)).get("sha256")] = path
@@ -104,7 +93,7 @@ def main(cfg: InspectConfig) -> None:
     for line in contents:
         print(f"  {line}")
     for name, value in header.items():
-        if name not in HIDDEN:
+        if name not in ("sha256", "inputs", "config"):  # shown in their own way
             print(f"  {name}: {short(value)}")
     for name, value in header.get("config", {}).items():
         print(f"  config.{name}: {short(value)}")

@@ -16,16 +16,16 @@ import torch
 from tyro.conf import OmitArgPrefixes
 
 from metrics.calibration import mean_of
-from metrics.evaluation import MeasureConfig, Reference
+from metrics.evaluation import MeasureConfig, Reference, codes_of_images
 from metrics.fidelity import FEATURES, codebook_use, features_of, fidelity, psnr
 from metrics.pictures import plot_reconstructions, save_figure
 from metrics.report import write_record
 from models import command
 from models.artifacts import ROOT
 from models.command import InputError, run
-from models.data import Split, evenly, load_codes_of
+from models.data import Split, evenly
 from models.machine import pick_device
-from models.tokenizer import Tokenizer, decode_codes, encode_images, load_tokenizer
+from models.tokenizer import decode_codes, encode_images, load_tokenizer
 from models.training import parameters
 
 
@@ -46,24 +46,16 @@ class MeasureTokenizerConfig(command.Config):
     device: command.DeviceName = "auto"
 
 
-def codes_to_measure(
-    cfg: MeasureTokenizerConfig, model: Tokenizer, sha256: str, test: Split, rows_N: np.ndarray
+def stored_codes(
+    cfg: MeasureTokenizerConfig, sha256: str, test: Split, rows_N: np.ndarray
 ) -> dict[str, tuple[torch.Tensor, int]]:
-    """Return {name: (codes_NT, sweeps of the search that found them)} of these test images.
-
-    Raises InputError for stored codes of another tokenizer or of other images.
-    """
-    stored = {}
-    if str(cfg.codes) != "none":
-        codes = load_codes_of({"inputs": {"tokenizer": sha256}}, cfg.codes, "test", cfg.tokenizer)
-        if codes.header["inputs"]["images"] != test.sha256:
-            raise InputError(
-                f"{cfg.codes} holds codes of other test images than those measured; give the "
-                "--data they were made from, or --codes none"
-            )
-        sweeps = codes.header["config"].get("search", 0)
-        stored["stored"] = codes.codes_NAT[torch.from_numpy(rows_N), 0], sweeps
-    return {"nearest": (encode_images(model, test.images_NHWC[rows_N], cfg.batch), 0)} | stored
+    """Return {"stored": (codes_NT, sweeps of the search that found them)} of these test images."""
+    if str(cfg.codes) == "none":
+        return {}
+    made_with = {"inputs": {"tokenizer": sha256}}
+    codes = codes_of_images(made_with, cfg.codes, cfg.tokenizer, test)
+    sweeps = codes.header["config"].get("search", 0)
+    return {"stored": (codes.codes_NAT[torch.from_numpy(rows_N), 0], sweeps)}
 
 
 def measure(
@@ -97,8 +89,8 @@ def main(cfg: MeasureTokenizerConfig) -> dict:
     images_NHWC, label_N = test.images_NHWC[rows_N], test.labels_N[rows_N]
     out = cfg.out or ROOT / "results" / cfg.tokenizer.stem
 
-    kinds = codes_to_measure(cfg, model, header["sha256"], test, rows_N)
-    measured = {}
+    stored, measured = stored_codes(cfg, header["sha256"], test, rows_N), {}
+    kinds = {"nearest": (encode_images(model, images_NHWC, cfg.batch), 0)} | stored
     for name, (codes_NT, sweeps) in kinds.items():
         decoded_NHWC = decode_codes(model, codes_NT, cfg.batch)
         use = codebook_use(codes_NT, model.config.codebook_size)

@@ -160,15 +160,6 @@ def as_typed(stages: list[Stage]) -> str:
     return "\n".join("uv run " + " \\\n  ".join(words) for words in lines)
 
 
-def write_numbers(cfg: QuickstartConfig, timing: dict) -> None:
-    """Write quickstart.json, what tools/report.py keeps of it."""
-    orders = {}
-    for order in cfg.orders:
-        metrics = json.loads((cfg.out / f"{cfg.method}_{order}/metrics.json").read_text())
-        orders[order] = {"num_samples": metrics["num_samples"], **metrics["samples"]}
-    write_record(cfg.out / "quickstart.json", timing | {"orders": orders}, cfg, {})
-
-
 def main(cfg: QuickstartConfig) -> Path:
     """Run everything and write the page; return its path."""
     began, threads = time.time(), os.cpu_count() or 1
@@ -191,8 +182,12 @@ def main(cfg: QuickstartConfig) -> Path:
     path = cfg.out / "index.html"
     write_page(page_parameters(cfg), head, foot, path)
     minutes = (time.time() - began) / 60
-    timing = {"minutes": minutes, "cores": threads, "resumed": resumed, "seconds": seconds}
-    write_numbers(cfg, timing)
+    numbers = {"minutes": minutes, "cores": threads, "resumed": resumed, "seconds": seconds}
+    numbers["orders"] = {}
+    for order in cfg.orders:
+        metrics = json.loads((cfg.out / f"{cfg.method}_{order}/metrics.json").read_text())
+        numbers["orders"][order] = {"num_samples": metrics["num_samples"], **metrics["samples"]}
+    write_record(cfg.out / "quickstart.json", numbers, cfg, {})
     print(f"\nquickstart finished in {minutes:.1f} minutes: open {path}")
     return path
 

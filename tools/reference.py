@@ -67,38 +67,34 @@ class ReferenceConfig(command.Config):
     """runs side by side, on an equal share of the cores each"""
 
 
+def flags(cfg: ReferenceConfig, name: str, measured: bool, **more) -> list[str]:
+    """Return what every stage of a run is told, and how it is `measured`; None is left out."""
+    values = {"tokenizer": cfg.tokenizer, "out": cfg.out / name, "seed": cfg.seed}
+    if measured:
+        values |= {"checkpoint": cfg.out / name / "last.pth", **asdict(cfg.against)}
+    given = {key: value for key, value in (values | more).items() if value is not None}
+    return [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
+
+
 def stages(cfg: ReferenceConfig, name: str) -> list[Stage]:
     """Return training and search of one run; what follows needs the guidance that it finds."""
-    (method, order), run = RUNS[name], cfg.out / name
-    subject = [f"--tokenizer={cfg.tokenizer}", f"--out={run}", f"--seed={cfg.seed}"]
     budget = ("model", "steps", "batch", "optimizer", "lr", "dropout", "cluster_weight", "heldout")
-    train = [f"--{flag.replace('_', '-')}={getattr(cfg, flag)}" for flag in budget]
-    train += [f"--method={method}", f"--order={order}", f"--codes={cfg.codes}"]
+    more = {key: getattr(cfg, key) for key in (*budget, "codes")}
+    more |= dict(zip(("method", "order"), RUNS[name], strict=True))
+    search = flags(cfg, name, True, num_samples=cfg.swept, final=0)
+    search += ["--cfg-scale", *map(str, cfg.cfg_scale)]
     return [
-        (f"{name}: training", ["train_c2i.py", *subject, *train]),
-        (
-            f"{name}: guidance",
-            ["tools/sweep_cfg.py", *subject, *against(cfg, name), f"--num-samples={cfg.swept}"]
-            + ["--final=0", "--cfg-scale", *map(str, cfg.cfg_scale)],
-        ),
-    ]
-
-
-def against(cfg: ReferenceConfig, name: str) -> list[str]:
-    """Return what is measured and with what, as sweep and evaluation take it."""
-    given = {key: value for key, value in asdict(cfg.against).items() if value is not None}
-    return [f"--checkpoint={cfg.out / name / 'last.pth'}"] + [
-        f"--{key.replace('_', '-')}={value}" for key, value in given.items()
+        (f"{name}: training", ["train_c2i.py", *flags(cfg, name, False, **more)]),
+        (f"{name}: guidance", ["tools/sweep_cfg.py", *search]),
     ]
 
 
 def evaluation(cfg: ReferenceConfig, name: str) -> Stage:
     """Return the evaluation at the guidance that was best, with samples it was not chosen on."""
-    run = cfg.out / name
-    best = json.loads((run / "sweep.json").read_text())["best"]["cfg_scale"]
-    line = ["eval_c2i.py", *against(cfg, name), f"--tokenizer={cfg.tokenizer}", f"--out={run}"]
-    line += [f"--codes={cfg.codes}", f"--num-samples={cfg.num_samples}", f"--cfg-scale={best}"]
-    return f"{name}: evaluation", [*line, f"--seed={cfg.seed + 1}", "--random-orders=8"]
+    best = json.loads((cfg.out / name / "sweep.json").read_text())["best"]["cfg_scale"]
+    more = {"codes": cfg.codes, "num_samples": cfg.num_samples, "cfg_scale": best}
+    more |= {"seed": cfg.seed + 1, "random_orders": 8}
+    return f"{name}: evaluation", ["eval_c2i.py", *flags(cfg, name, True, **more)]
 
 
 def main(cfg: ReferenceConfig) -> str:

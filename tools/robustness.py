@@ -13,20 +13,20 @@ import numpy as np
 import torch
 
 from metrics.calibration import mean_of
-from metrics.corruptions import SEVERITIES, Corrupted, drawn, official
-from metrics.evaluation import GeneratorConfig, OrderFlag, Subject
+from metrics.corruptions import SEVERITIES, SOURCE, Versions, drawn, official
+from metrics.evaluation import GeneratorConfig, OrderFlag, Subject, codes_of_images
 from metrics.extractor import judge_of
-from metrics.fidelity import FULL, FeatureExtractor, features_of, fidelity
+from metrics.fidelity import FeatureExtractor, features_of, fidelity
 from metrics.likelihood import orders_for
 from metrics.pictures import save_figure
-from metrics.plots import plot_context, plot_corruptions, plot_misread
+from metrics.plots import ROBUSTNESS, plot_robustness
 from metrics.report import Run, write_record
 from metrics.robustness import RHOS, context_report, misread_samples, nearest_codes, read_images
 from metrics.tables import robustness
 from models import command
 from models.artifacts import ROOT
 from models.command import InputError, run
-from models.data import Codes, Split, evenly, load_codes_of, load_split
+from models.data import Codes, Split, evenly, load_split
 from models.methods import check_order
 from models.sampling import Plan
 from models.tokenizer import code_vectors, decode_codes
@@ -71,7 +71,8 @@ class Inputs:
     """all test images"""
     rows_N: np.ndarray
     """which of them are corrupted"""
-    corrupted: Corrupted
+    versions: Versions
+    """how"""
 
     def features(self, images_NHWC: np.ndarray) -> dict[str, torch.Tensor]:
         """Return what the judge sees in uint8 images, however few they are."""
@@ -79,8 +80,7 @@ class Inputs:
 
     def distance(self, features: dict, others: dict) -> dict[str, float]:
         """Return {name of the distance: value} between the features of two sets."""
-        (value,) = fidelity(features, others, self.judge, frechet_only=True).values()
-        return {self.judge.frechet_name(FULL): value}
+        return fidelity(features, others, self.judge, frechet_only=True)
 
 
 def load_inputs(cfg: RobustnessConfig) -> Inputs:
@@ -88,47 +88,41 @@ def load_inputs(cfg: RobustnessConfig) -> Inputs:
     subject = cfg.load()
     header, order = subject.header, str(cfg.order or subject.order)
     check_order(header["method"], order, subject.model.config.scan)
-    test = load_codes_of(header, cfg.codes, "test", cfg.checkpoint)
     folder = cfg.data or ROOT / "data" / header["dataset"]
     split = load_split(folder, "test")
-    if split.sha256 != test.header["inputs"]["images"]:
-        raise InputError(
-            f"{folder} holds other test images than those whose codes are in {cfg.codes}; give "
-            "the --data they were made from, or run: uv run tools/extract_latent_codes.py "
-            f"--data {folder} --out NEW, then give --codes NEW"
-        )
+    test = codes_of_images(header, cfg.codes, cfg.checkpoint, split)
     rows_N = evenly(len(split.labels_N), cfg.corrupted_images)
-    corrupted = drawn(split.images_NHWC[rows_N], cfg.seed)
+    versions = drawn(split.images_NHWC[rows_N], cfg.seed)
     if cfg.cifar10_c:
-        corrupted = official(cfg.cifar10_c, split.images_NHWC, split.labels_N, rows_N)
-    judge = judge_of(header["dataset"], cfg.extractor, subject.device)
-    if judge is None:
+        versions = official(cfg.cifar10_c, split.images_NHWC, split.labels_N, rows_N)
+    if not (judge := judge_of(header["dataset"], cfg.extractor, subject.device)):
         raise InputError(
             f"no classifier of {header['dataset']}; run: uv run tools/train_extractor.py"
         )
     test = test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
-    return Inputs(subject, order, judge, test, split, rows_N, corrupted)
+    return Inputs(subject, order, judge, test, split, rows_N, versions)
 
 
 def image_stage(cfg: RobustnessConfig, inputs: Inputs) -> dict:
     """Return the measures of images by severity, 0 being the clean ones, and by corruption."""
-    numbers = {"source": inputs.corrupted.source, "images": len(inputs.rows_N)}
+    source = "CIFAR-10-C" if cfg.cifar10_c else SOURCE
+    numbers, versions = {"source": source, "images": len(inputs.rows_N)}, inputs.versions
     if not cfg.corrupted_images:
         return numbers | {"by_severity": [], "by_corruption": {}}
     subject, clean_NHWC = inputs.subject, inputs.split.images_NHWC[inputs.rows_N]
     label_N = torch.from_numpy(inputs.split.labels_N[inputs.rows_N])
     order_NS = orders_for(subject.model, inputs.order, len(label_N), cfg.seed)
     reference, by_severity = None, []
-    by_corruption = {name: [] for name in inputs.corrupted.names}
+    by_corruption = {name: [] for name in versions}
     for severity in (0, *SEVERITIES):
-        images_NAHWC = inputs.corrupted.at(severity) if severity else clean_NHWC[:, None]
+        images = [make(severity) for make in versions.values()] if severity else [clean_NHWC]
         rest = (clean_NHWC, label_N, order_NS, cfg.batch, f"severity {severity}")
-        reading = read_images(subject.model, subject.tokenizer, images_NAHWC, *rest)
+        reading = read_images(subject.model, subject.tokenizer, np.stack(images, 1), *rest)
         features = inputs.features(reading.decoded_NAHWC.reshape(-1, *clean_NHWC.shape[1:]))
         reference = reference or features
         row = reading.row(seed=cfg.seed, keep=True) | inputs.distance(features, reference)
         by_severity.append({"severity": severity} | row)
-        for i, name in enumerate(inputs.corrupted.names if severity else ()):
+        for i, name in enumerate(versions if severity else ()):
             row = reading.row(slice(i, i + 1), cfg.seed)
             by_corruption[name].append({"severity": severity} | row)
     return numbers | {"by_severity": by_severity, "by_corruption": by_corruption}
@@ -179,8 +173,8 @@ def main(cfg: RobustnessConfig) -> dict:
     hashes |= subject.inputs | {"extractor": inputs.judge.sha256}
     record = write_record(subject.out / "robustness.json", numbers, cfg, hashes)
     run = Run(subject.out.name, {"robustness": record}, [])
-    for plot in (plot_context, plot_corruptions, plot_misread):
-        save_figure(plot([run]), subject.out / f"{plot.__name__.removeprefix('plot_')}.png")
+    for picture in ROBUSTNESS:
+        save_figure(plot_robustness([run], picture), subject.out / f"{picture}.png")
     source = record["corruptions"]["source"]
     print(source, robustness({run.name: run}), f"-> {subject.out}", sep="\n\n")
     return record

@@ -7,21 +7,15 @@ checkpoint -> results/<run>/{sweep.json, sweep.png}. A cut sweep goes on where i
 import itertools
 import time
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes
 
-from metrics.evaluation import (
-    MeasureConfig,
-    Reference,
-    SamplingConfig,
-    Subject,
-    print_measures,
-    sample_images,
-)
+from metrics import evaluation
+from metrics.evaluation import MeasureConfig, SamplingConfig
 from metrics.pictures import save_figure
 from metrics.plots import plot_sweep
 from metrics.report import HIGHER_IS_BETTER, Run, write_record
@@ -29,7 +23,7 @@ from models import command
 from models.artifacts import as_written, read_json
 from models.checkpoint import Generator
 from models.command import InputError, run
-from models.machine import Workers, pick_precision
+from models.machine import pick_precision
 from models.sampling import Plan, Schedule
 
 
@@ -75,43 +69,6 @@ def better(row: dict, metric: str) -> float:
     return -value if metric.startswith(HIGHER_IS_BETTER) else value
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """What is measured, with what, and the rows so far, which are on disk."""
-
-    cfg: SweepConfig
-    subject: Subject
-    reference: Reference
-    file: Path
-    inputs: dict
-    """what the rows depend on besides their own settings"""
-    rows: list[dict]
-
-    @cached_property
-    def sampler(self) -> Workers:
-        return self.cfg.sampler(self.subject)
-
-    def row(self, plan: Plan, count: int, seed: int) -> dict:
-        """Return the row of one combination, measured now or before."""
-        key = {"plan": asdict(plan), "num_samples": count, "seed": seed}
-        key |= {"precision": pick_precision(self.cfg.precision, self.subject.device)}
-        for row in self.rows:
-            if key.items() <= row.items():
-                return row
-        sampler, classes = self.sampler, self.subject.model.config.classes
-        label_N, began = torch.arange(count) % classes, time.time()
-        images_NHWC = sample_images(sampler, label_N, plan, seed, self.cfg.batch)
-        speed = count / (time.time() - began)
-        measures = self.reference.report(images_NHWC, label_N.numpy())
-        self.rows.append(key | {"images_per_second": speed} | measures)
-        self.write()
-        return self.rows[-1]
-
-    def write(self, **more) -> dict:
-        """Write the rows, and `more`; return what the file holds."""
-        return write_record(self.file, {"rows": self.rows, **more}, self.cfg, self.inputs)
-
-
 def read_rows(file: Path, inputs: dict) -> list[dict]:
     """Return what a sweep has measured so far. Raises InputError if it was of other inputs."""
     if not file.exists():
@@ -130,7 +87,7 @@ def read_rows(file: Path, inputs: dict) -> list[dict]:
 def main(cfg: SweepConfig) -> dict:
     """Sweep, write after each combination, print; return what sweep.json holds."""
     subject = cfg.load()
-    plans = cfg.plans(subject)
+    plans, classes = cfg.plans(subject), subject.model.config.classes
     reference = cfg.against.load(subject.header["dataset"], subject.device)
     if reference is None or not reference.extractors:
         raise InputError("expected real images, and --inception-weights or --extractor")
@@ -139,12 +96,28 @@ def main(cfg: SweepConfig) -> dict:
     if metric not in names:
         raise InputError(f"expected --metric {', '.join(names)}, got {metric}")
     inputs, file = subject.inputs | reference.inputs, subject.out / "sweep.json"
-    sweep = Sweep(cfg, subject, reference, file, inputs, read_rows(file, inputs))
-    bar = tqdm(plans, desc="combinations")
-    swept = [sweep.row(plan, cfg.num_samples, cfg.seed) for plan in bar]
+    rows, sampler = read_rows(file, inputs), cache(lambda: cfg.sampler(subject))
+    precision = pick_precision(cfg.precision, subject.device)
+
+    def write(**more) -> dict:
+        return write_record(file, {"rows": rows, **more}, cfg, inputs)
+
+    def measured(plan: Plan, count: int, seed: int) -> dict:  # now or before
+        key = {"plan": asdict(plan), "num_samples": count, "seed": seed, "precision": precision}
+        for row in rows:
+            if key.items() <= row.items():
+                return row
+        sample, label_N, began = sampler(), torch.arange(count) % classes, time.time()
+        images_NHWC = evaluation.sample_images(sample, label_N, plan, seed, cfg.batch)
+        key["images_per_second"] = count / (time.time() - began)
+        rows.append(key | reference.report(images_NHWC, label_N.numpy()))
+        write()
+        return rows[-1]
+
+    swept = [measured(plan, cfg.num_samples, cfg.seed) for plan in tqdm(plans, "combinations")]
     best = min(swept, key=lambda row: better(row, metric))["plan"]
-    final = sweep.row(Plan(**best), cfg.final, cfg.seed + 1) if cfg.final else None
-    record = sweep.write(metric=metric, best=best, final=final)
+    final = measured(Plan(**best), cfg.final, cfg.seed + 1) if cfg.final else None
+    record = write(metric=metric, best=best, final=final)
     run = Run(subject.out.name, {"sweep": {"rows": swept}}, [])
     figure = plot_sweep([run], metric, ("cfg_scale", "decode_steps", "images_per_second"))
     save_figure(figure, file.with_suffix(".png"))
@@ -158,12 +131,11 @@ def report(swept: list[dict], final: dict | None, metric: str, file: Path) -> No
         plan = row["plan"]
         print(
             f"  {metric} {row['samples'][metric]:9.4f}  cfg {plan['cfg_scale']:g} "
-            f"{plan['schedule']}, "
-            f"temperature {plan['temperature']:g}, {plan['decode_steps'] or 'all'} steps, "
-            f"{row['images_per_second']:.1f} images/s"
+            f"{plan['schedule']}, temperature {plan['temperature']:g}, "
+            f"{plan['decode_steps'] or 'all'} steps, {row['images_per_second']:.1f} images/s"
         )
     if final:
-        print_measures(final)
+        evaluation.print_measures(final)
         print(f"  {final['num_samples']} fresh samples of the best, seed {final['seed']}")
     print(f"  -> {file}")
 

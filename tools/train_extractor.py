@@ -7,14 +7,13 @@ The same command resumes a run that was cut.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Annotated
 
-from metrics.extractor import Classifier, label_accuracy
+from metrics.extractor import Classifier, write_net
 from models import command
-from models.classifier import ClassifierConfig, save_net, train_classifier
+from models.classifier import ClassifierConfig, train_classifier
 from models.command import run
-from models.data import Split
 
 
 @dataclass(frozen=True)
@@ -25,18 +24,10 @@ class ExtractorConfig(ClassifierConfig):
     """channels at 16x16; the features are 4 times as many"""
 
 
-def write(out: Path, net: Classifier, head: dict, test: Split) -> float:
-    """Write what was trained; return its accuracy on the test split."""
-    net.half().float().eval()  # rounded to what the file holds
-    accuracy = label_accuracy(test.images_NHWC, test.labels_N, net)
-    save_net(out, net, head | {"test_accuracy": accuracy})
-    return accuracy
-
-
 def main(cfg: ExtractorConfig) -> None:
     """Read both splits, train, measure what the file will hold, write it."""
-    producer = "tools/train_extractor.py"
-    train_classifier(cfg, "extractor", producer, lambda n: Classifier(cfg.width, n), write)
+    build, producer = partial(Classifier, cfg.width), "tools/train_extractor.py"
+    train_classifier(cfg, "extractor", producer, build, write_net)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ The same command resumes a run that was cut.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from metrics.extractor import label_accuracy
+from metrics.extractor import write_net
 from models import command
-from models.classifier import KIND, ClassifierConfig, PerceptualNet, save_net, train_classifier
+from models.classifier import KIND, ClassifierConfig, PerceptualNet, train_classifier
 from models.command import run
-from models.data import Split
 
 
 @dataclass(frozen=True)
@@ -26,16 +24,12 @@ class PerceptualConfig(ClassifierConfig):
     seed: command.Seed = 1
 
 
-def write(out: Path, net: PerceptualNet, head: dict, test: Split) -> float:
-    """Write what was trained, folded; return its accuracy on the test split."""
-    folded = net.fold().half().float()  # rounded to what the file holds
-    accuracy = label_accuracy(test.images_NHWC, test.labels_N, folded)
-    save_net(out, folded, head | {"test_accuracy": accuracy})
-    return accuracy
-
-
 def main(cfg: PerceptualConfig) -> None:
     """Train on the train split, fold, round, measure on the test split, write."""
+
+    def write(out, net, head, test) -> float:
+        return write_net(out, net.fold(), head, test)
+
     producer = "tools/train_perceptual.py"
     train_classifier(cfg, KIND, producer, lambda n: PerceptualNet(classes=n), write)
 

@@ -151,8 +151,8 @@ def write_corruptions(folder: Path) -> None:
 
 
 def read_corruptions(folder: Path) -> list:
-    corrupted = official(folder, images()[:2], LABEL_N[:2], np.arange(2))
-    return list(corrupted.at(1).shape)
+    versions = official(folder, images()[:2], LABEL_N[:2], np.arange(2))
+    return [list(make(1).shape) for make in versions.values()]
 
 
 def read_plan(folder: Path) -> dict:
