@@ -172,8 +172,9 @@ def features_of(
         stem = f"{inputs['images'][:16]}-{extractor.sha256[:16]}"
         files = {name: keep / f"{stem}-{name}.npy" for name in layers}
         with contextlib.suppress(InputError):  # missing or damaged: computed anew
-            arrays = {n: load_array(f, "features", "", np.float32, 2)[0] for n, f in files.items()}
-            return {name: torch.from_numpy(array_NF) for name, array_NF in arrays.items()}
+            found = {n: load_array(f, "features", "", np.float32, 2) for n, f in files.items()}
+            if all(head["inputs"] == inputs for _, head in found.values()):
+                return {name: torch.from_numpy(array_NF) for name, (array_NF, _) in found.items()}
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
     size = 256 if device.type == "cuda" else 8  # what a core's cache holds
     with tqdm(total=len(images_NHWC), desc="features", unit="image", disable=not verbose) as bar:

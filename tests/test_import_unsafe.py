@@ -1,6 +1,7 @@
 """Files that are broken, foreign or hostile: one clear line, nothing run, nothing written."""
 
 import os
+import pickle
 from argparse import Namespace
 
 import pytest
@@ -9,7 +10,7 @@ from helpers import Evil
 from published_layouts import draw
 from tiny_published import imported, layout, save_legacy
 
-from models.command import one_line_errors
+from models.command import InputError, one_line_errors
 
 
 @pytest.mark.parametrize("inside", ["beside", "namespace", "weights"])
@@ -20,10 +21,12 @@ def test_code_in_a_file_is_not_run(what, asks, save, inside, tmp_path):
     code = f"touch {mark}" if what is os.system else f"open({str(mark)!r}, 'w').close()"
     evil = Evil(code, what)
     contents = {"model": draw(layout("gpt"))}
-    if inside == "weights":
-        contents["model"]["norm.weight"] = evil
+    if inside == "beside":
+        contents["args"] = evil
+    elif inside == "namespace":
+        contents["args"] = Namespace(lr=1e-4, hook=evil)
     else:
-        contents["args"] = evil if inside == "beside" else Namespace(lr=1e-4, hook=evil)
+        contents["model"]["norm.weight"] = evil
     save(contents, tmp_path / "w.pt")
     told = pytest.raises(SystemExit, match=rf"asks for \S*{asks}.*nothing in it was run")
     with told as refused, one_line_errors():
@@ -32,3 +35,16 @@ def test_code_in_a_file_is_not_run(what, asks, save, inside, tmp_path):
     assert not mark.exists() and not (tmp_path / "ours.pth").exists()
     torch.load(tmp_path / "w.pt", weights_only=False)
     assert mark.exists()  # so the file was able to
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"not weights", pickle.dumps([1, 2]), "torn"])
+def test_broken_and_foreign_files_end_in_one_line(name, content, tmp_path):
+    if content == "torn":
+        torch.save(draw(layout("gpt")), tmp_path / "whole.pt")
+        content = (tmp_path / "whole.pt").read_bytes()[:-2000]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match="w.(pt|safetensors)"):
+        imported(tmp_path / name, tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        imported(tmp_path / "nowhere.pt", tmp_path)
