@@ -1,4 +1,4 @@
-"""The tokenizer as a file, images <-> codes, and a search for codes that decode best.
+"""The tokenizer as a file, images <-> codes, areas of cells, and a search for better codes.
 
 Saved by stage 2 or imported, read by stages 3 to 5.
 """
@@ -6,11 +6,12 @@ Saved by stage 2 or imported, read by stages 3 to 5.
 import importlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from models.artifacts import ROOT, as_written, load_checkpoint, restored, save_checkpoint, sha256_of
@@ -27,6 +28,8 @@ TOKENIZERS = {
 """Module, class and config by the `model` of a header; a header without one is of a `vqvae`."""
 Tokenizer = nn.Module
 """One of TOKENIZERS: has config, grid, encode and decode."""
+Area = Literal["centre", "left", "right", "top", "bottom", "random"]
+"""names of some of the cells"""
 CODES_OF = "codes_of"
 """in a header: the sha256 of the tokenizer whose encoder and codebook it has, with a new decoder"""
 
@@ -196,3 +199,41 @@ def error_around(
     cell = images_N3HW.shape[-1] // tokenizer.grid
     padded = F.pad(error_N1HW, (cell // 2,) * 4)
     return F.avg_pool2d(padded, 2 * cell, stride=cell).flatten(1)
+
+
+def area(mask: str | Path, grid: int, side: int, share: float, seed: int) -> torch.Tensor:
+    """Return open_T, bool, of an area by name or of the white pixels of a picture."""
+    open_hw = torch.zeros(grid, grid, dtype=torch.bool)
+    half, quarter = grid // 2, grid // 4
+    named = {
+        "centre": np.s_[quarter : grid - quarter, quarter : grid - quarter],
+        "left": np.s_[:, :half],
+        "right": np.s_[:, half:],
+        "top": np.s_[:half],
+        "bottom": np.s_[half:],
+    }
+    if mask == "random":
+        generator = torch.Generator().manual_seed(seed)
+        open_hw.view(-1)[torch.randperm(grid**2, generator=generator)[: round(share * grid**2)]] = 1
+    elif mask in named:
+        open_hw[named[mask]] = True
+    else:
+        open_hw = read_mask(Path(mask), grid, side)
+    return open_hw.flatten()
+
+
+def read_mask(path: Path, grid: int, side: int) -> torch.Tensor:
+    """Return open_hw, bool, of a picture: a cell is open if any of its pixels is white."""
+    try:
+        if not path.is_file():
+            raise OSError("it is no file")
+        with Image.open(path) as image:
+            if image.size not in ((grid, grid), (side, side)):
+                raise ValueError(f"it is {image.width}x{image.height}")
+            white_HW = torch.from_numpy(np.array(image.convert("L")) > 127)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        areas, sizes = ", ".join(get_args(Area)), f"{grid}x{grid} or {side}x{side}"
+        raise InputError(
+            f"--mask {path}: expected {areas}, or a picture of {sizes} pixels: {e}"
+        ) from None
+    return white_HW.unflatten(0, (grid, -1)).unflatten(2, (grid, -1)).any(3).any(1)

@@ -13,7 +13,7 @@ from models.artifacts import read_array
 from models.checkpoint import load_generator
 from models.command import InputError
 from models.data import load_split
-from models.tokenizer import decode_codes, encode_images, load_tokenizer
+from models.tokenizer import decode_codes, encode_images, load_tokenizer, read_mask
 
 tool = script("tools/edit.py")
 
@@ -61,7 +61,7 @@ def test_a_mask_is_white_where_cells_are_drawn(tmp_path, config, own):
         white = np.zeros((side, side), np.uint8)
         white[side // 8 : side // 4, 0] = 255  # of cell (1, 0), one pixel or a column of them
         Image.fromarray(white).save(tmp_path / "mask.png")
-        open_hw = tool.read_mask(tmp_path / "mask.png", 8, 32)
+        open_hw = read_mask(tmp_path / "mask.png", 8, 32)
         assert open_hw.nonzero().tolist() == [[1, 0]]
     cfg = config("inpaint", mask=tmp_path / "mask.png", count=8)
     tool.main(cfg)

@@ -10,12 +10,11 @@ method with any order can do it, since the decode loop takes what is known first
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from tyro.conf import Positional
 
 from metrics.evaluation import GeneratorConfig, SamplingOrder, Subject
@@ -27,11 +26,10 @@ from models.command import InputError, run
 from models.data import load_split, read_image
 from models.methods import check_order
 from models.sampling import Plan, fill
-from models.tokenizer import Tokenizer, decode_codes, encode_images
+from models.tokenizer import Area, Tokenizer, area, decode_codes, encode_images
 
 Task = Literal["inpaint", "reclass", "variations", "outpaint"]
 Cells = Annotated[int, command.Range(1, 256)]
-Area = Literal["centre", "left", "right", "top", "bottom", "random"]
 
 
 @dataclass(frozen=True)
@@ -88,44 +86,6 @@ def read_subject(cfg: EditConfig, dataset: str) -> tuple[np.ndarray, int | None]
     if int(cfg.image) >= len(test.labels_N):
         raise InputError(f"expected --image in 0..{len(test.labels_N) - 1}, got {cfg.image}")
     return test.images_NHWC[int(cfg.image)], int(test.labels_N[int(cfg.image)])
-
-
-def area(mask: str | Path, grid: int, side: int, share: float, seed: int) -> torch.Tensor:
-    """Return open_T, bool, of an area by name or of the white pixels of a picture."""
-    open_hw = torch.zeros(grid, grid, dtype=torch.bool)
-    half, quarter = grid // 2, grid // 4
-    named = {
-        "centre": np.s_[quarter : grid - quarter, quarter : grid - quarter],
-        "left": np.s_[:, :half],
-        "right": np.s_[:, half:],
-        "top": np.s_[:half],
-        "bottom": np.s_[half:],
-    }
-    if mask == "random":
-        generator = torch.Generator().manual_seed(seed)
-        open_hw.view(-1)[torch.randperm(grid**2, generator=generator)[: round(share * grid**2)]] = 1
-    elif mask in named:
-        open_hw[named[mask]] = True
-    else:
-        open_hw = read_mask(Path(mask), grid, side)
-    return open_hw.flatten()
-
-
-def read_mask(path: Path, grid: int, side: int) -> torch.Tensor:
-    """Return open_hw, bool, of a picture: a cell is open if any of its pixels is white."""
-    try:
-        if not path.is_file():
-            raise OSError("it is no file")
-        with Image.open(path) as image:
-            if image.size not in ((grid, grid), (side, side)):
-                raise ValueError(f"it is {image.width}x{image.height}")
-            white_HW = torch.from_numpy(np.array(image.convert("L")) > 127)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        areas, sizes = ", ".join(get_args(Area)), f"{grid}x{grid} or {side}x{side}"
-        raise InputError(
-            f"--mask {path}: expected {areas}, or a picture of {sizes} pixels: {e}"
-        ) from None
-    return white_HW.unflatten(0, (grid, -1)).unflatten(2, (grid, -1)).any(3).any(1)
 
 
 def open_cells(cfg: EditConfig, subject: Subject, codes_T: torch.Tensor, label: int, side: int):
