@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from metrics.report import Done, read_run, read_samples
 from models.artifacts import header
 from models.checkpoint import load_generator, save_generator
 from models.classifier import PerceptualNet, load_perceptual, save_net
-from models.data import load_codes, load_split, save_codes, save_splits
+from models.data import load_codes, load_split, read_image, save_codes, save_splits
 from models.method import ModelConfig
 from models.methods import METHODS, build
 from models.orders import scan
@@ -117,7 +116,7 @@ def write_png(folder: Path) -> None:
 
 
 def read_png(folder: Path) -> np.ndarray:
-    return load.read_image(str(folder / "a.png"), None, SimpleNamespace(update=lambda: None))
+    return read_image(folder / "a.png")
 
 
 def write_published(folder: Path) -> None:
