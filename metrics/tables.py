@@ -13,7 +13,6 @@ from metrics.report import Run, below, names, shared, show, show_measure, table
 
 Runs = dict[str, Run]
 REAL = "real test images"
-PAIR = ("raster", "random")
 IMAGES = 60_000
 """of CIFAR-10, each encoded together with its mirror image"""
 SHOWN = ("label_accuracy", "FD", "FID")
@@ -122,10 +121,8 @@ ROBUSTNESS = {
 }
 """(title, rows, what they are measured against) -> measure: rows, start of its key, how to show"""
 DIFFERENCES = {
-    "more bits, 40% of the codes replaced by any others": (
-        "context.uniform", {"rho": 0.4}, "more_bits_per_image", 1),
-    "more bits, 40% replaced by similar ones": (
-        "context.neighbours", {"rho": 0.4}, "more_bits_per_image", 1),
+    "more bits, 40% any others": ("context.uniform", {"rho": 0.4}, "more_bits_per_image", 1),
+    "more bits, 40% similar ones": ("context.neighbours", {"rho": 0.4}, "more_bits_per_image", 1),
     "class accuracy by Bayes, clean": (
         "corruptions.by_severity", {"severity": 0}, "class_accuracy", 1, True),
     "class accuracy by Bayes, severity 5": (
@@ -199,24 +196,25 @@ def methods(runs: Runs) -> str:
 
 def training_tflop(run: Run) -> float | None:
     """Return the arithmetic of a whole training, from the rates of its curve; None without."""
-    rows = [row for row in run.curve if "gflops_per_second" in row]
-    if not rows:
-        return None
+    row = next((row for row in run.curve if "gflops_per_second" in row), None)
     images = run.at("config.config.steps") * run.at("config.config.batch")
-    return images * rows[-1]["gflops_per_second"] / rows[-1]["images_per_second"] / 1000
+    return row and images * row["gflops_per_second"] / row["images_per_second"] / 1000
 
 
 def calls(runs: Runs) -> str:
-    """Return what fewer network calls than codes cost, by tools/sweep_cfg.py."""
+    """Return what fewer network calls than codes cost: rows of sweeps, or single evaluations."""
     rows, control = [], {}
     for run in runs.values():
-        for row in run.at("sweep.rows"):
+        swept = run.at("sweep.rows", True) or [run.at("metrics")]
+        for row in (row for row in swept if row["plan"]["decode_steps"]):
             plan, control = row["plan"], row["control"]
             measures = [name for name in control if name.startswith(SHOWN)]
+            order, noise = plan["order"], plan.get("choice_temperature", 1.0)
+            order += f", noise {noise:g}" * (noise != 1)
             counts = [plan["decode_steps"], plan["cfg_scale"], row["num_samples"]]
-            counts = [show(x, 0) for x in counts]
-            kind = [run.at("metrics.method"), run.at("metrics.trained_order"), *counts]
-            rows.append(kind + [show_measure(name, row["samples"][name]) for name in measures])
+            cells = [show_measure(name, row["samples"][name]) for name in measures]
+            rows.append([run.at("metrics.method"), order, *(show(x, 0) for x in counts), *cells])
+    rows.sort(key=lambda row: (row[0], -int(row[2])))
     rows.append([REAL, *[""] * 4, *(show_measure(name, control[name]) for name in measures)])
     head = ["method", "order", "network calls", "guidance", "samples", *measures]
     return table(head, rows) + below(list(runs.values()), "", "sweep")
@@ -294,7 +292,8 @@ def minutes(runs: Runs) -> str:
         rows.append([stage, f"{images:,}", show(images / rate / 60, 0)])
     at = every["quickstart"].at
     rows.append(["quickstart, all of it", "", show(at("quickstart.minutes"), 0)])
-    accuracy = [show(at(f"quickstart.orders.{o}.label_accuracy"), 0, True) for o in PAIR]
+    paths = (f"quickstart.orders.{order}.label_accuracy" for order in ("raster", "random"))
+    accuracy = [show(at(path), 0, True) for path in paths]
     text = "At the fastest batch and precision, without evaluations. The quickstart's samples show "
     text += f"their label in {accuracy[0]} of cases in raster and {accuracy[1]} in random order."
     return table(["stage", "images", "minutes"], rows) + below(list(runs.values()), text)

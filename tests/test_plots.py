@@ -9,7 +9,7 @@ from metrics import plots
 from metrics.pictures import gif, stacked_frames
 from metrics.report import KEPT, Run, read_kept
 
-PAIR = [run for name, run in read_kept(KEPT).items() if name.endswith("nano_cifar10")]
+PAIR = [run for name, run in read_kept(KEPT).items() if name.endswith("nano_perceptual")]
 
 
 @pytest.mark.parametrize(

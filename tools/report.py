@@ -39,21 +39,21 @@ INTRODUCTION = """# Results
 Made whole by `uv run tools/report.py` from the JSON in `checkpoints/reports/`, where each file says
 the command and the commit that made it. What the measures are: see README.md.
 """
-PAIR = {"raster order": "randar_raster_nano_cifar10", "random order": "randar_random_nano_cifar10"}
+PAIR = {f"{o} order": f"randar_{o}_nano_perceptual" for o in ("raster", "random")}
 """the shipped pair, by the title of its column"""
-SHARPER = {order: name.replace("cifar10", "perceptual") for order, name in PAIR.items()}
-"""the same two on codes of the perceptual tokenizer"""
+SQUARED = {order: name.replace("perceptual", "cifar10") for order, name in PAIR.items()}
+"""the older two, on codes of the tokenizer of squared error"""
 SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]], ...] = (
     ("The shipped pair", quality, PAIR),
-    ("The pair on codes of the perceptual tokenizer", quality, SHARPER),
-    ("The shipped pair over sampling seeds", quality, {k: f"{v}_seeds" for k, v in PAIR.items()}),
     ("The shipped pair read in every order", by_order, PAIR),
     ("Calibration of the shipped pair", calibration, PAIR),
     ("Robustness of the shipped pair", robustness, PAIR),
-    ("Every method at one budget", methods, ("five_*",)),
-    ("Fewer network calls than codes", calls, ("sweep",)),
+    ("Every method at one budget", methods, ("nano_*", *PAIR.values())),
+    ("Fewer network calls than codes", calls, ("nano_arpg_*", PAIR["random order"], "chosen_*")),
     ("Tokenizers", tokenizers, ("tokenizer",)),
     ("One small generator on each tokenizer's codes", quality, ("fixed_*",)),
+    ("The older pair, on codes of the tokenizer of squared error", quality, SQUARED),
+    ("The older pair over sampling seeds", quality, {k: f"{v}_seeds" for k, v in SQUARED.items()}),
     ("Speed", speed, ("benchmark",)),
     ("Minutes", minutes, ("benchmark", "quickstart", "vqvae_cifar10", PAIR["random order"])),
 )  # fmt: skip
