@@ -72,7 +72,7 @@ class EvalConfig(SamplingConfig):
     top_p: Annotated[float, command.Range(1e-6, 1)] | None = None
     """default 1: all codes"""
     choice_temperature: command.Amount | None = None
-    """noise in an order that the model chooses; default 1, 0: always the surest cells first"""
+    """noise in an order that the model chooses; default 8; 0: always the surest cells first"""
     labels: tuple[command.Natural, ...] = ()
     """sample these classes only; default all"""
     random_orders: Annotated[int, command.Range(1, 1000)] = 1

@@ -10,6 +10,7 @@ import torch
 
 from metrics.calibration import mean_of
 from metrics.report import Run, below, names, shared, show, show_measure, table
+from models.orders import CHOSEN
 
 Runs = dict[str, Run]
 REAL = "real test images"
@@ -203,19 +204,19 @@ def training_tflop(run: Run) -> float | None:
 
 def calls(runs: Runs) -> str:
     """Return what fewer network calls than codes cost: rows of sweeps, or single evaluations."""
-    rows, control = [], {}
+    rows, controls = [], {}
     for run in runs.values():
         swept = run.at("sweep.rows", True) or [run.at("metrics")]
         for row in (row for row in swept if row["plan"]["decode_steps"]):
-            plan, control = row["plan"], row["control"]
-            measures = [name for name in control if name.startswith(SHOWN)]
-            order, noise = plan["order"], plan.get("choice_temperature", 1.0)
-            order += f", noise {noise:g}" * (noise != 1)
-            counts = [plan["decode_steps"], plan["cfg_scale"], row["num_samples"]]
-            cells = [show_measure(name, row["samples"][name]) for name in measures]
-            rows.append([run.at("metrics.method"), order, *(show(x, 0) for x in counts), *cells])
-    rows.sort(key=lambda row: (row[0], -int(row[2])))
-    rows.append([REAL, *[""] * 4, *(show_measure(name, control[name]) for name in measures)])
+            plan, samples, count = row["plan"], row["samples"], show(row["num_samples"], 0)
+            noise = f", noise {plan['choice_temperature']:g}" if plan["order"] in CHOSEN else ""
+            cells = [run.at("metrics.method"), plan["order"] + noise]
+            cells += [show(plan[key], 0) for key in ("decode_steps", "cfg_scale")]
+            measures = [name for name in samples if name.startswith(SHOWN)]
+            rows.append([*cells, count, *(show_measure(name, samples[name]) for name in measures)])
+            controls[count] = [show_measure(name, row["control"][name]) for name in measures]
+    rows.sort(key=lambda row: (row[0], -int(row[2]), row[4], row[1]))
+    rows += [[REAL, "", "", "", count, *cells] for count, cells in controls.items()]
     head = ["method", "order", "network calls", "guidance", "samples", *measures]
     return table(head, rows) + below(list(runs.values()), "", "sweep")
 

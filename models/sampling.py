@@ -202,7 +202,7 @@ class Plan(command.Config):
     temperature: command.Amount = 1.0
     top_k: command.Natural = 0
     top_p: command.Share = 1.0
-    choice_temperature: command.Amount = 1.0
+    choice_temperature: command.Amount = 8.0
     """of the noise in an order that the model chooses; 0: always the surest cells first"""
 
     def groups(self, model: Method, known: int = 0) -> tuple[list[int], list[float]]:
