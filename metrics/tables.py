@@ -1,7 +1,6 @@
 """The tables of measured runs, in Markdown: RESULTS.md is made of nothing else.
 
-A table is a function of {title of the column: run}. It raises InputError for runs that were not
-measured alike, or not at all.
+A table is a function of {title of a column: run}; InputError: they were not measured, or not alike.
 """
 
 from typing import Any
@@ -208,10 +207,11 @@ def calls(runs: Runs) -> str:
     for run in runs.values():
         swept = run.at("sweep.rows", True) or [run.at("metrics")]
         for row in (row for row in swept if row["plan"]["decode_steps"]):
-            plan, samples, count = row["plan"], row["samples"], show(row["num_samples"], 0)
+            plan, count = row["plan"], show(row["num_samples"], 0)
+            samples = row["samples"] | row.get("over_seeds", {})
             noise = f", noise {plan['choice_temperature']:g}" if plan["order"] in CHOSEN else ""
-            cells = [run.at("metrics.method"), plan["order"] + noise]
-            cells += [show(plan[key], 0) for key in ("decode_steps", "cfg_scale")]
+            counts = (show(plan[key], 0) for key in ("decode_steps", "cfg_scale"))
+            cells = [run.at("metrics.method"), plan["order"] + noise, *counts]
             measures = [name for name in samples if name.startswith(SHOWN)]
             rows.append([*cells, count, *(show_measure(name, samples[name]) for name in measures)])
             controls[count] = [show_measure(name, row["control"][name]) for name in measures]
