@@ -134,15 +134,12 @@ def read_image_folder(folder: Path, size: int | None) -> Source:
 
     arrays, classes = {}, {}
     for split in SPLITS:
-        with tqdm(desc=split, unit="image") as bar:
-            try:
-                files = ImageFolder(folder / split, is_valid_file=is_image)
-            except FileNotFoundError as e:
-                raise InputError(f"{folder / split}: {one_line(e, 150)}") from None
-            images = []
-            for path, _ in files.samples:
-                images.append(read_image(Path(path), size))
-                bar.update()
+        try:
+            files = ImageFolder(folder / split, is_valid_file=is_image)
+        except FileNotFoundError as e:
+            raise InputError(f"{folder / split}: {one_line(e, 150)}") from None
+        bar = tqdm(files.samples, split, unit="image")
+        images = [read_image(Path(path), size) for path, _ in bar]
         arrays[split] = np.stack(images), np.array(files.targets, np.int64)
         classes[split] = tuple(files.classes)
     if classes["train"] != classes["test"]:

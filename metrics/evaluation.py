@@ -232,8 +232,10 @@ def likelihood_codes(
         print(f"no codes at {folder}: no likelihood; run: uv run tools/extract_latent_codes.py")
         return {}
     if reference:
-        codes_of_images(subject.header, folder, checkpoint, reference.test)
-    return {s: load_codes_of(subject.header, folder, s, checkpoint) for s in ("test", "train")}
+        test = codes_of_images(subject.header, folder, checkpoint, reference.test)
+    else:
+        test = load_codes_of(subject.header, folder, "test", checkpoint)
+    return {"test": test, "train": load_codes_of(subject.header, folder, "train", checkpoint)}
 
 
 def print_measures(report: dict) -> None:

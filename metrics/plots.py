@@ -256,7 +256,7 @@ def plot_surprise(images: dict[str, np.ndarray], log_p_T: torch.Tensor) -> "Figu
     """Draw images, by title, and how many bits each of their cells takes given all the others."""
     bits_hw = (-log_p_T / np.log(2)).unflatten(0, (math.isqrt(len(log_p_T)), -1)).cpu()
     figure, axes = blank(2.2 * (len(images) + 1.2), 2.3, 1, len(images) + 1)
-    for one, (title, image_HWC) in zip(axes, images.items(), strict=False):
+    for one, (title, image_HWC) in zip(axes[:-1], images.items(), strict=True):
         show_image(one, image_HWC)
         one.set_title(title, fontsize=10)
     show_image(axes[-1], bits_hw)

@@ -130,7 +130,7 @@ def outpaint(cfg: EditConfig, subject: Subject, codes_T: torch.Tensor, label: in
             view_Nhw[:] = codes_T.view(grid, grid)
         codes_NT = view_Nhw.flatten(1)
         given = (codes_NT.clamp(min=0), codes_NT[0] < 0, label_N, plan)
-        filled_NT = fill(subject.model, *given, cfg.seed, 64 * i)
+        filled_NT = fill(subject.model, *given, cfg.seed, first=64 * i)  # streams of its own
         view_Nhw[:] = filled_NT.cpu().view_as(view_Nhw)
     return codes_Nhw
 

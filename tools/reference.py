@@ -1,8 +1,8 @@
 #!/usr/bin/env -S uv run
 """Train every method under one budget, find each one's guidance, and measure: a table to compare.
 
-codes + tokenizer -> --out/<run>/ with all that the stages write. A cut or longer list goes on where
-it was, and `tools/report.py --keep` takes the folders.
+codes + tokenizer -> --out/<run>/ with all that the stages write; `tools/report.py --keep` takes the
+folders. A cut or longer list trains and searches what is not done yet, and evaluates all anew.
 """
 
 import json
@@ -98,7 +98,7 @@ def evaluation(cfg: ReferenceConfig, name: str) -> Stage:
 
 
 def main(cfg: ReferenceConfig) -> str:
-    """Run what is not done yet; print and return the table."""
+    """Run every stage, each of which knows what it has done; print and return the table."""
     threads = os.cpu_count() or 1
     for i in range(0, len(cfg.runs), cfg.together):
         names = cfg.runs[i : i + cfg.together]
