@@ -20,6 +20,7 @@ from metrics.evaluation import (
     SamplingOrder,
     Subject,
     likelihood_codes,
+    plan_of,
     print_measures,
     sample_images,
 )
@@ -30,7 +31,6 @@ from models.artifacts import ROOT, sha256_of
 from models.checkpoint import Generator
 from models.command import InputError, run
 from models.machine import device_name, peak_memory, pick_device, pick_precision
-from models.methods import check_order
 from models.orders import CHOSEN, Grouping
 from models.sampling import Plan, Schedule
 
@@ -87,14 +87,7 @@ class EvalConfig(SamplingConfig):
 
     def plan(self, generator: Generator) -> Plan:
         """Return how to sample: as asked, else as the checkpoint recommends, else by default."""
-        asked = {f.name: getattr(self, f.name) for f in fields(Plan)}
-        asked = {name: value for name, value in asked.items() if value is not None}
-        if self.order is not None:
-            asked["order"] = str(self.order)
-        plan = Plan(**{"cfg_scale": 2.0, "order": generator.order} | generator.sampling | asked)
-        check_order(generator.header["method"], plan.order, generator.model.config.scan)
-        plan.groups(generator.model)  # refuses a number of steps that the method cannot take
-        return plan
+        return plan_of(generator, **{f.name: getattr(self, f.name) for f in fields(Plan)})
 
 
 def measure_samples(cfg: EvalConfig) -> tuple[dict, dict, Path]:

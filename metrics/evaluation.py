@@ -24,6 +24,7 @@ from models.command import InputError
 from models.data import PRODUCERS, SPLITS, Codes, Split, evenly, load_codes_of, load_split
 from models.machine import Precision, Workers, pick_device, pick_precision
 from models.method import Method
+from models.methods import check_order
 from models.orders import CHOSEN, FIXED_RANDOM, ORDERS
 from models.sampling import ImageSampler, Plan, sample_codes
 from models.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
@@ -210,6 +211,17 @@ class MeasureConfig:
         if str(self.inception_weights) != "none":
             extractors.append(inception_of(self.inception_weights, self.fid_features, device))
         return Reference(train_NHWC, test, tuple(e for e in extractors if e), device)
+
+
+def plan_of(generator: Generator, **asked) -> Plan:
+    """Return how to sample: as asked, where it is not None, else as the checkpoint recommends."""
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if "order" in asked:
+        asked["order"] = str(asked["order"])
+    plan = Plan(**{"cfg_scale": 2.0, "order": generator.order} | generator.sampling | asked)
+    check_order(generator.header["method"], plan.order, generator.model.config.scan)
+    plan.groups(generator.model)  # refuses a number of steps that the method cannot take
+    return plan
 
 
 def codes_of_images(made_with: dict, folder: Path, whose: Path, test: Split) -> Codes:

@@ -17,14 +17,13 @@ import torch
 import torch.nn.functional as F
 from tyro.conf import Positional
 
-from metrics.evaluation import GeneratorConfig, SamplingOrder, Subject
+from metrics.evaluation import GeneratorConfig, SamplingOrder, Subject, plan_of
 from metrics.likelihood import log_p_given_all
 from metrics.pictures import GREY, decoding_frames, gif, plot_edit, save_figure, stacked_frames
 from models import command
 from models.artifacts import ROOT, header, replace_file, save_array, sha256_of
 from models.command import InputError, run
 from models.data import load_split, read_image
-from models.methods import check_order
 from models.sampling import Plan, fill
 from models.tokenizer import Area, Tokenizer, area, decode_codes, encode_images
 
@@ -171,10 +170,9 @@ def main(cfg: EditConfig) -> np.ndarray:
         if Path(given).resolve().parent == out.resolve():
             raise InputError(f"{given} would be written over; choose another --out")
     original_HWC, own = read_subject(cfg, head["dataset"])
-    label, order = chosen_label(cfg, subject, own), str(cfg.order or subject.order)
-    check_order(head["method"], order, model.config.scan)
-    scale = subject.sampling.get("cfg_scale", 2.0) if cfg.cfg_scale is None else cfg.cfg_scale
-    plan = Plan(order, cfg.decode_steps, cfg_scale=scale, temperature=cfg.temperature)
+    label = chosen_label(cfg, subject, own)
+    asked = {"decode_steps": cfg.decode_steps, "cfg_scale": cfg.cfg_scale, "order": cfg.order}
+    plan = plan_of(subject, temperature=cfg.temperature, **asked)
     codes_T = encode_images(tokenizer, original_HWC[None])[0]
     before = {"original": original_HWC, "its codes": decode_codes(tokenizer, codes_T[None])[0]}
     if cfg.task == "outpaint":
@@ -198,8 +196,8 @@ def main(cfg: EditConfig) -> np.ndarray:
     save_figure(plot_edit(before, results_NHWC), out / "edit.png", dpi=150)
     inputs = subject.inputs | {"image": sha256_of(original_HWC)}
     save_array(out / "codes.npy", codes_Nhw.numpy(), header("edit", "tools/edit.py", cfg, inputs))
-    name = head["classes"][label]
-    print(f"{cfg.task}: {opened} drawn {cfg.count} times as {name}, guidance {scale:g} -> {out}")
+    drawn = f"{opened} drawn {cfg.count} times as {head['classes'][label]}"
+    print(f"{cfg.task}: {drawn}, guidance {plan.cfg_scale:g} -> {out}")
     return results_NHWC
 
 
