@@ -191,6 +191,18 @@ def main(cfg: TrainConfig) -> Path:
     return out
 
 
+def begin(out: Path, head: dict, model, tokenizer, order: str, rows: list[dict], step: int) -> None:
+    """Write the config; say how far the run is, and write what belongs to its last save."""
+    from metrics.plots import show_progress
+
+    write_text(out / "config.json", json.dumps(head, indent=1) + "\n")
+    size = f"{training.parameters(model):,} parameters"
+    print(f"{out}: {size}, step {step} of {head['config']['steps']}", flush=True)
+    if rows:  # killed after its last save, it may not have come to these
+        missing = None if (out / f"samples/{step:07d}.png").exists() else tokenizer
+        show_progress(out, rows, model, missing, head["classes"], order)
+
+
 def fit(
     cfg: TrainConfig, fabric, config: ModelConfig, train: Codes, test: Codes, head: dict, out: Path
 ) -> None:
@@ -210,13 +222,7 @@ def fit(
     tokenizer, order = tokenizer_of(cfg.tokenizer, test), cfg.policy.asked
     log = training.start_logger(cfg.logger if fabric.is_global_zero else "none", out, head)
     if fabric.is_global_zero:
-        write_text(out / "config.json", json.dumps(head, indent=1) + "\n")
-        size = f"{training.parameters(model):,} parameters"
-        print(f"{out}: {size}, step {step} of {cfg.steps}", flush=True)
-        if rows:  # a run killed after its last save may not have come to these
-            missing = None if (out / f"samples/{step:07d}.png").exists() else tokenizer
-            show_progress(out, rows, ema.module, missing, head["classes"], order)
-
+        begin(out, head, ema.module, tokenizer, order, rows, step)
     peak = machine.matmul_peak(fabric.device) * cfg.devices
     meter = machine.Meter(training.flops(model), config.tokens, peak)
     bar = tqdm(initial=step, total=cfg.steps, unit="step", disable=not fabric.is_global_zero)
