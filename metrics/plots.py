@@ -229,6 +229,20 @@ def plot_sweep(
     return titled(figure, every[0], f"{measure} of samples; the best setting at each value")
 
 
+def plot_trade(runs: Sequence[Run], x: str = "precision_c10", y: str = "recall_c10") -> "Figure":
+    """Draw one measure of a sweep's samples against another, a point for each guidance scale."""
+    figure, axes = blank()
+    for i, run in enumerate(with_part(runs, "sweep.rows")):
+        rows = sorted(run.at("sweep.rows"), key=lambda row: row["plan"]["cfg_scale"])
+        rows = [row for row in rows if row["plan"]["decode_steps"] is None]
+        points = [(row["samples"][x], row["samples"][y]) for row in rows]
+        axes.plot(*zip(*points, strict=True), "o-", color=f"C{i}", label=run.name)
+        for row, point in zip(rows, points, strict=True):
+            axes.annotate(f" {row['plan']['cfg_scale']:g}", point, fontsize=8)
+    axes.set(xlabel=x, ylabel=y)
+    return titled(figure, axes, "What guidance (the number at each point) gives and takes")
+
+
 PANELS = {
     "bits per code": ["train_bits", "heldout_bits", "test_bits", "cluster_bits"],
     "learning rate": ["lr"],

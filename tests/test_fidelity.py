@@ -116,6 +116,15 @@ def test_precision_is_about_samples_and_recall_about_the_reference():
     assert found["precision_linear"] > 0.9 and found["recall_linear"] < 0.1
 
 
+def test_copies_of_the_reference_are_nearest_to_it():
+    pixels, train = linear_extractor(torch.eye(12)), gaussian_images(128, 30, seed=0)
+    fresh = np.concatenate([gaussian_images(128, 30, seed) for seed in (1, 2)])
+    a, b = (x.transpose(0, 3, 1, 2).reshape(len(x), -1).astype(float) for x in (fresh, train))
+    expected = np.linalg.norm(a[:, None] - b, axis=2).min(1).mean()
+    assert measure(fresh, train, pixels)["nearest_linear"] == pytest.approx(expected, rel=1e-4)
+    assert measure(train[:300], train, pixels)["nearest_linear"] < 0.01 * expected
+
+
 def test_kept_features_are_of_this_content_and_these_weights(images, tmp_path, monkeypatch):
     samples, keep = images[:100].copy(), tmp_path / "kept"
     write_extractor(tmp_path / "small.pth")
@@ -158,7 +167,7 @@ def test_other_arrays_are_refused(extractor, images):
 def test_partial_inception_weights_give_no_fid(inception, images):
     partial_one = inception_extractor(inception / "no_fc.pth", "768")
     found = measure(images[:10], images[10:20], partial_one)
-    assert found.keys() == {"FID768", "KID768", "precision768", "recall768"}
+    assert found.keys() == {"FID768", "KID768", "precision768", "recall768", "nearest768"}
     assert np.isfinite(list(found.values())).all() and found["FID768"] > 0
     assert inception_extractor(inception / "no_Mixed_5b.pth", "192").layer == "192"
     for name, layer, message in (
@@ -171,7 +180,7 @@ def test_partial_inception_weights_give_no_fid(inception, images):
 
 def test_only_the_whole_inception_with_50_000_samples_says_fid(inception):
     whole = inception_extractor(inception / "whole.pth")
-    assert whole.names(50_000) == ["FID", "KID", "precision", "recall", "IS"]
+    assert whole.names(50_000) == ["FID", "KID", "precision", "recall", "nearest", "IS"]
     names = {10_000: "FID-10k", 49_999: "FID-49999", 60_000: "FID"}
     assert {count: whole.frechet_name(count) for count in names} == names
     assert inception_extractor(inception / "whole.pth", "768").frechet_name(50_000) == "FID768"

@@ -52,6 +52,18 @@ def test_a_sweep_draws_the_best_at_each_value_and_single_runs_as_points():
     assert list(alone.get_xdata()) == [19] and list(alone.get_ydata()) == [3]
 
 
+def test_a_trade_goes_along_guidance_at_all_network_calls():
+    samples = {"precision_c10": 0.9, "recall_c10": 0.1}
+    rows = [
+        {"plan": {"decode_steps": steps, "cfg_scale": scale}, "samples": {**samples, x: scale}}
+        for x, steps, scale in (("precision_c10", None, 4), ("recall_c10", None, 2), ("", 16, 3))
+    ]
+    (axes,) = plots.plot_trade([Run("swept", {"sweep": {"rows": rows}}, [])]).axes
+    (line,) = axes.lines
+    assert list(line.get_xdata()) == [0.9, 4] and list(line.get_ydata()) == [2, 0.1]
+    assert [text.get_text() for text in axes.texts] == [" 2", " 4"]
+
+
 def test_animations_together_start_together_and_wait_for_each_other():
     short, long = ([np.full((4, 6, 3), k, np.uint8) for k in range(count)] for count in (2, 4))
     frames = stacked_frames({"short": short, "longer": long}, scale=4)
