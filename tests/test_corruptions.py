@@ -157,3 +157,6 @@ def test_a_folder_that_is_no_cifar10_c_is_refused_in_one_line(folder):
     for array in (np.zeros((30, 32, 32), np.uint8), np.zeros((30, 32, 32, 3), np.float32)):
         np.save(folder / "fog.npy", array)
         refused("fog.npy: expected uint8")
+    for torn in ((folder / "fog.npy").read_bytes()[:-1000], b"", b"no array at all"):
+        (folder / "fog.npy").write_bytes(torn)
+        refused("fog.npy is torn")

@@ -1,6 +1,7 @@
 """The quickstart: every stage as a command, and one page that holds all it shows."""
 
 import json
+import shlex
 
 import pytest
 from helpers import script
@@ -22,6 +23,12 @@ def test_a_quickstart_ends_in_one_page_with_its_numbers(tmp_path, monkeypatch):
     numbers = json.loads((out / "quickstart.json").read_text())
     assert numbers["orders"] == {"random": {"num_samples": 500} | metrics["samples"]}
     assert numbers["minutes"] > 0 and len(numbers["seconds"]) == 6 and not numbers["resumed"]
+
+
+def test_commands_are_shown_as_typed_in_the_root_of_the_repo():
+    shown = stage.as_typed(stage.first_stages(stage.QuickstartConfig(out=stage.ROOT / "an out")))
+    assert shown.startswith("uv run data/shapes.py \\\n  '--out=an out/data' \\\n  --count")
+    assert "--tokenizer=an out/tokenizer.pth" in shlex.split(shown) and str(stage.ROOT) not in shown
 
 
 def test_a_stage_that_fails_is_named(tmp_path, capfd):
