@@ -24,8 +24,7 @@ from metrics.report import at_once
 from models.command import InputError
 from models.data import Codes, evenly
 from models.method import Method
-from models.orders import ORDERS
-from models.sampling import sample_chance
+from models.orders import ORDERS, sample_chance
 
 RANDOM = "random_"
 """start of the name of a random order that is the same for all images"""

@@ -17,7 +17,8 @@ import torch
 from models.artifacts import replace_file
 from models.checkpoint import load_generator
 from models.methods import check_order
-from models.sampling import Plan, generate, sample_chance
+from models.orders import sample_chance
+from models.sampling import Plan, generate
 from models.tokenizer import Tokenizer, code_vectors, decode_codes, find_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:

@@ -223,6 +223,17 @@ def shuffled_order(
     return base_T.expand(shape).scatter(1, drawn_Bm.sort(1).values, base_T[drawn_Bm])
 
 
+def sample_chance(seed: int, samples: range, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (uniform_BS in [0, 1) float64, random order_BS int64), each sample its own stream.
+
+    Row i depends on (seed, samples[i]) only: an image does not depend on the batch it is in.
+    """
+    streams = [np.random.default_rng([seed, sample]) for sample in samples]
+    uniform_BS = np.stack([stream.random(tokens) for stream in streams])
+    order_BS = np.stack([stream.permutation(tokens) for stream in streams])
+    return torch.from_numpy(uniform_BS), torch.from_numpy(order_BS)
+
+
 def random_fraction_at(progress: float, start: float, end: float) -> float:
     """Return RAR's share of random orders: 1 until `start`, then linear to 0 at `end`.
 

@@ -15,7 +15,7 @@ import torch
 from models import command
 from models.command import InputError
 from models.method import Method
-from models.orders import CHOSEN, Chosen, Grouping, groups_of
+from models.orders import CHOSEN, Chosen, Grouping, groups_of, sample_chance
 from models.tokenizer import Tokenizer, decode_codes
 
 Schedule = Literal["constant", "linear", "linear_after", "power_cosine"]
@@ -74,17 +74,6 @@ def pick(
     return codes_Bn.clamp(max=logits_BnV.shape[-1] - 1)
 
 
-def sample_chance(seed: int, samples: range, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (uniform_BS in [0, 1) float64, random order_BS int64), each sample its own stream.
-
-    Row i depends on (seed, samples[i]) only: an image does not depend on the batch it is in.
-    """
-    streams = [np.random.default_rng([seed, sample]) for sample in samples]
-    uniform_BS = np.stack([stream.random(tokens) for stream in streams])
-    order_BS = np.stack([stream.permutation(tokens) for stream in streams])
-    return torch.from_numpy(uniform_BS), torch.from_numpy(order_BS)
-
-
 @dataclass(frozen=True)
 class Choice:
     """How a method chooses the cells that it writes next, among all that are open."""
@@ -125,26 +114,29 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    known_Bm: torch.Tensor | None = None,
+    known_BS: torch.Tensor | None = None,
     watch: Callable[[torch.Tensor], None] | None = None,
     choice: Choice | None = None,
 ) -> torch.Tensor:
     """Generate codes_BT in raster positions, every cell written once.
 
     `sizes` and `scales` give each step's number of codes and guidance scale; guidance runs a second
-    half-batch with the null label, in the steps whose scale is not 1. With `known_Bm`, the first m
-    cells of each order hold these codes and are not sampled. `watch` is handed the codes after each
-    step, -1 where there is none yet. A `choice` has every step ask for all open cells, and write
-    those it puts first. Raises InputError for a plan that the grid or the method cannot follow.
+    half-batch with the null label, in the steps whose scale is not 1. `known_BS` holds codes along
+    each order that are written instead of sampled, -1 elsewhere; the first that `sizes` does not
+    count are there from the start. `watch` is handed the codes after each step, -1 where there is
+    none yet. A `choice` has every step ask for all open cells, and write those it puts first.
+    Raises InputError for a plan that the grid or the method cannot follow.
     """
     batch, tokens = order_BS.shape
-    codes_Bq = order_BS[:, :0] if known_Bm is None else known_Bm
-    left = tokens - codes_Bq.shape[1]
-    if sum(sizes) != left or min(sizes) < 1:
-        raise InputError(f"expected groups >= 1 with sum {left}, got {list(sizes)}")
+    known_BS = torch.full_like(order_BS, -1) if known_BS is None else known_BS
+    codes_Bq = known_BS[:, : max(0, tokens - sum(sizes))]
+    if codes_Bq.shape[1] + sum(sizes) != tokens or min(sizes) < 1 or (codes_Bq < 0).any():
+        raise InputError(f"expected groups >= 1 with sum {tokens} or as known, got {list(sizes)}")
     if max(sizes) > 1 and not model.parallel:
         name = type(model).__name__
-        raise InputError(f"{name} decodes one code a step: expected {left} steps, got {len(sizes)}")
+        raise InputError(
+            f"{name} decodes one code a step: expected {sum(sizes)} steps, got {len(sizes)}"
+        )
     model.check_order(order_BS)
     labels = torch.cat((label_B, torch.full_like(label_B, model.null_label)))
     fed, times = 0, 0
@@ -169,6 +161,8 @@ def generate(
             chosen_Bn = order_BS[:, done:].gather(1, first_Bn)
             order_BS = torch.cat((order_BS[:, :done], chosen_Bn), dim=1)
             drawn_Bn = drawn_Bn.gather(1, first_Bn[:, :size])
+        known_Bn = known_BS[:, done : done + size]
+        drawn_Bn = torch.where(known_Bn < 0, drawn_Bn, known_Bn)
         codes_Bq = torch.cat((codes_Bq, drawn_Bn), dim=1)
         if watch is not None:
             watch(_in_place(codes_Bq, order_BS))
@@ -256,12 +250,14 @@ def fill(
     seed: int,
     first: int = 0,
     watch: Callable[[torch.Tensor], None] | None = None,
+    past: bool = False,
 ) -> torch.Tensor:
     """Return codes_NT with the open cells, bool (T,), drawn anew given all others and the label.
 
     The others are committed first, all at once, in the plan's order, then the open ones follow in
     it. With every cell open it is `sample_codes`, with none the codes as they are. Raises
-    InputError for a method that is not told which cell comes next.
+    InputError for a method that is not told which cell comes next; with `past` such a one can do it
+    too: every cell has its turn, and an open one is drawn given those before it only.
     """
     config, device = model.config, next(model.parameters()).device
     samples = range(first, first + len(label_N))
@@ -269,19 +265,23 @@ def fill(
     if plan.order not in ("random", *CHOSEN):
         order_BS = model.order(plan.order).expand_as(order_BS)
     known = config.tokens - int(open_T.sum())
-    if known and not model.any_order:
+    if known and not (model.any_order or past):
         raise InputError(
             f"{type(model).__name__} generates in {config.scan} order only: it cannot be given the "
             "cells to keep; take a checkpoint of a method with any order"
         )
-    order_BS = order_BS.gather(1, open_T[order_BS].int().argsort(dim=1, stable=True)).to(device)
+    if past and plan.order in CHOSEN:
+        raise InputError(f"expected an order that gives every cell its turn, got {plan.order}")
+    if not past:
+        order_BS = order_BS.gather(1, open_T[order_BS].int().argsort(dim=1, stable=True))
     if known == config.tokens:
         return codes_NT.to(device)
+    known_BS = codes_NT.cpu().masked_fill(open_T, -1).gather(1, order_BS).to(device)
+    order_BS, known = order_BS.to(device), 0 if past else known
     sizes, scales = plan.groups(model, known)
-    known_Bm = codes_NT.to(device).gather(1, order_BS[:, :known])
     choice = chosen(plan, seed, samples, (len(sizes), config.tokens), device)
     start = label_N.to(device), order_BS, uniform_BS.to(device), sizes, scales
-    how = plan.temperature, plan.top_k, plan.top_p, known_Bm, watch, choice
+    how = plan.temperature, plan.top_k, plan.top_p, known_BS, watch, choice
     return generate(model, *start, *how)
 
 

@@ -11,7 +11,7 @@ from helpers import draw, order_of, orders_of, tiny
 from models import sampling
 from models.command import InputError
 from models.methods import METHODS, check_order
-from models.orders import CHOSEN, SCANS
+from models.orders import CHOSEN, SCANS, sample_chance
 from models.sampling import Plan, fill, generate, pick, sample_codes
 
 CODES, GRID, BATCH = 7, 4, 3
@@ -44,7 +44,7 @@ def test_what_is_kept_is_never_rewritten_and_the_rest_is_drawn_given_all_of_it(n
         with pytest.raises(InputError, match="order only") if left < TOKENS else nullcontext():
             fill(model, codes_NT, open_T, label_N, Plan(order=order_of(model)), seed=3)
         return
-    uniform_NS, random_NS = sampling.sample_chance(3, range(len(label_N)), TOKENS)
+    uniform_NS, random_NS = sample_chance(3, range(len(label_N)), TOKENS)
     for order in ("random", *SCANS):
         plan, before_NT = Plan(order=order), codes_NT.clone()
         filled_NT = fill(model, codes_NT, open_T, label_N, plan, seed=3)
@@ -62,6 +62,24 @@ def test_what_is_kept_is_never_rewritten_and_the_rest_is_drawn_given_all_of_it(n
     guided = Plan(order="random", cfg_scale=3.0, decode_steps=4 if model.parallel else None)
     filled_NT = fill(model, codes_NT, open_T, label_N, guided, seed=3)
     assert torch.equal(filled_NT[:, ~open_T], codes_NT[:, ~open_T])
+
+
+@pytest.mark.parametrize("left", [1, 5, TOKENS])
+def test_given_their_past_only_open_cells_are_drawn_as_their_turn_comes(name, left):
+    model = tiny(name)
+    codes_NT, label_N, _ = draw(model)
+    open_T = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(left)) < left
+    plan = Plan(order=order_of(model))
+    filled_NT = fill(model, codes_NT, open_T, label_N, plan, seed=3, past=True)
+    assert torch.equal(filled_NT[:, ~open_T], codes_NT[:, ~open_T])
+    uniform_NS, order_NS = sample_chance(3, range(len(label_N)), TOKENS)
+    if plan.order != "random":
+        order_NS = model.order(plan.order).expand_as(order_NS)
+    drawn_NS = pick(model(filled_NT, label_N, order_NS), uniform_NS)  # by teacher forcing
+    there_NS = filled_NT.gather(1, order_NS)
+    assert torch.equal(drawn_NS[open_T[order_NS]], there_NS[open_T[order_NS]])
+    with pytest.raises(InputError, match="its turn"):
+        fill(model, codes_NT, open_T, label_N, Plan(order="margin"), seed=3, past=True)
 
 
 @pytest.mark.parametrize("policy", CHOSEN)

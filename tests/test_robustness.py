@@ -13,9 +13,10 @@ from metrics.likelihood import orders_for
 from metrics.robustness import MisreadContext, context_report, corrupt_context, misread_samples
 from models.method import Method, ModelConfig
 from models.methods import METHODS
+from models.orders import sample_chance
 from models.published.baseline_vqvae import BaselineConfig, BaselineVQVAE
 from models.published.vq16 import VQ16, VQ16Config
-from models.sampling import Plan, sample_chance, sample_codes
+from models.sampling import Plan, sample_codes
 from models.tokenizer import code_vectors
 from models.vqvae import VQVAE, VQVAEConfig
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from models.command import InputError
 from models.method import Cache, Method, ModelConfig
 from models.methods import build
-from models.orders import CHOSEN, cosine_groups, groups_of
-from models.sampling import Plan, fill, generate, guidance_at, guide, pick, sample_chance
+from models.orders import CHOSEN, cosine_groups, groups_of, sample_chance
+from models.sampling import Plan, fill, generate, guidance_at, guide, pick
 
 VOCABULARY, GRID = 50, 4
 TOKENS = GRID * GRID
@@ -53,9 +53,10 @@ def test_an_oracle_decodes_to_its_image_for_any_order_and_grouping(seed, known, 
     image_BT = torch.randint(VOCABULARY, (3, TOKENS), generator=generator)
     uniform_BS, order_BS = sample_chance(seed, range(3), TOKENS)
     oracle = Oracle(image_BT)
-    known_Bm = image_BT.gather(1, order_BS[:, :known])
+    along_BS = image_BT.gather(1, order_BS)
+    known_BS = along_BS.masked_fill(torch.arange(TOKENS) >= known, -1)
     inputs = torch.arange(3), order_BS, uniform_BS, sizes, [scale] * len(sizes)
-    found_BT = generate(oracle, *inputs, known_Bm=known_Bm)
+    found_BT = generate(oracle, *inputs, known_BS=known_BS)
     assert torch.equal(found_BT, image_BT)
     asked_BS = torch.cat(oracle.asked, dim=1)[:3]
     assert torch.equal(asked_BS, order_BS[:, known:])  # every unknown cell once, in the order
