@@ -5,6 +5,7 @@ Functions called plot_* return a matplotlib figure; matplotlib is imported when 
 
 import base64
 import io
+import math
 import textwrap
 from collections.abc import Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from models.artifacts import replace_file
 from models.checkpoint import load_generator
@@ -91,7 +93,9 @@ def plot_class_grid(
     rows = {name: np.flatnonzero(labels_N == k) for k, name in enumerate(classes)}
     rows = {name: row for name, row in rows.items() if len(row)}
     count = min(most, *map(len, rows.values()))
-    figure, axes = blank(2.0 + 0.55 * count, 0.2 + 0.58 * len(rows))
+    # were it too wide rather than too high, the layout would cut off what the rows are called
+    names = 0.2 + 0.09 * max(map(len, rows))
+    figure, axes = blank(names + 0.55 * count, 0.1 + 0.58 * len(rows))
     shown = np.concatenate([row[:count] for row in rows.values()])
     show_image(axes, tile(images_NHWC[shown], count), list(rows))
     return figure
@@ -110,6 +114,13 @@ def plot_reconstructions(
     """Draw images over what became of them, the first 16."""
     both_NHWC = np.concatenate((images_NHWC, others_NHWC))
     return plot_class_grid(both_NHWC, np.repeat((0, 1), len(images_NHWC)), names)
+
+
+def enlarged(open_T: torch.Tensor, size: tuple[int, int], mode: str) -> np.ndarray:
+    """Return the open cells as a picture, (H, W, 1), 1 where open."""
+    grid = math.isqrt(len(open_T))
+    open_11hw = open_T.view(1, 1, grid, grid).float()
+    return F.interpolate(open_11hw, size, mode=mode)[0, 0].unsqueeze(-1).numpy()
 
 
 def plot_edit(before: dict[str, np.ndarray], results_NHWC: np.ndarray) -> "Figure":

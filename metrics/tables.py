@@ -13,8 +13,6 @@ from models.orders import CHOSEN
 
 Runs = dict[str, Run]
 REAL = "real test images"
-IMAGES = 60_000
-"""of CIFAR-10, each encoded together with its mirror image"""
 SHOWN = ("label_accuracy", "FD", "FID")
 """starts of the measures of samples in the tables with a row for each run"""
 SAMPLING = {
@@ -221,6 +219,26 @@ def calls(runs: Runs) -> str:
     return table(head, rows) + below(list(runs.values()), "", "sweep")
 
 
+INPAINTING = {
+    "hidden cells": ("inpainting.hidden_cells", 0),
+    "test images": ("inpainting.images", 0),
+    "bits of the hidden codes, given all others": ("inpainting.bits_per_image.given all", 1),
+    "given those before them": ("inpainting.bits_per_image.given the past", 1),
+    "what the future saves": ("inpainting.bits_per_image.what the future saves", 1),
+}
+
+
+def inpainting(runs: Runs) -> str:
+    """Return what completing test images is worth: bits, and the images in place of samples."""
+    every, rows = list(runs.values()), lines(runs, INPAINTING)
+    measures = names(every, "inpainting.control")
+    for way in names(every, "inpainting.completed"):
+        for name in (name for name in measures if name.startswith(SHOWN)):
+            values = [run.at(f"inpainting.completed.{way}.{name}", True) for run in every]
+            rows.append([f"{name}, {way}", *(show_measure(name, value) for value in values)])
+    return table(["", *runs], rows) + below(every, "In brackets: 95% interval.", "inpainting")
+
+
 TOKENIZER = {
     "test images": ("tokenizer.images", 0),
     "PSNR, dB": ("tokenizer.psnr", 2),
@@ -273,28 +291,3 @@ def speed(runs: Runs) -> str:
     text = f"Images a second on {where}. Peak: of a matrix product in that precision. GB: what the "
     text += f"largest batch takes beyond torch. Median of {at('benchmark.config.rounds')} rounds."
     return table([*head, "share of peak, at best", "GB"], shown) + below([run], text, "benchmark")
-
-
-def minutes(runs: Runs) -> str:
-    """Return how long README.md's stages take at the measured speeds, and the quickstart."""
-    every = {key: run for run in runs.values() for key in run.files}
-    at, trained = every["tokenizer"].at, every["config"].at("config.config")
-    tokenizer, generator = {"method": "vqvae", "what": "training"}, {"method": "randar"}
-    work = {
-        "2 tokenizer": (at("tokenizer.train_steps") * at("tokenizer.train_batch"), tokenizer),
-        "3 codes": (IMAGES, {"what": "encoding, --search 0"}),
-        "3 codes, --search 1": (IMAGES, {"what": "encoding, --search 1"}),
-        "4 train RandAR": (trained["steps"] * trained["batch"], generator | {"what": "training"}),
-        "5 sample": (10_000, generator | {"what": "sampling", "network_calls": 64}),
-    }
-    rows, found = [], every["benchmark"].at("benchmark.rows")
-    for stage, (images, row) in work.items():
-        rate = max(r["images_per_second"] for r in found if row.items() <= r.items())
-        rows.append([stage, f"{images:,}", show(images / rate / 60, 0)])
-    at = every["quickstart"].at
-    rows.append(["quickstart, all of it", "", show(at("quickstart.minutes"), 0)])
-    paths = (f"quickstart.orders.{order}.label_accuracy" for order in ("raster", "random"))
-    accuracy = [show(at(path), 0, True) for path in paths]
-    text = "At the fastest batch and precision, without evaluations. The quickstart's samples show "
-    text += f"their label in {accuracy[0]} of cases in raster and {accuracy[1]} in random order."
-    return table(["stage", "images", "minutes"], rows) + below(list(runs.values()), text)

@@ -14,12 +14,19 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tyro.conf import Positional
 
 from metrics.evaluation import GeneratorConfig, SamplingOrder, Subject, plan_of
 from metrics.likelihood import log_p_given_all
-from metrics.pictures import GREY, decoding_frames, gif, plot_edit, save_figure, stacked_frames
+from metrics.pictures import (
+    GREY,
+    decoding_frames,
+    enlarged,
+    gif,
+    plot_edit,
+    save_figure,
+    stacked_frames,
+)
 from models import command
 from models.artifacts import ROOT, header, replace_file, save_array, sha256_of
 from models.command import InputError, run
@@ -151,13 +158,6 @@ def decode_canvas(tokenizer: Tokenizer, codes_Nhw: torch.Tensor, grid: int) -> n
             strip.append(windows[top, left][:, y : y + side, x : x + side])
         strips.append(np.concatenate(strip, axis=2))
     return np.concatenate(strips, axis=1)
-
-
-def enlarged(open_T: torch.Tensor, size: tuple[int, int], mode: str) -> np.ndarray:
-    """Return the open cells as a picture, (H, W, 1), 1 where open."""
-    grid = math.isqrt(len(open_T))
-    open_11hw = open_T.view(1, 1, grid, grid).float()
-    return F.interpolate(open_11hw, size, mode=mode)[0, 0].unsqueeze(-1).numpy()
 
 
 def main(cfg: EditConfig) -> np.ndarray:

@@ -7,7 +7,8 @@ uv run tools/report.py --keep RUNS ...    numbers of RUNS -> checkpoints/reports
 
 A run is a folder that eval_c2i.py wrote, results/<run>, with what tools/calibrate.py,
 robustness.py and sweep_cfg.py wrote beside it. --keep also takes the folders of
-tools/measure_tokenizer.py, benchmark.py and quickstart.py. Pictures: notebooks/results.ipynb.
+tools/measure_tokenizer.py, measure_inpainting.py, benchmark.py and quickstart.py. Pictures:
+notebooks/results.ipynb.
 """
 
 import fnmatch
@@ -17,14 +18,14 @@ from pathlib import Path
 
 import tyro
 
-from metrics.report import KEPT, Run, keep_run, read_kept, read_run
+from metrics.report import KEPT, Run, below, keep_run, read_kept, read_run, show, table
 from metrics.tables import (
     Runs,
     by_order,
     calibration,
     calls,
+    inpainting,
     methods,
-    minutes,
     quality,
     robustness,
     speed,
@@ -39,6 +40,35 @@ INTRODUCTION = """# Results
 Made whole by `uv run tools/report.py` from the JSON in `checkpoints/reports/`, where each file says
 the command and the commit that made it. What the measures are: see README.md.
 """
+IMAGES = 60_000
+"""of CIFAR-10, each encoded together with its mirror image"""
+
+
+def minutes(runs: Runs) -> str:
+    """Return how long README.md's stages take at the measured speeds, and the quickstart."""
+    every = {key: run for run in runs.values() for key in run.files}
+    at, trained = every["tokenizer"].at, every["config"].at("config.config")
+    tokenizer, generator = {"method": "vqvae", "what": "training"}, {"method": "randar"}
+    work = {
+        "2 tokenizer": (at("tokenizer.train_steps") * at("tokenizer.train_batch"), tokenizer),
+        "3 codes": (IMAGES, {"what": "encoding, --search 0"}),
+        "3 codes, --search 1": (IMAGES, {"what": "encoding, --search 1"}),
+        "4 train RandAR": (trained["steps"] * trained["batch"], generator | {"what": "training"}),
+        "5 sample": (10_000, generator | {"what": "sampling", "network_calls": 64}),
+    }
+    rows, found = [], every["benchmark"].at("benchmark.rows")
+    for stage, (images, row) in work.items():
+        rate = max(r["images_per_second"] for r in found if row.items() <= r.items())
+        rows.append([stage, f"{images:,}", show(images / rate / 60, 0)])
+    at = every["quickstart"].at
+    rows.append(["quickstart, all of it", "", show(at("quickstart.minutes"), 0)])
+    paths = (f"quickstart.orders.{order}.label_accuracy" for order in ("raster", "random"))
+    accuracy = [show(at(path), 0, True) for path in paths]
+    text = "At the fastest batch and precision, without evaluations. The quickstart's samples show "
+    text += f"their label in {accuracy[0]} of cases in raster and {accuracy[1]} in random order."
+    return table(["stage", "images", "minutes"], rows) + below(list(runs.values()), text)
+
+
 PAIR = {f"{o} order": f"randar_{o}_nano_perceptual" for o in ("raster", "random")}
 """the shipped pair, by the title of its column"""
 SQUARED = {order: name.replace("perceptual", "cifar10") for order, name in PAIR.items()}
@@ -50,6 +80,7 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
     ("Robustness of the shipped pair", robustness, PAIR),
     ("Every method at one budget", methods, ("nano_*", *PAIR.values())),
     ("Fewer network calls than codes", calls, ("nano_arpg_*", PAIR["random order"], "chosen_*")),
+    ("Completing test images", inpainting, ("inpainting",)),
     ("Tokenizers", tokenizers, ("tokenizer",)),
     ("One small generator on each tokenizer's codes", quality, ("fixed_*",)),
     ("The older pair, on codes of the tokenizer of squared error", quality, SQUARED),
