@@ -46,7 +46,10 @@ def test_the_lower_half_given_the_upper_is_given_all_as_well_as_the_past(config,
     assert f"{found['completed']['class mean']['FD_shapes']:.4f}" in said
 
 
-def test_kept_cells_are_decoded_as_they_are_and_hidden_ones_are_drawn_anew(config, monkeypatch):
+@pytest.mark.parametrize("mask", ["top", "bottom"])
+def test_kept_cells_are_decoded_as_they_are_and_hidden_ones_are_drawn_anew(
+    config, monkeypatch, mask
+):
     decoded = []
     monkeypatch.setattr(
         tool, "decode_codes", lambda _, codes_NT: decoded.append(codes_NT) or decode(codes_NT)
@@ -55,12 +58,14 @@ def test_kept_cells_are_decoded_as_they_are_and_hidden_ones_are_drawn_anew(confi
     def decode(codes_NT):
         return np.zeros((len(codes_NT), 32, 32, 3), np.uint8)
 
-    found = tool.main(config("randar", images=20, batch=7))
+    found = tool.main(config("randar", images=20, batch=7, mask=mask))
     *completed, own_NT = decoded
     assert len(completed) == 2 and found["images"] == 20
+    kept, hidden = (np.s_[:, :32], np.s_[:, 32:])[:: 1 if mask == "bottom" else -1]
     for codes_NT in completed:
-        assert torch.equal(codes_NT[:, :32], own_NT[:, :32])
-        assert not torch.equal(codes_NT[:, 32:], own_NT[:, 32:])
+        assert torch.equal(codes_NT[kept], own_NT[kept])
+        assert not torch.equal(codes_NT[hidden], own_NT[hidden])
+    assert torch.equal(*completed) == (mask == "bottom")  # whose past is all there is
 
 
 def test_the_future_is_worth_what_its_cells_tell(config):
