@@ -90,6 +90,11 @@ CALIBRATION = {
         1,
     ),
 }
+CALIBRATION |= {
+    f"class accuracy by Bayes, mean of {kind} over {k} orders": (
+        f"calibration.class_orders.{k}.{kind}.accuracy", 1, True)
+    for kind in ("probabilities", "logs") for k in (1, 2, 4, 8, 16)
+}  # fmt: skip
 
 
 def calibration(runs: Runs) -> str:

@@ -99,6 +99,25 @@ def test_class_posteriors_of_the_true_distribution_are_calibrated():
     assert sure["before"]["accuracy"]["images"] == 4000
 
 
+def test_orders_together_are_brute_force():
+    generator = torch.Generator().manual_seed(0)
+    log_p_KNC = 3 * torch.randn(5, 400, 3, generator=generator).double() - 300
+    label_N = torch.randint(3, (400,), generator=generator)
+    found = sample_calibration.order_ensembles(log_p_KNC, label_N)
+    assert found.keys() == {"1", "2", "4"} and found["1"]["logs"] == found["1"]["probabilities"]
+    for count in (2, 4):
+        some_kNC = (log_p_KNC[:count] + 300).exp()
+        joint = {"probabilities": some_kNC.mean(0), "logs": some_kNC.log().mean(0).exp()}
+        for kind, p_NC in joint.items():
+            p_N = p_NC[torch.arange(400), label_N] / p_NC.sum(1)
+            of = found[str(count)][kind]
+            assert of["nll_bits"]["value"] == pytest.approx(-p_N.log2().mean().item())
+            right = (p_NC.argmax(1) == label_N).double().mean().item()
+            assert of["accuracy"]["value"] == pytest.approx(right)
+    kinds = [found[count]["logs"]["nll_bits"]["value"] for count in ("2", "4")]
+    assert kinds != [found[count]["probabilities"]["nll_bits"]["value"] for count in ("2", "4")]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_own_samples_are_of_the_distribution_whose_entropy_is_measured(method):
     """Sampler and likelihood agree: the NLL of own samples is their entropy, up to chance."""

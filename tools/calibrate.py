@@ -45,6 +45,8 @@ class CalibrateConfig(GeneratorConfig):
     """test images used, evenly spaced"""
     random_orders: Annotated[int, command.Range(0, 1000)] = 8
     """K, random orders whose likelihood is measured, for methods that take any"""
+    class_orders: Annotated[int, command.Range(1, 64)] = 1
+    """orders, the trained one and random ones, of which 1, 2, 4, .. tell the class together"""
     num_samples: command.Images = 500
     """own samples, sample i of class i modulo 10"""
 
@@ -67,6 +69,16 @@ def token_stage(cfg: CalibrateConfig, model: Method, test: Codes, order_NS: torc
     }
     scaled = sample_calibration.temperature_report(batches, len(label_N), cfg.seed)
     return {"overall": overall, "by_step": by_step, "temperature": scaled}, tokens
+
+
+def class_stage(cfg: CalibrateConfig, subject: Subject, codes_NT: torch.Tensor) -> torch.Tensor:
+    """Return ln p(codes | label) for every label, (K, N, classes), each time in another order."""
+    found, count = [], cfg.class_orders if subject.model.any_order else 1
+    for k in range(count):
+        order = subject.order if k == 0 else "random"
+        order_NS = orders_for(subject.model, order, len(codes_NT), cfg.seed + k)
+        found.append(sample_calibration.class_log_p(subject.model, codes_NT, order_NS, cfg.batch))
+    return torch.stack(found)
 
 
 def sample_stage(cfg: CalibrateConfig, subject: Subject, judge: FeatureExtractor | None):
@@ -105,7 +117,7 @@ def main(cfg: CalibrateConfig) -> dict:
     codes_NT, label_N = test.codes_NAT[:, 0], test.label_N
     order_NS = orders_for(model, subject.order, len(label_N), cfg.seed)
     tokens, held_out = token_stage(cfg, model, test, order_NS)
-    log_p_NC = sample_calibration.class_log_p(model, codes_NT, order_NS, cfg.batch)
+    log_p_KNC = class_stage(cfg, subject, codes_NT)
     own, quality = sample_stage(cfg, subject, judge)
     numbers = subject.description | {
         "order": subject.order,
@@ -113,7 +125,8 @@ def main(cfg: CalibrateConfig) -> dict:
         "num_samples": cfg.num_samples,
         "tokens": tokens,
         "orders": order_report(model, codes_NT, label_N, cfg.random_orders, cfg.batch, cfg.seed),
-        "classes": sample_calibration.class_report(log_p_NC, label_N, cfg.seed),
+        "classes": sample_calibration.class_report(log_p_KNC[0], label_N, cfg.seed),
+        "class_orders": sample_calibration.order_ensembles(log_p_KNC, label_N, cfg.seed),
         "entropy": sample_calibration.entropy_report(own, held_out, cfg.seed),
         "quality": quality,
     }
