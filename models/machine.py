@@ -203,14 +203,17 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def run_stages(stages: Sequence[Stage], threads: int) -> None:
+def run_stages(stages: Sequence[Stage]) -> None:
     """Run stages side by side, each on its share of the threads; the last one shows its bars.
+
+    The threads are torch's, which knows of a process that may use some of the cores only: more of
+    them than that wait for each other, many times slower.
 
     Whatever ends this process but SIGKILL ends them, on Linux that too. Raises InputError, naming
     the stage, if one fails; the others are ended.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated: run the same command again"))
-    share = str(max(1, threads // len(stages)))
+    share = str(max(1, torch.get_num_threads() // len(stages)))
     env = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": share}
     children: list[subprocess.Popen] = []
     with tempfile.TemporaryFile("w+", errors="replace") as hidden:

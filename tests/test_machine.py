@@ -28,13 +28,14 @@ def stages(tmp_path, monkeypatch):
     return write
 
 
-def test_stages_share_the_threads_and_the_last_shows_its_bars(stages, capfd):
+def test_stages_share_the_threads_and_the_last_shows_its_bars(stages, capfd, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     text = "import os, sys; print(sys.argv[1:], os.environ['OMP_NUM_THREADS'], file=sys.stderr)"
-    run_stages(stages(text, text), 7)
+    run_stages(stages(text, text))
     said = capfd.readouterr()
     assert said.err == "['--a=with space'] 3\n"
     assert "== stage 0\nuv run stage0.py '--a=with space'" in said.out
-    run_stages(stages("print('done')"), 1)
+    run_stages(stages("print('done')"))
     assert capfd.readouterr().out.endswith("\ndone\n")
 
 
@@ -42,7 +43,7 @@ def test_a_stage_that_fails_is_named_and_ends_the_others(stages):
     both = stages("exit('error: no such codes')", "import time; time.sleep(60)")
     began = time.time()
     with pytest.raises(InputError, match="stage 'stage 0' failed: no such codes"):
-        run_stages(both, 2)
+        run_stages(both)
     assert time.time() - began < 50
 
 
@@ -52,7 +53,7 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits "ignore"
 from models import machine
 machine.ROOT = Path(sys.argv[1])
-machine.run_stages([("child", ["child.py"])], 1)
+machine.run_stages([("child", ["child.py"])])
 """
 
 

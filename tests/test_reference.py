@@ -29,7 +29,7 @@ def in_process(monkeypatch):
     """Run stages here, the configs as their command lines give them; return their names."""
     ran = []
 
-    def run_stages(stages, threads):
+    def run_stages(stages):
         for name, (path, *arguments) in stages:
             cfg = tyro.cli(kind_of(path), args=arguments)
             ran.append(name)

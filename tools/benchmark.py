@@ -16,7 +16,6 @@ memory      the most that a batch took beyond what was there before it
 import contextlib
 import copy
 import ctypes
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -223,7 +222,7 @@ def main(cfg: BenchmarkConfig) -> Path:
     device = machine.pick_device(cfg.device)
     native = ("fp32", "bf16") if machine.bf16_is_native(device) else ("fp32",)
     before = torch.get_num_threads()
-    threads = cfg.threads or tuple(sorted({1, os.cpu_count() or 1}))
+    threads = cfg.threads or tuple(sorted({1, before}))
     rows = measure(cfg, cfg.precisions or native, threads, device)
     torch.set_num_threads(before)
     where = {"device": machine.device_name(device), "cpu": machine.processor()}

@@ -7,7 +7,6 @@ resumed.
 """
 
 import json
-import os
 import re
 import shlex
 import time
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
+
+import torch
 
 from metrics.report import write_record
 from models import command
@@ -162,7 +163,7 @@ def as_typed(stages: list[Stage]) -> str:
 
 def main(cfg: QuickstartConfig) -> Path:
     """Run everything and write the page; return its path."""
-    began, threads = time.time(), os.cpu_count() or 1
+    began = time.time()
     resumed = cfg.out.exists() and any(cfg.out.iterdir())
     steps = [[stage] for stage in first_stages(cfg)]
     # small models do not fill two threads: two trainings on one each are half as fast again
@@ -170,7 +171,7 @@ def main(cfg: QuickstartConfig) -> Path:
     seconds = {}
     for stages in steps:
         since = time.time()
-        run_stages(stages, threads)
+        run_stages(stages)
         seconds[" and ".join(name for name, _ in stages)] = time.time() - since
     minutes = (time.time() - began) / 60
     head = "# Images in any token order\n\nAn image becomes an 8x8 grid of codes, and "
@@ -182,7 +183,12 @@ def main(cfg: QuickstartConfig) -> Path:
     path = cfg.out / "index.html"
     write_page(page_parameters(cfg), head, foot, path)
     minutes = (time.time() - began) / 60
-    numbers = {"minutes": minutes, "cores": threads, "resumed": resumed, "seconds": seconds}
+    numbers = {
+        "minutes": minutes,
+        "cores": torch.get_num_threads(),
+        "resumed": resumed,
+        "seconds": seconds,
+    }
     numbers["orders"] = {}
     for order in cfg.orders:
         metrics = json.loads((cfg.out / f"{cfg.method}_{order}/metrics.json").read_text())

@@ -6,7 +6,6 @@ folders. A cut or longer list trains and searches what is not done yet, and eval
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -99,12 +98,11 @@ def evaluation(cfg: ReferenceConfig, name: str) -> Stage:
 
 def main(cfg: ReferenceConfig) -> str:
     """Run every stage, each of which knows what it has done; print and return the table."""
-    threads = os.cpu_count() or 1
     for i in range(0, len(cfg.runs), cfg.together):
         names = cfg.runs[i : i + cfg.together]
         for side_by_side in zip(*(stages(cfg, name) for name in names), strict=True):
-            run_stages(side_by_side, threads)
-        run_stages([evaluation(cfg, name) for name in names], threads)
+            run_stages(side_by_side)
+        run_stages([evaluation(cfg, name) for name in names])
     runs = [read_run(cfg.out / name) for name in cfg.runs]
     table = methods({run.name: run for run in runs})
     print(table)
