@@ -92,9 +92,15 @@ def save_state(path: Path, head: dict, step: int, rows: list[dict], parts: dict)
 
 
 def same_run(saved: dict, wanted: dict, free: Iterable[str], path: Path) -> None:
-    """Raise InputError if two headers differ in config or inputs, but for the fields `free`."""
-    saved, wanted = (head["config"] | head["inputs"] for head in (saved, wanted))
-    keys = sorted((saved.keys() | wanted.keys()) - set(free))
+    """Raise InputError if two headers differ in inputs, or in config but for the fields `free`.
+
+    A path may be free and what lies there not: an input of the field's name is compared.
+    """
+    saved, wanted = (
+        {name: value for name, value in head["config"].items() if name not in free} | head["inputs"]
+        for head in (saved, wanted)
+    )
+    keys = sorted(saved.keys() | wanted.keys())
     if differ := [key for key in keys if saved.get(key) != wanted.get(key)]:
         pairs = ", ".join(f"{key} {saved.get(key)} -> {wanted.get(key)}" for key in differ)
         raise InputError(

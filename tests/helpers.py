@@ -14,7 +14,7 @@ import torch
 
 from models.artifacts import ROOT, header, load_checkpoint
 from models.checkpoint import KIND, save_generator
-from models.data import load_codes, save_codes
+from models.data import SPLITS, load_codes, save_codes
 from models.machine import Meter
 from models.method import Method, ModelConfig
 from models.methods import METHODS, build
@@ -110,11 +110,12 @@ def save_tiny(path: Path, world, method: str = "randar", order=None, uniform=Fal
 
 
 def other_codes(world, folder: Path, change=0, **inputs) -> Path:
-    """Copy the test codes, with other inputs in their header, or each code `change` higher."""
-    codes = load_codes(world.codes, "test")
-    head = codes.header | {"inputs": codes.header["inputs"] | inputs}
-    codes_NAT = (codes.codes_NAT.numpy() + change) % head["codebook_size"]
-    save_codes(folder, "test", codes_NAT, codes.label_N.numpy(), head)
+    """Copy the codes, with other inputs in their header, or each code `change` higher."""
+    for split in SPLITS:
+        codes = load_codes(world.codes, split)
+        head = codes.header | {"inputs": codes.header["inputs"] | inputs}
+        codes_NAT = (codes.codes_NAT.numpy() + change) % head["codebook_size"]
+        save_codes(folder, split, codes_NAT, codes.label_N.numpy(), head)
     return folder
 
 

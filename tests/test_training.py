@@ -7,7 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import cut_at, last, log_of, results, run_cut_and_again, same, script, train_config
+from helpers import (
+    cut_at,
+    last,
+    log_of,
+    other_codes,
+    results,
+    run_cut_and_again,
+    same,
+    script,
+    train_config,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,6 +113,7 @@ def test_what_was_trained_otherwise_is_not_trained_on(world, tmp_path, monkeypat
     refused("method rar -> gpt", method="gpt", order="raster")
     refused("lr 0.001 -> 0.5", lr=0.5)
     refused("extract_latent_codes", codes=tmp_path)
+    refused("codes .* -> ", codes=other_codes(world, tmp_path / "other", change=1))
     with monkeypatch.context() as patch:  # its optimizer had other groups then
         patch.setattr(METHODS["rar"], "no_decay", ())
         refused("no training state that is whole")
