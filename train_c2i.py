@@ -18,15 +18,15 @@ from tqdm import tqdm
 
 from models import command, machine, training
 from models.artifacts import ROOT, header, sha256_of, write_text
-from models.checkpoint import KIND, locked, resume, save_generator
+from models.checkpoint import KIND, locked, resume, save_generator, start_from
 from models.cluster_loss import cluster_cross_entropy
 from models.command import InputError, run
 from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
-from models.method import SIZES, ModelConfig
+from models.method import DROPOUTS, SIZES, ModelConfig
 from models.methods import METHODS, build, check_order
 from models.orders import OrderName
 from models.tokenizer import tokenizer_of
-from models.training import Adaptive, Anneal, LoggerName, OptimizerName, OrderPolicy
+from models.training import Adaptive, Alignment, Anneal, LoggerName, OptimizerName, OrderPolicy
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ class TrainConfig(command.Config):
     the worse the held-out calibration"""
     order_seed: command.Seed = 0
     """of --order fixed_random"""
+    init: Path | None = None
+    """start from the weights of this generator, of the same method, --model and tokenizer"""
+    cca: Alignment = field(default_factory=Alignment)
     anneal: Anneal = field(default_factory=Anneal)
     adaptive: Adaptive = field(default_factory=Adaptive)
     regions: command.Count = 4
@@ -91,6 +94,8 @@ class TrainConfig(command.Config):
             raise InputError(f"expected --devices to divide --batch {batch}, got {devices}")
         if start > end:
             raise InputError(f"expected --anneal.start <= --anneal.end, got {start} and {end}")
+        if self.cca.weight and (self.init is None or self.cluster_weight):
+            raise InputError("--cca.weight needs the generator to align, --init, and no other loss")
         if self.order is not None:
             check_order(self.method, self.policy.name)
 
@@ -99,7 +104,7 @@ class TrainConfig(command.Config):
         return OrderPolicy(self.order, self.anneal, self.adaptive, self.order_seed)
 
 
-FREE = ("codes", "out", "tokenizer", "logger", "devices", "device")
+FREE = ("init", "codes", "out", "tokenizer", "logger", "devices", "device")
 """fields of the config that may change between the two halves of a run"""
 ECE = "heldout_ece"
 SPEED = (
@@ -117,7 +122,6 @@ def model_config(cfg: TrainConfig, codes: Codes) -> ModelConfig:
             f"--cluster-weight needs codes in clusters, which {cfg.codes} are not; run: uv run "
             f"tools/cluster_codebook.py --codes {cfg.codes}, then give its --out as --codes"
         )
-    dropouts = ("token_dropout", "residual_dropout", "ffn_dropout")
     return ModelConfig(
         vocab_size=codes.header["codebook_size"],
         classes=len(codes.header["classes"]),
@@ -125,7 +129,7 @@ def model_config(cfg: TrainConfig, codes: Codes) -> ModelConfig:
         scan=cfg.policy.scan,
         cells=cfg.policy.cells(codes.header["grid"]),
         regions=cfg.regions,
-        **dict.fromkeys(dropouts, cfg.dropout),
+        **dict.fromkeys(DROPOUTS, cfg.dropout),
         **SIZES[cfg.model],
     )
 
@@ -135,6 +139,8 @@ def describe(cfg: TrainConfig, codes: Codes) -> dict:
     inputs = {"tokenizer": codes.header["inputs"]["tokenizer"], "codes": codes.header["sha256"]}
     if isinstance(cfg.order, Path):
         inputs["order"] = sha256_of(cfg.order)
+    if cfg.init is not None:
+        inputs["init"] = sha256_of(cfg.init)
     inputs["labels"] = codes.header.get("labels")
     return header(KIND, "train_c2i.py", cfg, inputs) | {
         "method": cfg.method,
@@ -144,20 +150,32 @@ def describe(cfg: TrainConfig, codes: Codes) -> dict:
     }
 
 
-def train_step(cfg: TrainConfig, fabric, net, model, optimizers, train: Codes, ece: float, step):
+def train_step(
+    cfg: TrainConfig, fabric, net, model, before, optimizers, train: Codes, ece: float, step: int
+):
     """Take one optimizer step; return nats per code, scalar: (2,) with those of its cluster.
 
-    `ece` is the last one of held-out codes, for --order adaptive.
+    `before` is the model as it was, for an alignment; `ece` the last one of held-out codes, for
+    --order adaptive.
     """
     generator = training.seed_step(cfg.seed, step, fabric.device, fabric.global_rank)
     rows_B = training.batch_rows(len(train.label_N), cfg.batch, step, cfg.seed)
     rows_B = rows_B[fabric.global_rank :: fabric.world_size]
-    codes_BT, label_B = draw_batch(train, rows_B, cfg.drop_label, generator)
+    dropped = cfg.drop_label if before is None else 0.0
+    codes_BT, label_B = draw_batch(train, rows_B, dropped, generator)
     base_T, progress = model.order(cfg.policy.scan), step / cfg.steps
     order_BS = cfg.policy.draw(base_T, len(codes_BT), progress, ece, generator)
+    if before is not None:  # each image under its own label, and under that of another
+        other_B = torch.randperm(len(label_B), generator=generator, device=fabric.device)
+        codes_BT, order_BS = codes_BT.repeat(2, 1), order_BS.repeat(2, 1)
+        label_B = torch.cat((label_B, label_B[other_B]))
     logits_BSV = net(codes_BT, label_B, order_BS)
     loss, parts = model.loss(logits_BSV, codes_BT, order_BS)
     nats = parts["nats"]
+    if before is not None:
+        with torch.no_grad(), fabric.autocast():
+            before_BSV = before(codes_BT, label_B, order_BS)
+        loss = cfg.cca.loss(logits_BSV, before_BSV, codes_BT.gather(1, order_BS))
     if cfg.cluster_weight:
         size, target_BS = train.header["cluster_size"], codes_BT.gather(1, order_BS)
         cluster = cluster_cross_entropy(logits_BSV, target_BS, size)
@@ -212,6 +230,8 @@ def fit(
 
     torch.manual_seed(cfg.seed)
     model = build(cfg.method, config).to(fabric.device)
+    first = cfg.init and start_from(cfg.init, model, head["inputs"]["tokenizer"])
+    before = first if cfg.cca.weight else None
     optimizers = training.make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
     net = machine.compiled(model, fabric.device) if cfg.compile else model
     net, *optimizers = fabric.setup(net, *optimizers)
@@ -231,7 +251,7 @@ def fit(
         ece = token_ece(ema.module, heldout, order)
     nats, since, began = 0.0, 0, time.time()
     while step < cfg.steps:
-        nats += train_step(cfg, fabric, net, model, optimizers, train, ece, step)
+        nats += train_step(cfg, fabric, net, model, before, optimizers, train, ece, step)
         ema.update_parameters(model)
         since, step = since + 1, step + 1
         bar.update()

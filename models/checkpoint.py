@@ -18,7 +18,7 @@ from models.artifacts import (
     save_checkpoint,
 )
 from models.command import InputError
-from models.method import Method, ModelConfig
+from models.method import DROPOUTS, Method, ModelConfig
 from models.methods import build
 from models.sampling import Plan
 
@@ -29,7 +29,9 @@ RENAMED = {
     "config": {},
 }
 """Fields of files that were written before they had the names of today, old -> new."""
-ADDED = {"config": {"order_seed": 0, "compile": False}}
+ADDED = {
+    "config": {"order_seed": 0, "compile": False, "init": None, "cca": {"weight": 0.0, "beta": 0.3}}
+}
 """Fields that such files lack, with the value that says what was done then."""
 
 
@@ -143,6 +145,23 @@ def load_generator(path: Path) -> Generator:
             raise ValueError(f"order, dataset and {config.classes} classes are no names")
         Plan(**renewed("plan", head.get("sampling", {})))
     return Generator(model.requires_grad_(False).eval(), head)
+
+
+def start_from(path: Path, model: Method, tokenizer: str) -> Method:
+    """Give a new model the weights of a generator; return that one, frozen, on the same device.
+
+    Raises InputError unless it is of the same class and config, but for dropout, and of codes of
+    the tokenizer with this sha256.
+    """
+    first = load_generator(path)
+    same = type(first.model) is type(model) and first.header["inputs"]["tokenizer"] == tokenizer
+    configs = [{**asdict(one.config), **dict.fromkeys(DROPOUTS)} for one in (first.model, model)]
+    if not same or configs[0] != configs[1]:
+        raise InputError(
+            f"expected --init of the --method, --model, --order and tokenizer asked for, got {path}"
+        )
+    model.load_state_dict(first.model.state_dict())
+    return first.model.to(next(model.parameters()).device)
 
 
 def results_of(checkpoint: Path) -> Path:

@@ -62,6 +62,7 @@ class ModelConfig(command.Config):
         return self.width // self.heads  # K
 
 
+DROPOUTS = ("token_dropout", "residual_dropout", "ffn_dropout")
 SIZES = {
     "nano": {"layers": 4, "heads": 4, "width": 128},
     "small": {"layers": 6, "heads": 4, "width": 256},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from models import command, orders
@@ -74,6 +75,35 @@ class Adaptive:
     """largest share of an image's cells that is shuffled among themselves"""
     threshold: Annotated[float, command.Range(1e-6, 1)] = 0.05
     """ECE (15 bins of equal width, raster order) from which on `most` are shuffled"""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How guidance is trained into the weights: condition contrastive alignment (arXiv 2410.09347).
+
+    An image is to be likelier than it was before the training under its own label, and less likely
+    under labels of others.
+    """
+
+    weight: command.Amount = 0.0
+    """of the labels of others, lambda; 0: no alignment"""
+    beta: Annotated[float, command.Range(1e-3, 10)] = 0.3
+    """of the log-ratios; the smaller, the further: at the optimum as guidance of 1 + 1 / beta"""
+
+    def loss(
+        self, logits_PSV: torch.Tensor, before_PSV: torch.Tensor, target_PS: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the loss of pairs, the first half under their own labels; now and before.
+
+        An any-order model gives ln p(codes | label) in any order: the ratio is that of one each.
+        """
+        nats = (
+            F.cross_entropy(x.flatten(0, 1).float(), target_PS.flatten(), reduction="none")
+            for x in (before_PSV, logits_PSV)
+        )
+        was_PS, now_PS = (one.view_as(target_PS) for one in nats)
+        own_B, other_B = (self.beta * (was_PS - now_PS).sum(1)).chunk(2)  # of log-ratios
+        return -(F.logsigmoid(own_B) + self.weight * F.logsigmoid(-other_B)).mean()
 
 
 @dataclass(frozen=True)

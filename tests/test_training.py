@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,11 +22,14 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metrics.likelihood import bits_per_code, orders_for
+from models.artifacts import sha256_of
+from models.checkpoint import load_generator
 from models.command import InputError
 from models.data import draw_batch, load_codes, split_heldout
 from models.method import ModelConfig
 from models.methods import METHODS
-from models.training import averaged, batch_rows, lr_at, seed_step
+from models.training import Alignment, averaged, batch_rows, lr_at, seed_step
 
 stage = script("train_c2i.py")
 
@@ -153,6 +157,77 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_checkpoint(
     found = last(tmp_path / "run")
     assert found["step"] == 2
     assert all(torch.isfinite(value).all() for value in found["model"].values())
+
+
+def start_and_go_on(world, tmp_path, method: str, **changes) -> tuple[Path, Path]:
+    """Train a run; train another that starts from it. Return both folders."""
+    order = "random" if METHODS[method].any_order else None
+    first = train_config(world, tmp_path / "first", method=method, order=order)
+    stage.main(first)
+    how = {"out": tmp_path / "then", "init": tmp_path / "first/last.pth", "steps": 40, "lr": 0.01}
+    return first.out, stage.main(replace(first, **how | changes))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_starts_from_another_ones_averaged_weights(world, tmp_path):
+    first, then = start_and_go_on(world, tmp_path, "randar", lr=0.0, steps=2)
+    assert same(last(first)["model"], last(then)["model"])
+    assert last(then)["header"]["inputs"]["init"] == sha256_of(first / "last.pth")
+    cfg = train_config(world, tmp_path / "other", init=first / "last.pth", steps=2)
+    other = other_codes(world, tmp_path / "codes", tokenizer="0" * 64)
+    refusals = {"method": "arpg", "model": "nano", "codes": other, "order": "column"}
+    for name, value in refusals.items():
+        with pytest.raises(InputError, match="--init of the --method.*got .*last.pth"):
+            stage.main(replace(cfg, **{name: value}))
+    with pytest.raises(InputError, match="--cca.weight needs .* --init"):
+        stage.main(replace(cfg, init=None, cca=Alignment(weight=1.0)))
+
+
+def margins(model, codes) -> torch.Tensor:
+    """Return ln p(codes | own label) - ln p(codes | another's), (N,)."""
+    codes_NT, label_N, bits = codes.codes_NAT[:, 0], codes.label_N, []
+    order_NS = orders_for(model, "random" if model.any_order else model.config.scan, len(label_N))
+    for shift in (0, 3):
+        bits.append(bits_per_code(model, codes_NT, (label_N + shift) % 10, order_NS).sum(1))
+    return bits[1] - bits[0]
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("method", METHODS)
+def test_an_alignment_begins_where_nothing_has_changed(world, tmp_path, monkeypatch, method):
+    """Every log-ratio is 0 in the first step, in any order and under any label: the loss is known."""
+    losses, descend = [], stage.training.descend
+    seen = lambda *args: losses.append(args[3].item()) or descend(*args)  # noqa: E731
+    monkeypatch.setattr(stage.training, "descend", seen)
+    start_and_go_on(world, tmp_path, method, cca=Alignment(weight=3.0), steps=2)
+    assert losses[-2] == pytest.approx(4 * math.log(2), abs=1e-4) != losses[-1]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_alignment_tells_labels_apart_further_than_training_on_alone(world, tmp_path):
+    codes, more = load_codes(world.codes, "train"), {}
+    first = train_config(world, tmp_path / "first", order="random", steps=150, lr=0.01)
+    stage.main(first)
+    for weight in (0.0, 3.0):
+        how = {"out": tmp_path / str(weight), "init": first.out / "last.pth", "steps": 40}
+        cca = Alignment(weight=weight, beta=0.3)
+        then = stage.main(replace(first, **how, lr=0.003, cca=cca))
+        more[weight] = margins(load_generator(then / "last.pth").model, codes).mean().item()
+    assert more[3.0] > more[0.0] + 0.4
+
+
+def test_the_loss_of_an_alignment_is_the_papers():
+    generator = torch.Generator().manual_seed(0)
+    now_PSV, was_PSV = torch.randn(2, 6, 4, 7, generator=generator).double()
+    target_PS = torch.randint(7, (6, 4), generator=generator)
+    ratio_P = torch.zeros(6).double()
+    for i, step in itertools.product(range(6), range(4)):
+        p_now, p_was = (x[i, step].softmax(0)[target_PS[i, step]] for x in (now_PSV, was_PSV))
+        ratio_P[i] += (p_now / p_was).log()
+    own_B, other_B = (1 / (1 + (-0.4 * ratio_P).exp())).chunk(2)  # sigmoids
+    expected = -(own_B.log() + 5 * (1 - other_B).log()).mean()
+    found = Alignment(weight=5.0, beta=0.4).loss(now_PSV, was_PSV, target_PS)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_steps_draw_differently_and_seeds_too(world):
