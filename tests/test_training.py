@@ -195,7 +195,7 @@ def margins(model, codes) -> torch.Tensor:
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("method", METHODS)
 def test_an_alignment_begins_where_nothing_has_changed(world, tmp_path, monkeypatch, method):
-    """Every log-ratio is 0 in the first step, in any order and under any label: the loss is known."""
+    """Every log-ratio is 0 in the first step, whatever order and label: the loss is known."""
     losses, descend = [], stage.training.descend
     seen = lambda *args: losses.append(args[3].item()) or descend(*args)  # noqa: E731
     monkeypatch.setattr(stage.training, "descend", seen)
