@@ -53,7 +53,7 @@ class TrainConfig(command.Config):
     codes: Path = ROOT / "data/codes"
     """folder from tools/extract_latent_codes.py"""
     out: command.OutFolder | None = None
-    """run folder; default checkpoints/runs/<method>_<order>_<model>_<dataset>"""
+    """run folder; default checkpoints/runs/<method>_<order>_<model>_<dataset>[_cluster][_cca]"""
     steps: command.Count = 20_000
     """optimizer steps"""
     batch: command.Batch = 256
@@ -170,7 +170,8 @@ def train_step(
         codes_BT, order_BS = codes_BT.repeat(2, 1), order_BS.repeat(2, 1)
         label_B = torch.cat((label_B, label_B[other_B]))
     logits_BSV = net(codes_BT, label_B, order_BS)
-    loss, parts = model.loss(logits_BSV, codes_BT, order_BS)
+    own = slice(len(rows_B))
+    loss, parts = model.loss(logits_BSV[own], codes_BT[own], order_BS[own])
     nats = parts["nats"]
     if before is not None:
         with torch.no_grad(), fabric.autocast():
@@ -203,7 +204,8 @@ def main(cfg: TrainConfig) -> Path:
     train, test = (load_codes(cfg.codes, split).to(fabric.device) for split in SPLITS)
     config, head = model_config(cfg, train), describe(cfg, train)
     name = f"{cfg.method}_{Path(cfg.policy.name).stem}_{cfg.model}_{head['dataset']}"
-    out = cfg.out or ROOT / "checkpoints/runs" / (name + "_cluster" * (cfg.cluster_weight > 0))
+    name += "_cluster" * (cfg.cluster_weight > 0) + "_cca" * (cfg.cca.weight > 0)
+    out = cfg.out or ROOT / "checkpoints/runs" / name
     with locked(out) if fabric.is_global_zero else contextlib.nullcontext():
         fit(cfg, fabric, config, train, test, head, out)
     return out
