@@ -96,15 +96,15 @@ def save_state(path: Path, head: dict, step: int, rows: list[dict], parts: dict)
 def same_run(saved: dict, wanted: dict, free: Iterable[str], path: Path) -> None:
     """Raise InputError if two headers differ in inputs, or in config but for the fields `free`.
 
-    A path may be free and what lies there not: an input of the field's name is compared.
+    Each on its own: an input may bear the name of a path that is free, or of a weight that is not.
     """
-    saved, wanted = (
-        {name: value for name, value in head["config"].items() if name not in free} | head["inputs"]
-        for head in (saved, wanted)
-    )
-    keys = sorted(saved.keys() | wanted.keys())
-    if differ := [key for key in keys if saved.get(key) != wanted.get(key)]:
-        pairs = ", ".join(f"{key} {saved.get(key)} -> {wanted.get(key)}" for key in differ)
+    differ = []
+    for part, ignored in (("config", free), ("inputs", ())):
+        for key in sorted((saved[part].keys() | wanted[part].keys()) - set(ignored)):
+            old, new = saved[part].get(key), wanted[part].get(key)
+            differ += [f"{key} {old} -> {new}"] if old != new else []
+    if differ:
+        pairs = ", ".join(differ)
         raise InputError(
             f"{path} was made with another config ({pairs}); "
             "choose another --out, or delete the file to start over"

@@ -78,6 +78,20 @@ def test_a_finished_run_is_not_run_again_and_another_config_is_refused(world, tm
     assert (tmp_path / "a.pth").read_bytes() == before
 
 
+def test_a_run_from_other_files_or_with_another_loss_is_refused(world, perceptual, tmp_path):
+    """Though their paths may change, and one of them has the name of a weight."""
+    stage.main(config(world, tmp_path / "a.pth"))
+    cfg = decoder_alone(world, perceptual, tmp_path / "b.pth")
+    stage.main(cfg)
+    moved = tmp_path / "moved.pth"
+    moved.write_bytes(world.tokenizer.read_bytes())
+    stage.main(replace(cfg, init=moved))
+    changes = {"init": tmp_path / "a.pth", "perceptual_weights": moved, "perceptual": 2.0}
+    for name, value in changes.items():
+        with pytest.raises(InputError, match=f"config .{name.removesuffix('_weights')} .* -> "):
+            stage.main(replace(cfg, **{name: value}))
+
+
 def test_training_learns(world, tmp_path):
     longer = config(world, tmp_path / "a.pth", lr=5e-3)
     report = stage.main(replace(longer, steps=60, save_every=100))
