@@ -30,7 +30,7 @@ RENAMED = {
 }
 """Fields of files that were written before they had the names of today, old -> new."""
 ADDED = {
-    "config": {"order_seed": 0, "compile": False, "init": None, "cca": {"weight": 0.0, "beta": 0.3}}
+    "config": {"order_seed": 0, "compile": False, "init": None, "cca": {"weight": 0.0, "beta": 0.25}}
 }
 """Fields that such files lack, with the value that says what was done then."""
 
