@@ -29,9 +29,8 @@ RENAMED = {
     "config": {},
 }
 """Fields of files that were written before they had the names of today, old -> new."""
-ADDED = {
-    "config": {"order_seed": 0, "compile": False, "init": None, "cca": {"weight": 0.0, "beta": 0.25}}
-}
+NO_ALIGNMENT = {"weight": 0.0, "beta": 0.25}
+ADDED = {"config": {"order_seed": 0, "compile": False, "init": None, "cca": NO_ALIGNMENT}}
 """Fields that such files lack, with the value that says what was done then."""
 
 

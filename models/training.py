@@ -86,7 +86,7 @@ class Alignment:
     """
 
     weight: command.Amount = 0.0
-    """of the labels of others, lambda; 0: no alignment; as many as there are classes is a good one"""
+    """of the labels of others, lambda: about the number of classes; 0: no alignment"""
     beta: Annotated[float, command.Range(1e-3, 10)] = 0.25
     """of the log-ratios; the smaller, the further: at the optimum as guidance of 1 + 1 / beta"""
 
