@@ -73,11 +73,21 @@ PAIR = {f"{o} order": f"randar_{o}_nano_perceptual" for o in ("raster", "random"
 """the shipped pair, by the title of its column"""
 SQUARED = {order: name.replace("perceptual", "cifar10") for order, name in PAIR.items()}
 """the older two, on codes of the tokenizer of squared error"""
+LONGER = {f"{order}, 8 epochs": f"randar_{order}_nano_8epochs" for order in ("raster", "random")}
+"""the pair trained for twice as long, by the title of its column"""
+ALIGNED = {
+    "guided": "randar_random_nano_perceptual",
+    "not guided": "randar_random_nano_unguided",
+    "aligned, not guided": "randar_random_nano_cca",
+}
+"""guidance while sampling, none, and in the weights"""
 SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]], ...] = (
     ("The shipped pair", quality, PAIR),
     ("The shipped pair read in every order", by_order, PAIR),
     ("Calibration of the shipped pair", calibration, PAIR),
     ("Robustness of the shipped pair", robustness, PAIR),
+    ("The pair trained for twice as long", quality, LONGER),
+    ("Guidance in the weights of the random-order model", quality, ALIGNED),
     ("Every method at one budget", methods, ("nano_*", *PAIR.values())),
     ("Fewer network calls than codes", calls, ("nano_arpg_*", PAIR["random order"], "chosen_*")),
     ("Completing test images", inpainting, ("inpainting",)),
