@@ -128,15 +128,13 @@ def generate(
     Raises InputError for a plan that the grid or the method cannot follow.
     """
     batch, tokens = order_BS.shape
-    known_BS = torch.full_like(order_BS, -1) if known_BS is None else known_BS
-    codes_Bq = known_BS[:, : max(0, tokens - sum(sizes))]
-    if codes_Bq.shape[1] + sum(sizes) != tokens or min(sizes) < 1 or (codes_Bq < 0).any():
+    known = tokens - sum(sizes)
+    codes_Bq = (order_BS if known_BS is None else known_BS)[:, : max(0, known)]
+    missing = known > 0 and (known_BS is None or (codes_Bq < 0).any())
+    if known < 0 or min(sizes) < 1 or missing:
         raise InputError(f"expected groups >= 1 with sum {tokens} or as known, got {list(sizes)}")
     if max(sizes) > 1 and not model.parallel:
-        name = type(model).__name__
-        raise InputError(
-            f"{name} decodes one code a step: expected {sum(sizes)} steps, got {len(sizes)}"
-        )
+        raise InputError(f"{type(model).__name__} decodes one code a step, got {len(sizes)} steps")
     model.check_order(order_BS)
     labels = torch.cat((label_B, torch.full_like(label_B, model.null_label)))
     fed, times = 0, 0
@@ -161,8 +159,9 @@ def generate(
             chosen_Bn = order_BS[:, done:].gather(1, first_Bn)
             order_BS = torch.cat((order_BS[:, :done], chosen_Bn), dim=1)
             drawn_Bn = drawn_Bn.gather(1, first_Bn[:, :size])
-        known_Bn = known_BS[:, done : done + size]
-        drawn_Bn = torch.where(known_Bn < 0, drawn_Bn, known_Bn)
+        if known_BS is not None:
+            known_Bn = known_BS[:, done : done + size]
+            drawn_Bn = torch.where(known_Bn < 0, drawn_Bn, known_Bn)
         codes_Bq = torch.cat((codes_Bq, drawn_Bn), dim=1)
         if watch is not None:
             watch(_in_place(codes_Bq, order_BS))
