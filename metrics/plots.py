@@ -235,6 +235,8 @@ def plot_trade(runs: Sequence[Run], x: str = "precision_c10", y: str = "recall_c
     for i, run in enumerate(with_part(runs, "sweep.rows")):
         rows = sorted(run.at("sweep.rows"), key=lambda row: row["plan"]["cfg_scale"])
         rows = [row for row in rows if row["plan"]["decode_steps"] is None]
+        if not rows:  # of a sweep over network calls
+            continue
         points = [(row["samples"][x], row["samples"][y]) for row in rows]
         axes.plot(*zip(*points, strict=True), "o-", color=f"C{i}", label=run.name)
         for row, point in zip(rows, points, strict=True):

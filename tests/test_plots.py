@@ -58,7 +58,8 @@ def test_a_trade_goes_along_guidance_at_all_network_calls():
         {"plan": {"decode_steps": steps, "cfg_scale": scale}, "samples": {**samples, x: scale}}
         for x, steps, scale in (("precision_c10", None, 4), ("recall_c10", None, 2), ("", 16, 3))
     ]
-    (axes,) = plots.plot_trade([Run("swept", {"sweep": {"rows": rows}}, [])]).axes
+    calls = Run("over calls alone", {"sweep": {"rows": rows[2:]}}, [])
+    (axes,) = plots.plot_trade([calls, Run("swept", {"sweep": {"rows": rows}}, [])]).axes
     (line,) = axes.lines
     assert list(line.get_xdata()) == [0.9, 4] and list(line.get_ydata()) == [2, 0.1]
     assert [text.get_text() for text in axes.texts] == [" 2", " 4"]

@@ -78,7 +78,10 @@ LONGER = {f"{order}, 8 epochs": f"randar_{order}_nano_8epochs" for order in ("ra
 ALIGNED = {
     "guided": "randar_random_nano_perceptual",
     "not guided": "randar_random_nano_unguided",
-    "aligned, not guided": "randar_random_nano_cca",
+    "aligned, 780 steps": "randar_random_nano_cca1",
+    "aligned, 260 more": "randar_random_nano_cca",
+    "guided, 1,000 samples": "cca_guided_1000",
+    "aligned, 1,000 samples": "cca_aligned_1000",
 }
 """guidance while sampling, none, and in the weights"""
 SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]], ...] = (
