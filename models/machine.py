@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from models.artifacts import ROOT
-from models.command import InputError
+from models.command import INTERRUPTED, InputError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -212,7 +212,7 @@ def run_stages(stages: Sequence[Stage]) -> None:
     Whatever ends this process but SIGKILL ends them, on Linux that too. Raises InputError, naming
     the stage, if one fails; the others are ended.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated: run the same command again"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))
     share = str(max(1, torch.get_num_threads() // len(stages)))
     env = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": share}
     children: list[subprocess.Popen] = []
