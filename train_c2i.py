@@ -170,13 +170,15 @@ def train_step(
         codes_BT, order_BS = codes_BT.repeat(2, 1), order_BS.repeat(2, 1)
         label_B = torch.cat((label_B, label_B[other_B]))
     logits_BSV = net(codes_BT, label_B, order_BS)
-    own = slice(len(rows_B))
-    loss, parts = model.loss(logits_BSV[own], codes_BT[own], order_BS[own])
-    nats = parts["nats"]
-    if before is not None:
+    if before is None:
+        loss, parts = model.loss(logits_BSV, codes_BT, order_BS)
+    else:
         with torch.no_grad(), fabric.autocast():
             before_BSV = before(codes_BT, label_B, order_BS)
         loss = cfg.cca.loss(logits_BSV, before_BSV, codes_BT.gather(1, order_BS))
+        own = (x[: len(rows_B)] for x in (logits_BSV.detach(), codes_BT, order_BS))
+        _, parts = model.loss(*own)
+    nats = parts["nats"]
     if cfg.cluster_weight:
         size, target_BS = train.header["cluster_size"], codes_BT.gather(1, order_BS)
         cluster = cluster_cross_entropy(logits_BSV, target_BS, size)

@@ -37,10 +37,9 @@ def quality(runs: Runs) -> str:
     every, measures = list(runs.values()), {}
     for name in names(every, "metrics.bits_per_image"):
         path = f"metrics.bits_per_image.{name}"
-        counts = {run.at(f"{path}.orders", True) for run in every} - {None, 1}
-        fewer = any(run.at(f"{path}.orders", True) == 1 for run in every)
-        count = "1 to " * fewer + str(max(counts, default=1))
-        several = f"mean of {count} {name} orders" if counts else f"{name} order"
+        counts = {run.at(f"{path}.orders", True) or 0 for run in every} - {0} or {1}
+        count = " to ".join(map(str, sorted({min(counts), max(counts)})))
+        several = f"mean of {count} {name} orders" if max(counts) > 1 else f"{name} order"
         measures[f"bits per test image, {several}"] = (path, 1)
     for name in names(every, "metrics.baseline_bits"):
         measures[f"the same without a network: {name}"] = (f"metrics.baseline_bits.{name}", 1)

@@ -234,6 +234,11 @@ def sample_chance(seed: int, samples: range, tokens: int) -> tuple[torch.Tensor,
     return torch.from_numpy(uniform_BS), torch.from_numpy(order_BS)
 
 
+def known_first(order_BS: torch.Tensor, open_T: torch.Tensor) -> torch.Tensor:
+    """Return order_BS with the cells that are not open, bool (T,), before those that are."""
+    return order_BS.gather(1, open_T[order_BS].int().argsort(dim=1, stable=True))
+
+
 def random_fraction_at(progress: float, start: float, end: float) -> float:
     """Return RAR's share of random orders: 1 until `start`, then linear to 0 at `end`.
 

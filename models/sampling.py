@@ -15,7 +15,7 @@ import torch
 from models import command
 from models.command import InputError
 from models.method import Method
-from models.orders import CHOSEN, Chosen, Grouping, groups_of, sample_chance
+from models.orders import CHOSEN, Chosen, Grouping, groups_of, known_first, sample_chance
 from models.tokenizer import Tokenizer, decode_codes
 
 Schedule = Literal["constant", "linear", "linear_after", "power_cosine"]
@@ -129,9 +129,8 @@ def generate(
     """
     batch, tokens = order_BS.shape
     known = tokens - sum(sizes)
-    codes_Bq = (order_BS if known_BS is None else known_BS)[:, : max(0, known)]
-    missing = known > 0 and (known_BS is None or (codes_Bq < 0).any())
-    if known < 0 or min(sizes) < 1 or missing:
+    codes_Bq = order_BS[:, :0] if known_BS is None else known_BS[:, : max(0, known)]
+    if codes_Bq.shape[1] != known or min(sizes) < 1 or (known and (codes_Bq < 0).any()):
         raise InputError(f"expected groups >= 1 with sum {tokens} or as known, got {list(sizes)}")
     if max(sizes) > 1 and not model.parallel:
         raise InputError(f"{type(model).__name__} decodes one code a step, got {len(sizes)} steps")
@@ -156,8 +155,7 @@ def generate(
         drawn_Bn = pick(logits, uniform_Bn, temperature, top_k, top_p)
         if choice is not None:
             first_Bn = choice(step, logits, drawn_Bn)
-            chosen_Bn = order_BS[:, done:].gather(1, first_Bn)
-            order_BS = torch.cat((order_BS[:, :done], chosen_Bn), dim=1)
+            order_BS = torch.cat((order_BS[:, :done], order_BS[:, done:].gather(1, first_Bn)), 1)
             drawn_Bn = drawn_Bn.gather(1, first_Bn[:, :size])
         if known_BS is not None:
             known_Bn = known_BS[:, done : done + size]
@@ -272,12 +270,14 @@ def fill(
     if past and plan.order in CHOSEN:
         raise InputError(f"expected an order that gives every cell its turn, got {plan.order}")
     if not past:
-        order_BS = order_BS.gather(1, open_T[order_BS].int().argsort(dim=1, stable=True))
+        order_BS = known_first(order_BS, open_T)
     if known == config.tokens:
         return codes_NT.to(device)
-    known_BS = codes_NT.cpu().masked_fill(open_T, -1).gather(1, order_BS).to(device)
-    order_BS, known = order_BS.to(device), 0 if past else known
-    sizes, scales = plan.groups(model, known)
+    known_BS = None
+    if known:
+        known_BS = codes_NT.cpu().masked_fill(open_T, -1).gather(1, order_BS).to(device)
+    order_BS = order_BS.to(device)
+    sizes, scales = plan.groups(model, 0 if past else known)
     choice = chosen(plan, seed, samples, (len(sizes), config.tokens), device)
     start = label_N.to(device), order_BS, uniform_BS.to(device), sizes, scales
     how = plan.temperature, plan.top_k, plan.top_p, known_BS, watch, choice

@@ -26,6 +26,7 @@ from models import command
 from models.artifacts import ROOT
 from models.command import InputError, run
 from models.data import evenly, load_split
+from models.orders import known_first
 from models.sampling import Plan, fill
 from models.tokenizer import Area, area, decode_codes
 
@@ -52,14 +53,13 @@ class InpaintingConfig(GeneratorConfig):
 
 
 def complete(
-    cfg: InpaintingConfig, subject: Subject, inputs: tuple, open_T: torch.Tensor
+    cfg: InpaintingConfig, subject: Subject, scale: float, inputs: tuple, open_T: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Return completed codes_NT in each way that the method knows; `inputs` are codes and labels.
 
     Given all, in the order that the model was trained in; given the past, along its scan.
     """
     model, found = subject.model, {}
-    scale = plan_of(subject, cfg_scale=cfg.cfg_scale).cfg_scale
     ways = {PAST: Plan(model.config.scan, cfg_scale=scale)}
     if model.any_order:
         ways = {ALL: Plan(subject.order, cfg.decode_steps, cfg_scale=scale)} | ways
@@ -84,7 +84,7 @@ def hidden_bits(
         order = subject.order if way == ALL else model.config.scan
         order_NS = orders_for(model, order, len(inputs[0]), seed)
         if way == ALL:
-            order_NS = order_NS.gather(1, open_T[order_NS].int().argsort(dim=1, stable=True))
+            order_NS = known_first(order_NS, open_T)
         bits_NS = bits_per_code(model, *inputs, order_NS, name=f"bits {way}")
         found[way] = (bits_NS * open_T[order_NS]).sum(1)
     return found
@@ -106,7 +106,8 @@ def main(cfg: InpaintingConfig) -> dict:
     open_T = area(cfg.mask, subject.model.config.grid, side, cfg.share, cfg.seed)
     open_HW1 = enlarged(open_T, (side, side), "nearest") > 0
 
-    done = complete(cfg, subject, inputs, open_T)
+    scale = plan_of(subject, cfg_scale=cfg.cfg_scale).cfg_scale
+    done = complete(cfg, subject, scale, inputs, open_T)
     mean_KHWC = [train.images_NHWC[train.labels_N == k].mean(0) for k in range(len(test.classes))]
     shown = {way: decode_codes(tokenizer, codes_NT) for way, codes_NT in done.items()}
     shown["its own codes"] = decode_codes(tokenizer, inputs[0])
@@ -119,7 +120,7 @@ def main(cfg: InpaintingConfig) -> dict:
         "images": len(rows_N),
         "mask": str(cfg.mask),
         "hidden_cells": int(open_T.sum()),
-        "cfg_scale": plan_of(subject, cfg_scale=cfg.cfg_scale).cfg_scale,
+        "cfg_scale": scale,
         "bits_per_image": {name: mean_of(bits_N, cfg.seed) for name, bits_N in bits.items()},
         "completed": {name: reference.measure(x, label_N) for name, x in shown.items()},
         "control": reference.measure(images_NHWC, label_N, real=True),
