@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from models import command, orders
 from models.artifacts import write_text
 from models.command import InputError
-from models.machine import flops_of
+from models.machine import bf16_is_native, flops_of
 from models.method import Method
 from models.orders import ScanName
 
@@ -184,6 +184,26 @@ def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=average)
 
 
+class WideMuon(torch.optim.Muon):
+    """Muon in fp32: PyTorch's multiplies in bf16, which most CPUs do a hundred times slower."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Step along the orthogonal matrix nearest to a Nesterov momentum of the gradient."""
+        for group in self.param_groups:
+            a, b, c = group["ns_coefficients"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                x = p.grad.lerp(momentum, group["momentum"])
+                x = (x.T if (tall := len(x) > x.shape[1]) else x) / x.norm().clamp(min=group["eps"])
+                for _ in range(group["ns_steps"]):  # Newton-Schulz
+                    gram = x @ x.T
+                    x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(x.T if tall else x, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+
+
 def make_optimizers(
     model: Method, name: OptimizerName, lr: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
@@ -207,10 +227,12 @@ def make_optimizers(
         groups = muon if name == "muon" and id(p) in hidden else adamw
         groups[exempt]["params"].append(p)
     adamw, muon = ([group for group in groups if group["params"]] for groups in (adamw, muon))
-    fused = next(model.parameters()).is_cuda or None  # None: PyTorch's choice
+    device = next(model.parameters()).device
+    fused = device.type == "cuda" or None  # None: PyTorch's choice
     optimizers = [torch.optim.AdamW(adamw, lr=lr, betas=(0.9, 0.95), fused=fused)]
     if muon:
-        optimizers.append(torch.optim.Muon(muon, lr=lr, adjust_lr_fn="match_rms_adamw"))
+        kind = torch.optim.Muon if bf16_is_native(device) else WideMuon
+        optimizers.append(kind(muon, lr=lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
@@ -258,10 +280,7 @@ def write_log(path: Path, rows: list[dict]) -> None:
 
 
 def start_logger(name: LoggerName, out: Path, head: dict) -> Callable[[dict], None]:
-    """Return what takes a row of the log, with its `step`, besides metrics.jsonl.
-
-    Raises InputError, with the command to install it, for a logger that is not there.
-    """
+    """Return what takes a row of the log, with its `step`, besides metrics.jsonl, or raise."""
     try:
         if name == "tensorboard":
             from lightning_fabric.loggers import TensorBoardLogger

@@ -1,10 +1,11 @@
 """What each optimizer takes, and what of it is decayed."""
 
 import pytest
+import torch
 
 from models.method import ModelConfig
 from models.methods import METHODS
-from models.training import make_optimizers
+from models.training import WideMuon, make_optimizers
 
 SIZES = ModelConfig(vocab_size=8, grid=2, layers=2, width=16, heads=2)
 
@@ -47,3 +48,21 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(method):
     assert sorted(rest + hidden) == sorted(every) == sorted(map(id, model.parameters()))
     shapes = {tuple(p.shape) for group in muon.param_groups for p in group["params"]}
     assert (16, 16) in shapes and all(min(shape) >= 16 for shape in shapes)  # no head, no table
+
+
+def test_muon_in_fp32_is_pytorchs_but_for_its_rounding():
+    start = [torch.randn(shape) for shape in ((24, 8), (8, 24), (16, 16), (8, 8))]
+    paths = []
+    for kind in (torch.optim.Muon, WideMuon):
+        weights = [torch.nn.Parameter(w.clone()) for w in start]
+        optimizer = kind(weights, lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
+        random = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            for w in weights[:3]:  # the last one has no gradient, and stays
+                w.grad = torch.randn(w.shape, generator=random)
+            optimizer.step()
+        paths.append([w.detach() - before for w, before in zip(weights, start, strict=True)])
+        assert all("momentum_buffer" in optimizer.state[w] for w in weights[:3])
+    for pytorch, ours in zip(*paths, strict=True):
+        assert (pytorch - ours).norm() <= 0.01 * ours.norm()
+    assert paths[1][0].norm() > 0.1 and not paths[1][3].any()
