@@ -203,14 +203,13 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, OSError) as e:
-        message = f"error: {one_line(e)}"
-    except KeyboardInterrupt:
-        message = INTERRUPTED
-    except ImportError as e:
-        if not isinstance(e.__context__, KeyboardInterrupt):
+    except BaseException as e:
+        first: BaseException | None = e
+        while first and not isinstance(first, KeyboardInterrupt):
+            first = first.__context__  # compiled modules and torch.save make errors of their own
+        if not first and not isinstance(e, InputError | OSError):
             raise
-        message = INTERRUPTED  # in the middle of a compiled module's start
+        message = INTERRUPTED if first else f"error: {one_line(e)}"
     else:
         return
     if "tqdm" in sys.modules:  # a progress bar that is being drawn would share its line

@@ -1,6 +1,7 @@
 """Artifacts: written whole or not at all, read only if they are what they claim to be."""
 
 import contextlib
+import io
 import multiprocessing
 import pickle
 import resource
@@ -13,6 +14,7 @@ import pytest
 import torch
 from helpers import Evil
 
+from models import artifacts
 from models.artifacts import (
     ROOT,
     header,
@@ -186,6 +188,27 @@ def test_a_save_that_does_not_fit_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError, match="a.npy.*untouched"), no_file_over_4k():
         save_array(tmp_path / "a.npy", np.arange(10_000), HEAD)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_an_interrupt_while_a_checkpoint_is_written_is_one(tmp_path, monkeypatch, at):
+    """torch.save makes a RuntimeError of its own out of it, as if the disk were full."""
+    save_checkpoint(tmp_path / "a.pth", HEAD, x=torch.ones(3))
+    before = (tmp_path / "a.pth").read_bytes()
+
+    class Cut(io.FileIO):
+        writes = 0
+
+        def write(self, data) -> int:
+            self.writes += 1
+            if self.writes == at:
+                raise KeyboardInterrupt
+            return super().write(data)
+
+    monkeypatch.setattr(artifacts, "open", Cut, raising=False)
+    with pytest.raises(SystemExit, match="^interrupted: "), one_line_errors():
+        save_checkpoint(tmp_path / "a.pth", HEAD, x=torch.zeros(1000), y=torch.ones(3))
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.pth", before)]
 
 
 def test_an_unwritable_folder_is_named(tmp_path):
