@@ -71,8 +71,6 @@ def minutes(runs: Runs) -> str:
 
 PAIR = {f"{o} order": f"randar_{o}_nano_perceptual" for o in ("raster", "random")}
 """the shipped pair, by the title of its column"""
-SQUARED = {order: name.replace("perceptual", "cifar10") for order, name in PAIR.items()}
-"""the older two, on codes of the tokenizer of squared error"""
 LONGER = {f"{order}, 8 epochs": f"randar_{order}_nano_8epochs" for order in ("raster", "random")}
 """the pair trained for twice as long, by the title of its column"""
 ALIGNED = {
@@ -96,8 +94,6 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
     ("Completing test images", inpainting, ("inpainting",)),
     ("Tokenizers", tokenizers, ("tokenizer",)),
     ("One small generator on each tokenizer's codes", quality, ("fixed_*",)),
-    ("The older pair, on codes of the tokenizer of squared error", quality, SQUARED),
-    ("The older pair over sampling seeds", quality, {k: f"{v}_seeds" for k, v in SQUARED.items()}),
     ("Speed", speed, ("benchmark",)),
     ("Minutes", minutes, ("benchmark", "quickstart", "vqvae_cifar10", PAIR["random order"])),
 )  # fmt: skip
