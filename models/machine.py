@@ -203,8 +203,9 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def run_stages(stages: Sequence[Stage]) -> None:
-    """Run stages side by side, each on its share of the threads; the last one shows its bars.
+def run_stages(stages: Sequence[Stage], quiet: bool = False) -> None:
+    """Run stages side by side, each on its share of the threads; the last one, or none if `quiet`,
+    shows its bars.
 
     The threads are torch's, which knows of a process that may use some of the cores only: more of
     them than that wait for each other, many times slower.
@@ -220,7 +221,7 @@ def run_stages(stages: Sequence[Stage]) -> None:
         try:
             for name, (script, *arguments) in stages:
                 print(f"\n== {name}\n{shlex.join(['uv', 'run', script, *arguments])}", flush=True)
-                bars = None if name == stages[-1][0] else hidden
+                bars = hidden if quiet or name != stages[-1][0] else None
                 line = [sys.executable, str(ROOT / script), *arguments]
                 child = subprocess.Popen(line, env=env, stderr=bars, preexec_fn=_end_with_parent)
                 children.append(child)

@@ -1,14 +1,26 @@
 """The quickstart: every stage as a command, and one page that holds all it shows."""
 
 import json
+import os
 import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from helpers import script
 
-from models.command import InputError
+from models.artifacts import ROOT
+from models.command import INTERRUPTED, InputError
 
 stage = script("tools/quickstart.py")
+CELL = """
+import os, pathlib, time
+pathlib.Path("pid").write_text(str(os.getpid()))
+time.sleep(60)
+"""
 
 
 def test_a_quickstart_ends_in_one_page_with_its_numbers(tmp_path, monkeypatch):
@@ -23,6 +35,34 @@ def test_a_quickstart_ends_in_one_page_with_its_numbers(tmp_path, monkeypatch):
     numbers = json.loads((out / "quickstart.json").read_text())
     assert numbers["orders"] == {"random": {"num_samples": 500} | metrics["samples"]}
     assert numbers["minutes"] > 0 and len(numbers["seconds"]) == 6 and not numbers["resumed"]
+
+
+def test_ended_while_its_page_is_made_it_says_so_in_one_line(tmp_path):
+    made = f"""
+import signal
+from pathlib import Path
+from helpers import script
+from models.command import one_line_errors
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with one_line_errors():
+    script("tools/quickstart.py").write_page({CELL!r}, "head", "foot", Path("index.html"))
+"""
+    env = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    pipe, told = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}, tmp_path / "pid"
+    line = [sys.executable, "-c", made]
+    with subprocess.Popen(line, cwd=tmp_path, env=env, text=True, **pipe) as process:
+        while not (told.exists() and told.read_text()) and process.poll() is None:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate()[0]
+    assert process.returncode == 1 and "Traceback" not in said
+    assert said.splitlines()[-1] == INTERRUPTED
+    for _ in range(100):
+        if not Path(f"/proc/{told.read_text()}").exists():
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError("the notebook runs on")
 
 
 def test_commands_are_shown_as_typed_in_the_root_of_the_repo():

@@ -9,6 +9,7 @@ resumed.
 import json
 import re
 import shlex
+import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -130,8 +131,6 @@ cfg_scale, ceiling = {GUIDANCE}, 6.0"""
 def write_page(parameters: str, head: str, foot: str, out: Path) -> None:
     """Execute the first half of notebooks/results.ipynb; write what it shows as one HTML file."""
     import nbformat
-    from nbclient import NotebookClient
-    from nbconvert import HTMLExporter
 
     page = nbformat.read(ROOT / "notebooks/results.ipynb", as_version=4)
     first, last = (
@@ -144,15 +143,19 @@ def write_page(parameters: str, head: str, foot: str, out: Path) -> None:
         page.cells[first],
         nbformat.v4.new_code_cell(parameters),
     ]
-    where = {"metadata": {"path": str(ROOT / "notebooks"), "name": "Quickstart"}}
-    NotebookClient(page, kernel_name="python3", timeout=1200, resources=where).execute()
-    hidden = dict.fromkeys(("exclude_input", "exclude_input_prompt", "exclude_output_prompt"), True)
-    html, _ = HTMLExporter(**hidden).from_notebook_node(page)
+    # a process of its own: it has handlers of Ctrl-C and SIGTERM that do not go with ours
+    notebook, made = (out.with_name(f"Quickstart.{kind}") for kind in ("ipynb", "html"))
+    nbformat.write(page, notebook)
+    line = [str(Path(sys.executable).with_name("jupyter-nbconvert")), "--execute", "--to=html"]
+    line += ["--no-input", "--ExecutePreprocessor.timeout=1200", str(notebook)]
+    run_stages([("results", line)], quiet=True)
+    html = made.read_text()
     # formulas and widgets, which are not there, would be drawn by scripts from the network
     html = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
     wide = "table { display: block !important } pre, pre code { white-space: pre !important }"
     scrolls = f"<style>{wide} table, pre {{ overflow-x: auto }}</style></head>"
     write_text(out, html.replace("</head>", scrolls))
+    notebook.unlink(), made.unlink()
 
 
 def as_typed(stages: list[Stage]) -> str:
