@@ -193,7 +193,8 @@ class WideMuon(torch.optim.Muon):
         for group in self.param_groups:
             a, b, c = group["ns_coefficients"]
             for p in (p for p in group["params"] if p.grad is not None):
-                momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                zeros = None if p in self.state else torch.zeros_like(p)
+                momentum = self.state[p].setdefault("momentum_buffer", zeros)
                 momentum.lerp_(p.grad, 1 - group["momentum"])
                 x = p.grad.lerp(momentum, group["momentum"])
                 x = (x.T if (tall := len(x) > x.shape[1]) else x) / x.norm().clamp(min=group["eps"])
