@@ -16,7 +16,7 @@ REAL = "real test images"
 SHOWN = ("label_accuracy", "FD", "FID")
 """starts of the measures of samples in the tables with a row for each run"""
 SAMPLING = {
-    "guidance scale": ("metrics.plan.cfg_scale", 0),
+    "guidance scale": ("metrics.plan.cfg_scale", 1),
     "samples": ("metrics.num_samples", 0),
     "network calls": ("metrics.network_calls", 0),
     "train images as reference": ("metrics.reference_images", 0),
@@ -150,9 +150,10 @@ def robustness(runs: Runs) -> str:
         head = [f"{measure}, {run}" for measure in measures for run in runs]
         parts += [table([title, *head], rows)] if rows else []
     parts += [differences(runs)]
-    counts = [shared(every, f"robustness.{n}") for n in ("corruptions.images", "images")]
-    text = "{:,} corrupted test images, {:,} of replaced codes; in brackets: 95% interval."
-    return "\n".join(parts) + below(every, text.format(*counts), "robustness")
+    of = {"corruptions.images": "corrupted test images", "images": "test images of replaced codes"}
+    counts = {what: shared(every, f"robustness.{path}") for path, what in of.items()}
+    text = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    return "\n".join(parts) + below(every, f"{text}; in brackets: 95% interval.", "robustness")
 
 
 def differences(runs: Runs) -> str:
