@@ -151,8 +151,9 @@ def test_the_line_of_an_error_is_not_glued_to_a_progress_bar(capsys):
     from tqdm import tqdm
 
     with pytest.raises(SystemExit, match="^error: no$"), command.one_line_errors():
-        bar = tqdm(total=2, mininterval=0)
-        bar.update()
+        bars = [tqdm(total=2, mininterval=0, leave=i == 0) for i in range(4)]
+        for bar in bars:
+            bar.update()
         raise InputError("no")
     assert capsys.readouterr().err.endswith("\n")
 
