@@ -209,12 +209,12 @@ def test_alignment_tells_labels_apart_further_than_training_on_alone(world, tmp_
     codes, more = load_codes(world.codes, "train"), {}
     first = train_config(world, tmp_path / "first", order="random", steps=150, lr=0.01)
     stage.main(first)
-    for weight in (0.0, 3.0):
-        how = {"out": tmp_path / str(weight), "init": first.out / "last.pth", "steps": 40}
+    for weight in (0.0, 10.0):
+        how = {"out": tmp_path / str(weight), "init": first.out / "last.pth", "steps": 80}
         cca = Alignment(weight=weight, beta=0.3)
         then = stage.main(replace(first, **how, lr=0.003, cca=cca))
         more[weight] = margins(load_generator(then / "last.pth").model, codes).mean().item()
-    assert more[3.0] > more[0.0] + 0.4
+    assert more[10.0] > more[0.0] + 0.4  # 1.1, 2.8, 1.1 for three seeds
 
 
 def test_the_loss_of_an_alignment_is_the_papers():
