@@ -213,6 +213,7 @@ def one_line_errors() -> Iterator[None]:
     else:
         return
     if "tqdm" in sys.modules:  # a progress bar that is being drawn would share its line
-        for bar in sorted(sys.modules["tqdm"].tqdm._instances, key=lambda bar: -abs(bar.pos)):
-            bar.close()  # the first one last: it ends the line
+        for bar in list(sys.modules["tqdm"].tqdm._instances):
+            bar.leave = True  # with a line of its own, in whatever order they are closed
+            bar.close()
     raise SystemExit(message)

@@ -281,7 +281,7 @@ def write_log(path: Path, rows: list[dict]) -> None:
 
 
 def start_logger(name: LoggerName, out: Path, head: dict) -> Callable[[dict], None]:
-    """Return what takes a row of the log, with its `step`, besides metrics.jsonl, or raise."""
+    """Return what takes a row of the log, with its `step`. Raises InputError if not installed."""
     try:
         if name == "tensorboard":
             from lightning_fabric.loggers import TensorBoardLogger

@@ -155,7 +155,8 @@ def write_page(parameters: str, head: str, foot: str, out: Path) -> None:
     wide = "table { display: block !important } pre, pre code { white-space: pre !important }"
     scrolls = f"<style>{wide} table, pre {{ overflow-x: auto }}</style></head>"
     write_text(out, html.replace("</head>", scrolls))
-    notebook.unlink(), made.unlink()
+    for file in (notebook, made):
+        file.unlink()
 
 
 def as_typed(stages: list[Stage]) -> str:

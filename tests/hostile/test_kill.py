@@ -223,8 +223,7 @@ def test_ended_at_any_moment_the_same_command_finishes(
                 if not statuses[-1]:  # quicker than the first, which had a machine to share
                     seconds = min(seconds, time.perf_counter() - began)
                 said = LOG.read_text(errors="replace")
-                one_line = re.search(r"^interrupted: |\r *interrupted: ", said, re.M)
-                one_line = one_line and "Traceback" not in said
+                one_line = "\ninterrupted: " in f"\n{said}" and "Traceback" not in said
                 if statuses[-1] and how != signal.SIGKILL and not one_line:
                     wrong.append(f"{name}, end {number}: {statuses}, {said[-2000:]}")
             statuses.append(server(path, arguments))
