@@ -6,6 +6,7 @@ command writes over nothing that it reads.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import io
 import numbers
@@ -174,7 +175,20 @@ def run(main: Callable[[Any], Any], config: type[Config]) -> None:
             if not e.code:
                 raise
             raise InputError(_unboxed(usage.getvalue())) from None
+        _keep_freed_memory()
         main(cfg)
+
+
+def _keep_freed_memory() -> None:
+    """Keep up to 2 GiB of freed memory for what comes next, where the C library can be told so.
+
+    It gives large tensors back to the system; to take as much again, page by page, costs 2 to 15%
+    of a training step (gpt, width 256, 8 layers, batch 64: 50,000 pages).
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
 
 
 def _unboxed(text: str) -> str:

@@ -76,24 +76,10 @@ def start_fabric(device: torch.device, devices: int = 1, precision: Precision = 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    else:
-        keep_freed_memory()
     mixed = {"bf16": "bf16-mixed", "fp32": "32-true"}[pick_precision(precision, device)]
     fabric = Fabric(accelerator=device.type, devices=devices, precision=mixed)
     fabric.launch()
     return fabric
-
-
-def keep_freed_memory() -> None:
-    """Keep up to 2 GiB of freed memory for the next step, where the C library can be told so.
-
-    It gives large tensors back to the system, and a training step spends 2 to 6% on taking as much
-    again, page by page: 38,000 pages (gpt, randar; width 256, 8 layers, batch 64).
-    """
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        libc.mallopt(-4, 0)  # M_MMAP_MAX
 
 
 def device_name(device: torch.device) -> str:

@@ -133,16 +133,18 @@ class RARCache(Cache):
     """all labels, or those of the images"""
     row_B: torch.Tensor
     """which of them each image has"""
-    fed_BLD: torch.Tensor
-    """the slots [cls, y, x_1 ..] without T"""
+    slots_BLD: torch.Tensor
+    """the slots [cls, y, x_1 ..] without T, written in place"""
     layers: list[LayerCache]
+    fed: int = 2
+    """of the slots, those that are written"""
     final: int = 0
     """of them in the layers' caches, with T of the code that followed"""
     asked: bool = False
     """the slot after those is in them too, with T of the cell that is committed next"""
 
     def rewind(self, codes: int) -> None:
-        self.fed_BLD = self.fed_BLD[:, : 2 + codes]
+        self.fed = 2 + codes
         self.final, self.asked = codes and 1 + codes, False
 
 
@@ -232,7 +234,8 @@ class RAR(Method):
     def cache(self, label_B):
         label_U, row_B = self._distinct(label_B)
         layers = [LayerCache(self.config.tokens + 1) for _ in self.blocks]
-        return RARCache(label_U, row_B, self._prefix(label_B), layers)
+        slots_BLD = F.pad(self._prefix(label_B), (0, 0, 0, self.config.tokens))
+        return RARCache(label_U, row_B, slots_BLD, layers)
 
     def decode(self, cache, codes_Bm, cells_Bm, next_cells_Bn):
         """Return logits_B1V; see Method.
@@ -241,11 +244,12 @@ class RAR(Method):
         for, and fed again if another is committed next.
         """
         self.check_one(next_cells_Bn)
-        cache.fed_BLD = torch.cat((cache.fed_BLD, self._codes(codes_Bm, cells_Bm)), dim=1)
+        fed, cache.fed = cache.fed, cache.fed + codes_Bm.shape[1]
+        cache.slots_BLD[:, fed : cache.fed] = self._codes(codes_Bm, cells_Bm)
         next_BS, start = torch.cat((cells_Bm, next_cells_Bn), dim=1), cache.final
-        cache.final = cache.fed_BLD.shape[1] - 1
+        cache.final = cache.fed - 1
         if cache.asked and cells_Bm.shape[1]:
             next_BS, start = next_BS[:, 1:], start + 1
         cache.asked = True
-        x_BLD = self._told(cache.fed_BLD[:, start:], next_BS)
+        x_BLD = self._told(cache.slots_BLD[:, start : cache.fed], next_BS)
         return self._run(x_BLD, cache.label_U, cache.row_B, 1, cache.layers, start)

@@ -20,6 +20,9 @@ from models.tokenizer import Tokenizer, decode_codes
 
 Schedule = Literal["constant", "linear", "linear_after", "power_cosine"]
 
+BLOCK = 2**16
+"""logits that are picked from at once on a CPU: its cache holds what is made of them in float64"""
+
 
 def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
     """Return classifier-free guidance, u + scale * (c - u) (Ho & Salimans, arXiv 2207.12598)."""
@@ -56,6 +59,10 @@ def pick(
     """
     if temperature == 0:
         return logits_BnV.argmax(-1)
+    most = max(1, BLOCK // math.prod(logits_BnV.shape[1:]))
+    if logits_BnV.device.type == "cpu" and len(logits_BnV) > most:
+        blocks = zip(logits_BnV.split(most), uniform_Bn.split(most), strict=True)
+        return torch.cat([pick(*block, temperature, top_k, top_p) for block in blocks])
     logits_BnV = logits_BnV.double() / temperature
     if 0 < top_k < logits_BnV.shape[-1]:
         least_Bn1 = logits_BnV.topk(top_k).values[..., -1:]

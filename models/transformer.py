@@ -99,8 +99,15 @@ def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(pairs * rotation).flatten(-2)
 
 
+GROWTH = 16
+"""slots by which a cache grows on a CPU, where a step reads them all: a part would be copied"""
+
+
 class LayerCache:
-    """Keys and values of one layer, written in place by slot; `capacity` slots at most."""
+    """Keys and values of one layer, written in place by slot; `capacity` slots at most.
+
+    All slots are there from the start, so that every step has the same shapes; but for a CPU.
+    """
 
     def __init__(self, capacity: int):
         self.capacity = capacity
@@ -110,11 +117,16 @@ class LayerCache:
         self, start: int, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Put keys and values at slots start..start+S, in v's dtype; return those of all slots."""
-        batch, heads, slots, width = v_BHSK.shape
-        if not self.kv_2:  # zeros, since what is not seen is weighed with 0, and 0 * NaN is NaN
-            self.kv_2 = [v_BHSK.new_zeros(batch, heads, self.capacity, width) for _ in range(2)]
+        slots = v_BHSK.shape[2]
+        have, need = self.kv_2[0].shape[2] if self.kv_2 else 0, start + slots
+        if have < need:
+            on_cpu, nothing = v_BHSK.device.type == "cpu", v_BHSK[:, :, :0]
+            room = min(self.capacity, -(-need // GROWTH) * GROWTH) if on_cpu else self.capacity
+            # zeros, since what is not seen is weighed with 0, and 0 * NaN is NaN
+            more = (0, 0, 0, room - have)
+            self.kv_2 = [F.pad(x_BHLK, more) for x_BHLK in self.kv_2 or (nothing, nothing)]
         for stored_BHLK, new_BHSK in zip(self.kv_2, (k_BHSK, v_BHSK), strict=True):
-            stored_BHLK[:, :, start : start + slots] = new_BHSK
+            stored_BHLK[:, :, start:need] = new_BHSK
         return self.kv_2[0], self.kv_2[1]
 
 
@@ -148,7 +160,7 @@ class Attention(nn.Module):
         else:
             q_DD, kv_2DD = self.wqkv.weight.tensor_split((x_BSD.shape[-1],))
             q_BSD, (k_BSD, v_BSD) = (
-                F.linear(x_BSD[:, at], q_DD),
+                F.linear(x_BSD[:, at].contiguous(), q_DD),  # else a copy of q_DD for each image
                 F.linear(x_BSD, kv_2DD).chunk(2, -1),
             )
         q_BHSK, k_BHSK, v_BHSK = (split_heads(x, self.heads) for x in (q_BSD, k_BSD, v_BSD))

@@ -13,7 +13,7 @@ from models.command import InputError
 from models.method import Cache, Method, ModelConfig
 from models.methods import build
 from models.orders import CHOSEN, cosine_groups, groups_of, sample_chance
-from models.sampling import Plan, fill, generate, guidance_at, guide, pick
+from models.sampling import BLOCK, Plan, fill, generate, guidance_at, guide, pick
 
 VOCABULARY, GRID = 50, 4
 TOKENS = GRID * GRID
@@ -149,6 +149,14 @@ def test_top_k_keeps_the_k_largest(seed, k):
     place = (logits_BnV > logits_BnV.gather(2, codes_Bn.unsqueeze(2))).sum(2)
     assert (place < k).all()
     assert torch.equal(logits_BnV, before)
+
+
+def test_a_large_batch_is_picked_as_its_rows_alone():
+    logits_BnV = torch.randn(7, 10, 2000, generator=torch.Generator().manual_seed(0))
+    uniform_Bn = torch.rand(7, 10, generator=torch.Generator().manual_seed(1))
+    assert 1 < BLOCK // logits_BnV[0].numel() < 4  # three blocks, the last one shorter
+    rows = zip(logits_BnV.split(1), uniform_Bn.split(1), strict=True)
+    assert torch.equal(pick(logits_BnV, uniform_Bn), torch.cat([pick(*row) for row in rows]))
 
 
 def test_top_p_keeps_the_fewest_that_reach_p():
