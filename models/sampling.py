@@ -20,8 +20,7 @@ from models.tokenizer import Tokenizer, decode_codes
 
 Schedule = Literal["constant", "linear", "linear_after", "power_cosine"]
 
-BLOCK = 2**16
-"""logits that are picked from at once on a CPU: its cache holds what is made of them in float64"""
+BLOCK = 2**16  # logits picked from at once on a CPU, whose cache then holds their float64
 
 
 def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
@@ -70,10 +69,8 @@ def pick(
     p_BnV = logits_BnV.softmax(-1)
     if top_p < 1:
         sorted_BnV, rank_BnV = p_BnV.sort(dim=-1, descending=True)
-        before_BnV = sorted_BnV.cumsum(-1) - sorted_BnV
-        drop_BnV = torch.zeros_like(p_BnV, dtype=torch.bool)
-        drop_BnV.scatter_(-1, rank_BnV, before_BnV >= top_p)
-        p_BnV = p_BnV.masked_fill(drop_BnV, 0)
+        kept_BnV = sorted_BnV * (sorted_BnV.cumsum(-1) - sorted_BnV < top_p)
+        p_BnV = torch.zeros_like(p_BnV).scatter(-1, rank_BnV, kept_BnV)
     mass_BnV = p_BnV.cumsum(-1)
     # `right` skips codes of no mass; scaling keeps u under the last kept code's cumulated mass
     threshold_Bn1 = (uniform_Bn.double() * mass_BnV[..., -1]).unsqueeze(-1)
@@ -238,11 +235,10 @@ def chosen(
     """Return the chance of samples, `shape` (steps, tokens) each, whose order the model chooses."""
     if plan.order not in CHOSEN:
         return None
-    streams = [np.random.default_rng([seed, sample, 2]) for sample in samples]
-    uniform_BkT = np.stack([stream.random(shape) for stream in streams])
-    noise_BkT = np.stack([stream.gumbel(size=shape) for stream in streams])
-    chance = (torch.from_numpy(x).to(device) for x in (uniform_BkT, noise_BkT))
-    return Choice(plan.order, plan.choice_temperature, *chance)
+    streams = (np.random.default_rng([seed, sample, 2]) for sample in samples)
+    chance = zip(*((one.random(shape), one.gumbel(size=shape)) for one in streams), strict=True)
+    uniform_BkT, noise_BkT = (torch.from_numpy(np.stack(x)).to(device) for x in chance)
+    return Choice(plan.order, plan.choice_temperature, uniform_BkT, noise_BkT)
 
 
 def fill(
@@ -276,17 +272,15 @@ def fill(
         )
     if past and plan.order in CHOSEN:
         raise InputError(f"expected an order that gives every cell its turn, got {plan.order}")
-    if not past:
-        order_BS = known_first(order_BS, open_T)
+    order_BS = order_BS if past else known_first(order_BS, open_T)
     if known == config.tokens:
         return codes_NT.to(device)
     known_BS = None
     if known:
         known_BS = codes_NT.cpu().masked_fill(open_T, -1).gather(1, order_BS).to(device)
-    order_BS = order_BS.to(device)
     sizes, scales = plan.groups(model, 0 if past else known)
     choice = chosen(plan, seed, samples, (len(sizes), config.tokens), device)
-    start = label_N.to(device), order_BS, uniform_BS.to(device), sizes, scales
+    start = label_N.to(device), order_BS.to(device), uniform_BS.to(device), sizes, scales
     how = plan.temperature, plan.top_k, plan.top_p, known_BS, watch, choice
     return generate(model, *start, *how)
 
