@@ -73,6 +73,8 @@ PAIR = {f"{o} order": f"randar_{o}_nano_8epochs" for o in ("raster", "random")}
 """the shipped pair, by the title of its column"""
 SHORTER = {f"{o} order": f"randar_{o}_nano_perceptual" for o in ("raster", "random")}
 """the pair trained for half as long, as the other methods"""
+AGAIN = {f"{o} order": f"randar_{o}_nano_seed1" for o in ("raster", "random")}
+"""and as long again, from another seed"""
 ALIGNED = {
     "guided": "randar_random_nano_perceptual",
     "not guided": "randar_random_nano_unguided",
@@ -87,13 +89,18 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
     ("The shipped pair read in every order", by_order, PAIR),
     ("Calibration of the shipped pair", calibration, PAIR),
     ("Robustness of the shipped pair", robustness, PAIR),
+    ("Classes told in several orders", calibration, {"random order": "class_orders_randar_random"}),
     ("The pair trained for half as long", quality, SHORTER),
     ("Calibration of the pair trained for half as long", calibration, SHORTER),
     ("Robustness of the pair trained for half as long", robustness, SHORTER),
+    ("The pair trained again, from another seed", quality, AGAIN),
+    ("Calibration of the pair trained again", calibration, AGAIN),
+    ("Robustness of the pair trained again", robustness, AGAIN),
     ("Guidance in the weights of the random-order model", quality, ALIGNED),
     ("Every method at one budget", methods, ("nano_*", *SHORTER.values())),
     ("Fewer network calls than codes", calls, ("nano_arpg_*", SHORTER["random order"], "chosen_*")),
-    ("Completing test images", inpainting, ("inpainting",)),
+    ("Completing test images", inpainting, ("inpainted_*",)),
+    ("Completing shapes", inpainting, ("shapes_*",)),
     ("Tokenizers", tokenizers, ("tokenizer",)),
     ("One small generator on each tokenizer's codes", quality, ("fixed_*",)),
     ("Speed", speed, ("benchmark",)),
