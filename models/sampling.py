@@ -20,7 +20,8 @@ from models.tokenizer import Tokenizer, decode_codes
 
 Schedule = Literal["constant", "linear", "linear_after", "power_cosine"]
 
-BLOCK = 2**16  # logits picked from at once on a CPU, whose cache then holds their float64
+BLOCK = 2**16
+"""logits picked from at once on a CPU, whose cache then holds what is made of them in float64"""
 
 
 def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
@@ -275,13 +276,11 @@ def fill(
     order_BS = order_BS if past else known_first(order_BS, open_T)
     if known == config.tokens:
         return codes_NT.to(device)
-    known_BS = None
-    if known:
-        known_BS = codes_NT.cpu().masked_fill(open_T, -1).gather(1, order_BS).to(device)
+    known_BS = codes_NT.cpu().masked_fill(open_T, -1).gather(1, order_BS).to(device)
     sizes, scales = plan.groups(model, 0 if past else known)
     choice = chosen(plan, seed, samples, (len(sizes), config.tokens), device)
     start = label_N.to(device), order_BS.to(device), uniform_BS.to(device), sizes, scales
-    how = plan.temperature, plan.top_k, plan.top_p, known_BS, watch, choice
+    how = plan.temperature, plan.top_k, plan.top_p, known_BS if known else None, watch, choice
     return generate(model, *start, *how)
 
 

@@ -69,12 +69,12 @@ def minutes(runs: Runs) -> str:
     return table(["stage", "images", "minutes"], rows) + below(list(runs.values()), text)
 
 
-PAIR = {f"{o} order": f"randar_{o}_nano_8epochs" for o in ("raster", "random")}
-"""the shipped pair, by the title of its column"""
-SHORTER = {f"{o} order": f"randar_{o}_nano_perceptual" for o in ("raster", "random")}
-"""the pair trained for half as long, as the other methods"""
-AGAIN = {f"{o} order": f"randar_{o}_nano_seed1" for o in ("raster", "random")}
-"""and as long again, from another seed"""
+PAIR, SHORTER, AGAIN = (
+    {f"{order} order": f"randar_{order}_nano_{run}" for order in ("raster", "random")}
+    for run in ("8epochs", "perceptual", "seed1")
+)
+"""by the title of their column: the shipped pair, the pair trained for half as long, as the other
+methods, and that one again from another seed"""
 ALIGNED = {
     "guided": "randar_random_nano_perceptual",
     "not guided": "randar_random_nano_unguided",
