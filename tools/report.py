@@ -18,12 +18,14 @@ from pathlib import Path
 
 import tyro
 
+from metrics.claims import claims
 from metrics.report import KEPT, Run, below, keep_run, read_kept, read_run, show, table
 from metrics.tables import (
     Runs,
     by_order,
     calibration,
     calls,
+    class_orders,
     inpainting,
     methods,
     quality,
@@ -85,11 +87,12 @@ ALIGNED = {
 }
 """guidance while sampling, none, and in the weights"""
 SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]], ...] = (
+    ("What the papers claim", claims, ("*",)),
     ("The shipped pair", quality, PAIR),
     ("The shipped pair read in every order", by_order, PAIR),
     ("Calibration of the shipped pair", calibration, PAIR),
     ("Robustness of the shipped pair", robustness, PAIR),
-    ("Classes told in several orders", calibration, {"random order": "class_orders_randar_random"}),
+    ("Class told in several orders", class_orders, {"random order": "class_orders_randar_random"}),
     ("The pair trained for half as long", quality, SHORTER),
     ("Calibration of the pair trained for half as long", calibration, SHORTER),
     ("Robustness of the pair trained for half as long", robustness, SHORTER),
@@ -152,7 +155,7 @@ def side_by_side(runs: Sequence[Run]) -> str:
     """Return all tables of any runs, a column each, those that every run has the files for."""
     found = {run.name: run for run in runs}
     parts = ["# Runs side by side\n"]
-    for make in (quality, by_order, calibration, robustness):
+    for make in (quality, by_order, calibration, class_orders, robustness):
         file = {quality: "metrics", robustness: "robustness"}.get(make, "calibration")
         some = {name: run for name, run in found.items() if file in run.files}
         with as_written(", ".join(some), "measurements", "measure them again"):

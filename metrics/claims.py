@@ -1,0 +1,181 @@
+"""What the papers claim of token orders, each held against the runs that are kept here.
+
+A claim is about the difference of two runs. It is said to hold, or not to, by the 95% interval of
+that difference: paired where values per image are kept, else made of the intervals of both numbers
+(Zou & Donner, "Construction of confidence limits about effect measures", 2008). Runs that differ in
+their training are one training each, unless the row says more.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from metrics.calibration import mean_of
+from metrics.report import Run, show, table
+
+Runs = dict[str, Run]
+Wanted = Literal["less", "more", "kept"]
+"""what the claim says of the difference; kept: it is a loss of at most MARGIN"""
+MARGIN = 0.05
+"""of the Frechet distance with which a quality counts as kept"""
+LAST = 10
+"""rows of a curve that its last train bits are averaged over"""
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5% quantile of Student's t, for the mean of 2, 3, .. 10 values"""
+
+
+def interval(value: dict) -> dict[str, float]:
+    """Return {value, low, high}, 95%, of a number with an interval, a standard error, or seeds."""
+    if "low" in value:
+        return {key: value[key] for key in ("value", "low", "high")}
+    if "se" in value:
+        half = 1.96 * value["se"]
+    else:
+        half = STUDENT[value["seeds"] - 2] * value["sd"] / math.sqrt(value["seeds"])
+    return {"value": value["mean"], "low": value["mean"] - half, "high": value["mean"] + half}
+
+
+def minus(a: dict, b: dict) -> dict[str, float]:
+    """Return the difference of two independent numbers, each with its interval, with its own."""
+    a, b = interval(a), interval(b)
+    apart = a["value"] - b["value"]
+    below = math.hypot(a["value"] - a["low"], b["high"] - b["value"])
+    above = math.hypot(a["high"] - a["value"], b["value"] - b["low"])
+    return {"value": apart, "low": apart - below, "high": apart + above}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of a paper, and the difference of kept runs that decides it."""
+
+    text: str
+    paper: str
+    runs: tuple[str, ...]
+    """the one claimed of, then the one compared with, for each training seed"""
+    measure: str
+    number: Callable[[Run], dict]
+    """of a run, with its interval or spread; or the values of images, paired"""
+    wanted: Wanted
+    digits: int = 1
+    percent: bool = False
+
+    def difference(self, kept: Runs) -> dict[str, float] | None:
+        """Return {value, low, high}; of a quality its share of what it is compared with.
+
+        None if a run is not there.
+        """
+        if any(name not in kept for name in self.runs):
+            return None
+        new, old = (self.number(kept[name]) for name in self.runs)
+        if isinstance(new, torch.Tensor):
+            return mean_of(new - old)
+        apart, base = minus(new, old), interval(old)["value"] if self.wanted == "kept" else 1.0
+        return {key: value / base for key, value in apart.items()}
+
+    def verdict(self, difference: dict[str, float] | None) -> str:
+        """Return whether the claim holds here: `yes`, `no`, or why neither is known."""
+        if difference is None:
+            return "not run here"
+        low, high = difference["low"], difference["high"]
+        if self.wanted == "kept":
+            return "yes" if high <= MARGIN else "no" if low > MARGIN else "not decided"
+        if self.wanted == "less":
+            low, high = -high, -low
+        return "yes" if low > 0 else "no, the opposite" if high < 0 else "no difference found"
+
+
+def at(path: str, **row: Any) -> Callable[[Run], dict]:
+    """Return what reads a number with its interval from a run."""
+    return lambda run: run.at(path, **row)
+
+
+def frechet(run: Run) -> dict:
+    """Return FD_c10, with its sd over sampling seeds."""
+    over = run.at("metrics.over_seeds.FD_c10")
+    return over | {"seeds": len(run.at("metrics.seeds"))}
+
+
+def own_bits(run: Run) -> dict:
+    """Return the bits of a test image in the order that the model was trained in."""
+    return run.at(f"metrics.bits_per_image.{run.at('metrics.trained_order')}")
+
+
+def overfitting(run: Run) -> dict:
+    """Return held-out less train bits a code at the end, with the spread of the last train bits."""
+    train = torch.tensor([row["train_bits"] for row in run.curve[-LAST:]], dtype=torch.float64)
+    held_out = [row["heldout_bits"] for row in run.curve if "heldout_bits" in row][-1]
+    return {"mean": held_out - train.mean().item(), "sd": train.std().item(), "seeds": LAST}
+
+
+def of_images(path: str, key: str, **row: Any) -> Callable[[Run], torch.Tensor]:
+    """Return what reads the values of single images from a run."""
+    return lambda run: torch.tensor(run.at(path, **row)[key]["of_images"])
+
+
+LONG, SHORT = (
+    tuple(f"randar_{order}_nano_{run}" for order in ("random", "raster"))
+    for run in ("8epochs", "perceptual")
+)
+CODES = "robustness.context.uniform"
+CLAIMS = (
+    Claim("RandAR keeps its quality in 2.5 times fewer network calls", "RandAR",
+          ("claim_randar_26", "claim_randar_64"), "FD_c10, 26 calls - 64",
+          frechet, "kept", 1, True),
+    Claim("ARPG keeps its quality in 16 network calls", "ARPG",
+          ("claim_arpg_16", "claim_arpg_64"), "FD_c10, 16 calls - 64",
+          frechet, "kept", 1, True),
+    Claim("ARPG keeps its quality in 8 network calls", "ARPG",
+          ("claim_arpg_8", "claim_arpg_64"), "FD_c10, 8 calls - 64",
+          frechet, "kept", 1, True),
+    Claim("PAR in 19 calls loses nothing to one code at a time", "PAR",
+          ("claim_par_19", "claim_gpt_raster"), "FD_c10, PAR - GPT",
+          frechet, "kept", 1, True),
+    Claim("RAR's annealing beats training in random order to its end", "RAR",
+          ("nano_rar_anneal", "nano_rar_random"), "bits per test image, own order",
+          own_bits, "less"),
+    Claim("RAR's annealing beats training in raster order only", "RAR",
+          ("nano_rar_anneal", "nano_rar_raster"), "bits per test image, own order",
+          own_bits, "less"),
+    Claim("IAR's cluster term saves training", "IAR",
+          ("nano_gpt_raster_cluster", "nano_gpt_raster"), "bits per test image, own order",
+          own_bits, "less"),
+    Claim("Random order costs likelihood", "RAR, RandAR", LONG,
+          "bits per test image, own order, random - raster", own_bits, "more"),
+    Claim("Random order costs quality", "RAR, RandAR",
+          ("claim_randar_random", "claim_randar_raster"), "FD_c10, random - raster",
+          frechet, "more", 3),
+    Claim("Random order overfits later", "RandAR", LONG,
+          "held-out - train bits a code, random - raster", overfitting, "less", 3),
+    Claim("Random order helps calibration", "", LONG, "top-label ECE, random - raster",
+          at("calibration.tokens.overall.ece_equal_width"), "less", 4),
+    Claim("Random order helps when 40% of the context are wrong codes", "", LONG,
+          "more bits per test image, random - raster",
+          of_images(CODES, "more_bits_per_image", rho=0.4), "less"),
+    Claim("Random order helps on corrupted images", "", SHORT,
+          "class accuracy by Bayes at severity 5, random - raster",
+          of_images("robustness.corruptions.by_severity", "class_accuracy", severity=5),
+          "more", 1, True),
+)  # fmt: skip
+
+
+def claims(kept: Runs) -> str:
+    """Return the table of all claims, those without runs too."""
+    rows = []
+    for claim in CLAIMS:
+        difference = claim.difference(kept)
+        cells = [
+            claim.text,
+            claim.paper,
+            claim.measure,
+            show(difference, claim.digits, claim.percent),
+        ]
+        rows.append([*cells, claim.verdict(difference)])
+    text = (
+        "In brackets: 95% interval. A quality is kept if its distance grows by at most "
+        f"{MARGIN:.0%}. Runs of one row that differ in their training are one training each."
+    )
+    head = ["claim", "of", "difference measured", "value", "holds here"]
+    return table(head, rows) + f"\n{text}\n"

@@ -1,0 +1,84 @@
+"""A claim holds, or does not, by the interval of a difference; one without runs says so."""
+
+import math
+
+import pytest
+import torch
+
+from metrics.claims import CLAIMS, MARGIN, Claim, claims, frechet, minus, of_images, overfitting
+from metrics.report import Run, read_kept
+
+
+def test_the_interval_of_a_difference_is_that_of_two_means():
+    generator = torch.Generator().manual_seed(0)
+    draws_2MS = torch.randn(2, 4000, 10, generator=generator, dtype=torch.float64)
+    spread_2M = draws_2MS.std(2)
+    inside = 0
+    for mean_2, sd_2 in zip(draws_2MS.mean(2).T.tolist(), spread_2M.T.tolist(), strict=True):
+        a, b = ({"mean": m, "sd": sd, "seeds": 10} for m, sd in zip(mean_2, sd_2, strict=True))
+        apart = minus(a, b)
+        assert apart["low"] < apart["value"] == a["mean"] - b["mean"] < apart["high"]
+        inside += apart["low"] <= 0 <= apart["high"]
+    assert 0.94 < inside / 4000 < 0.98  # the true difference is 0
+
+
+def test_a_difference_takes_each_sides_own_half():
+    apart = minus({"value": 5, "low": 2, "high": 6}, {"value": 1, "low": 0, "high": 5})
+    assert apart == {"value": 4, "low": 4 - math.hypot(3, 4), "high": 4 + math.hypot(1, 1)}
+    se = minus({"mean": 5, "se": 1}, {"value": 1, "low": 1, "high": 1})
+    assert se["high"] - 4 == pytest.approx(1.96)
+
+
+def run_with(mean: float, sd: float = 0.001) -> Run:
+    over = {"FD_c10": {"mean": mean, "sd": sd}}
+    return Run("one", {"metrics": {"over_seeds": over, "seeds": [1, 2, 3]}}, [])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "new", "verdict"),
+    [
+        ("kept", run_with(1.02), "yes"),
+        ("kept", run_with(0.5), "yes"),
+        ("kept", run_with(1.1), "no"),
+        ("kept", run_with(1.02, 0.1), "not decided"),
+        ("less", run_with(0.9), "yes"),
+        ("less", run_with(1.1), "no, the opposite"),
+        ("more", run_with(1.1), "yes"),
+        ("more", run_with(1.1, 1.0), "no difference found"),
+        ("more", None, "not run here"),
+    ],
+)
+def test_a_verdict_is_what_the_interval_says(wanted, new, verdict):
+    claim = Claim("", "", ("new", "old"), "", frechet, wanted)
+    kept = {"old": run_with(1.0)} | ({"new": new} if new else {})
+    assert claim.verdict(claim.difference(kept)) == verdict
+
+
+def test_a_kept_quality_is_a_share_of_what_it_is_compared_with():
+    claim = Claim("", "", ("new", "old"), "", frechet, "kept")
+    difference = claim.difference({"new": run_with(2.06), "old": run_with(2.0)})
+    assert difference["value"] == pytest.approx(0.03) and MARGIN == 0.05
+
+
+def test_values_of_images_are_paired():
+    noise_N = 100 * torch.randn(500, generator=torch.Generator().manual_seed(0))
+    rows = ({"rho": 0.4, "more": {"of_images": (noise_N + shift).tolist()}} for shift in (1, 0))
+    runs = {name: Run(name, {"robustness": {"rows": [next(rows)]}}, []) for name in "ab"}
+    claim = Claim("", "", ("a", "b"), "", of_images("robustness.rows", "more", rho=0.4), "more")
+    difference = claim.difference(runs)
+    assert difference["low"] == pytest.approx(1, abs=1e-4) and claim.verdict(difference) == "yes"
+
+
+def test_overfitting_is_what_held_out_codes_cost_more_than_the_last_trained_ones():
+    rows = [{"train_bits": 9.0}] * 5 + [{"train_bits": 7.0 + k % 2} for k in range(10)]
+    rows[3] = {"train_bits": 9.0, "heldout_bits": 20.0}
+    rows[-1] |= {"heldout_bits": 8.0}
+    assert overfitting(Run("a", {}, rows))["mean"] == 0.5
+
+
+def test_every_claim_has_its_row_with_or_without_runs():
+    kept = read_kept()
+    for runs in ({}, kept):
+        rows = claims(runs).split("\n\n")[0].splitlines()[2:]
+        assert [row.split(" | ")[0] for row in rows] == [f"| {claim.text}" for claim in CLAIMS]
+        assert all(row.endswith("| not run here |") for row in rows) == (runs == {})
