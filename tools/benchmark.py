@@ -37,8 +37,9 @@ from models.machine import flops_of, matmul_peak
 from models.method import SIZES, ModelConfig
 from models.methods import METHODS, build
 from models.orders import mixed_order
+from models.published.authors import AUTHORS, Authors
 from models.sampling import ImageSampler, Plan
-from models.tokenizer import encode_images, mirror, to_uint8
+from models.tokenizer import decode_codes, encode_images, mirror, to_uint8
 from models.vqvae import VQVAE, VQVAEConfig
 
 CALLS = (64, 16)
@@ -67,6 +68,8 @@ class BenchmarkConfig(command.Config):
     """of measuring everything; three take some 20 minutes on 2 cores"""
     seed: command.Seed = 0
     device: command.DeviceName = "auto"
+    against: Path | None = None
+    """a folder of the authors' own checkouts (AUTHORS), whose code is run and timed beside ours"""
     out: command.OutFolder = ROOT / "results/benchmark"
     """benchmark.json goes here, at the end"""
 
@@ -78,30 +81,49 @@ class BenchmarkConfig(command.Config):
                 raise InputError(f"expected each of --{name} once, got {values}")
         if not self.batches:
             raise InputError("expected at least one of --batches")
+        if self.against and not self.authors:
+            names = ", ".join(kind.checkout for kind in AUTHORS.values())
+            raise InputError(f"expected a checkout of --methods in {self.against}: {names}")
+
+    @property
+    def authors(self) -> dict[str, type[Authors]]:
+        """Those of the methods whose authors' code is there."""
+        kinds = {name: kind for name, kind in AUTHORS.items() if name in self.methods}
+        folder = self.against
+        return {n: k for n, k in kinds.items() if folder and (folder / k.checkout).is_dir()}
+
+
+def training_case(
+    model: torch.nn.Module, loss_of: Callable, flops: int, precision: str, device, most: int
+) -> Case:
+    """Return a model's training; `loss_of` takes it as it was set up, codes_BT and label_B."""
+    fabric = machine.start_fabric(device, precision=precision)
+    optimizers = training.make_optimizers(model, "muon", 3e-3, 0.05)
+    net, *optimizers = fabric.setup(model, *optimizers)
+    ema, config = training.averaged(model, 0.999), model.config
+    codes_BT = torch.randint(config.vocab_size, (most, config.tokens), device=device)
+    label_B = torch.randint(config.classes, (most,), device=device)
+
+    def train(batch: int) -> None:
+        loss = loss_of(net, codes_BT[:batch], label_B[:batch])
+        training.descend(fabric, net, optimizers, loss, 3e-3)
+        ema.update_parameters(model)
+
+    return {"what": "training", "network_calls": None}, train, flops
 
 
 def generator_cases(
     method: str, config: ModelConfig, tokenizer: VQVAE, precision: str, device, most: int
 ) -> Iterator[Case]:
     """Yield a generator's training, and its sampling in all its numbers of network calls."""
-    fabric = machine.start_fabric(device, precision=precision)
     trained = build(method, config).to(device).train()
-    flops = training.flops(trained)
-    optimizers = training.make_optimizers(trained, "muon", 3e-3, 0.05)
-    net, *optimizers = fabric.setup(trained, *optimizers)
-    ema = training.averaged(trained, 0.999)
-    codes_BT = torch.randint(config.vocab_size, (most, config.tokens), device=device)
-    label_B = torch.randint(config.classes, (most,), device=device)
     base_T, chance = trained.order(config.scan).to(device), torch.Generator(device).manual_seed(0)
 
-    def train(batch: int) -> None:
-        order_BS = mixed_order(base_T, batch, float(trained.any_order), chance)
-        logits_BSV = net(codes_BT[:batch], label_B[:batch], order_BS)
-        loss, _ = trained.loss(logits_BSV, codes_BT[:batch], order_BS)
-        training.descend(fabric, net, optimizers, loss, 3e-3)
-        ema.update_parameters(trained)
+    def loss_of(net, codes_BT: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+        order_BS = mixed_order(base_T, len(label_B), float(trained.any_order), chance)
+        return trained.loss(net(codes_BT, label_B, order_BS), codes_BT, order_BS)[0]
 
-    yield {"what": "training", "network_calls": None}, train, flops
+    yield training_case(trained, loss_of, training.flops(trained), precision, device, most)
     model = build(method, config).to(device).eval().requires_grad_(False)
     if precision == "bf16":
         model = model.bfloat16()
@@ -115,6 +137,38 @@ def generator_cases(
         plan = Plan(order=order, decode_steps=steps, cfg_scale=3.0)
         row = {"what": "sampling", "network_calls": len(plan.groups(model)[0])}
         yield row, (work := partial(sample, plan)), flops_of(partial(work, 1))
+
+
+def author_cases(
+    kind: type[Authors],
+    folder: Path,
+    config: ModelConfig,
+    tokenizer: VQVAE,
+    precision: str,
+    device,
+    most,
+) -> Iterator[Case]:
+    """Yield the training and the sampling of a method by its authors' own code."""
+    trained, model = (kind(config, folder).to(device) for _ in range(2))
+    label_1, codes_1T = (torch.zeros(x, dtype=int, device=device) for x in ((1,), (1, 64)))
+    flops = flops_of(lambda: trained(codes_1T, label_1).backward())
+    trained.zero_grad(set_to_none=True)
+
+    def loss_of(net, codes_BT: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
+        return net(codes_BT, label_B)
+
+    yield training_case(trained, loss_of, flops, precision, device, most)
+    model = model.eval().requires_grad_(False)
+    if precision == "bf16":
+        model = model.bfloat16()
+
+    def sample(steps: int | None, batch: int) -> None:
+        label_B = torch.arange(batch, device=device) % config.classes
+        decode_codes(tokenizer, model.sample(label_B, steps, 3.0).long())
+
+    for steps in kind.steps:
+        row = {"what": "sampling", "network_calls": steps or config.tokens}
+        yield row, (work := partial(sample, steps)), flops_of(partial(work, 1))
 
 
 def tokenizer_cases(tokenizer: VQVAE, device, most: int) -> Iterator[Case]:
@@ -162,6 +216,12 @@ def all_cases(cfg: BenchmarkConfig, precisions: tuple[str, ...], device) -> Iter
             how = (tokenizer, precision, device, max(cfg.batches))
             for row, work, flops in generator_cases(method, config, *how):
                 yield about | row | {"precision": precision}, work, flops
+            if method in cfg.authors:
+                theirs = about | {"method": f"{method}, by its authors"}
+                for row, work, flops in author_cases(
+                    cfg.authors[method], cfg.against, config, *how
+                ):
+                    yield theirs | row | {"precision": precision}, work, flops
 
 
 def measured(work: Callable, batch: int, repeats: int, device) -> dict[str, float]:

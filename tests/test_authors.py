@@ -1,0 +1,141 @@
+"""The benchmark beside the authors' code: their files run as they are, from their checkouts."""
+
+import json
+import sys
+
+import pytest
+import torch
+from helpers import script
+
+from models.command import InputError
+from models.method import SIZES, ModelConfig
+from models.published.authors import AUTHORS, import_file
+
+tool = script("tools/benchmark.py")
+CONFIG = ModelConfig(**SIZES["nano"])
+HEAD = """
+import torch
+from dataclasses import dataclass
+
+
+class Net(torch.nn.Module):
+    def __init__(self, vocab_size, dim, block_size, num_classes, **others):
+        super().__init__()
+        self.table = torch.nn.Embedding(vocab_size, dim)
+        self.label = torch.nn.Embedding(num_classes + 1, dim)
+        self.output = torch.nn.Linear(dim, vocab_size)
+        self.tokens, self.others = block_size, others
+
+    def loss(self, codes, label, targets):
+        logits = self.output(self.table(codes) + self.label(label)[:, None])
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+"""
+FILES = {
+    "LlamaGen/utils/drop_path.py": "DROP = 'LlamaGen'",
+    "LlamaGen/autoregressive/models/gpt.py": HEAD
+    + """
+from utils.drop_path import DROP
+
+
+@dataclass
+class ModelArgs:
+    dim: int = 4096
+    n_layer: int = 32
+    n_head: int = 32
+    vocab_size: int = 1
+    num_classes: int = 1
+    block_size: int = 1
+    token_dropout_p: float = 0.5
+    resid_dropout_p: float = 0.5
+    ffn_dropout_p: float = 0.5
+
+
+class Transformer(Net):
+    def __init__(self, args):
+        super().__init__(**vars(args))
+
+    def forward(self, idx, cond_idx, targets):
+        assert idx.shape[1] == targets.shape[1] - 1 == self.tokens - 1
+        return None, self.loss(idx, cond_idx, targets[:, 1:])
+""",
+    "LlamaGen/autoregressive/models/generate.py": """
+import torch
+
+
+def generate(model, cond, max_new_tokens, cfg_scale=1.0):
+    assert cfg_scale == 3 and not model.training
+    return torch.full((len(cond), max_new_tokens), 5, dtype=torch.int32)
+""",
+    "RandAR/RandAR/model/utils.py": "DROP = 'RandAR'",
+    "RandAR/RandAR/model/randar_gpt.py": HEAD
+    + """
+from .utils import DROP
+
+
+class RandARTransformer(Net):
+    def forward(self, idx, cond_idx, targets):
+        assert not self.others["grad_checkpointing"]
+        return None, self.loss(idx, cond_idx, targets), None
+
+    def generate(self, cond, token_order, cfg_scales, num_inference_steps):
+        assert cfg_scales == (1.0, 3.0) and num_inference_steps in (64, 16)
+        return torch.full((len(cond), self.tokens), num_inference_steps)
+""",
+}
+
+
+@pytest.fixture
+def checkouts(tmp_path):
+    for name, text in FILES.items():
+        path = tmp_path / "checkouts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "checkouts"
+
+
+def test_the_authors_code_is_measured_beside_ours(checkouts, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "LEAST", 0.001)
+    monkeypatch.setattr(tool, "tokenizer_cases", lambda *how: [])
+    small = {"methods": ("par", "randar"), "batches": (2,), "threads": (1,), "rounds": 1}
+    small |= {"precisions": ("fp32",), "device": "cpu", "out": tmp_path / "out"}
+    path = tool.main(tool.BenchmarkConfig(against=checkouts, **small))
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["network_calls"] for row in rows] == [None, 19, *[None, 64, 16] * 2]
+    ours, theirs = rows[2:5], rows[5:]
+    for own, other in zip(ours, theirs, strict=True):
+        assert other["method"] == "randar, by its authors" and own["what"] == other["what"]
+        assert own["gflop"] != other["gflop"] and other["images_per_second"] > 0
+
+
+def test_an_adapter_gives_the_sizes_the_loss_and_the_codes(checkouts):
+    for kind in AUTHORS.values():
+        model = kind(CONFIG, checkouts)
+        assert model.model.table.weight.shape == (1024, 128)
+        codes_BT, label_B = torch.zeros(3, 64, dtype=int), torch.arange(3)
+        model(codes_BT, label_B).backward()
+        assert model.model.output.weight.grad.abs().sum() > 0
+        model.eval()
+        for steps in kind.steps:
+            codes_BT = model.sample(label_B, steps, 3.0)
+            assert codes_BT.shape == (3, 64) and not codes_BT.is_floating_point()
+
+
+def test_a_file_is_imported_without_a_trace(tmp_path):
+    file = tmp_path / "models/arpg.py"
+    file.parent.mkdir()
+    file.write_text("import sibling\nWIDTH = sibling.WIDTH")
+    (tmp_path / "sibling.py").write_text("WIDTH = 7")
+    ours, path = sys.modules["models"], list(sys.path)
+    assert import_file(tmp_path, "models/arpg.py").WIDTH == 7
+    assert sys.modules["models"] is ours and sys.path == path
+    assert not [n for n, m in sys.modules.items() if str(tmp_path) in repr(m)]
+
+
+def test_what_is_not_there_is_said_in_a_line(checkouts, tmp_path):
+    with pytest.raises(InputError, match="expected models/arpg.py in .*a checkout"):
+        import_file(tmp_path, "models/arpg.py")
+    (checkouts / "RandAR/RandAR/model/utils.py").write_text("import no_such_package")
+    with pytest.raises(InputError, match="No module named 'no_such_package'"):
+        AUTHORS["randar"](CONFIG, checkouts)
+    with pytest.raises(InputError, match="a checkout of --methods in .*LlamaGen, RandAR"):
+        tool.BenchmarkConfig(methods=("rar",), against=checkouts)
