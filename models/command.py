@@ -175,11 +175,11 @@ def run(main: Callable[[Any], Any], config: type[Config]) -> None:
             if not e.code:
                 raise
             raise InputError(_unboxed(usage.getvalue())) from None
-        _keep_freed_memory()
+        keep_freed_memory()
         main(cfg)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Keep up to 2 GiB of freed memory for what comes next, where the C library can be told so.
 
     It gives large tensors back to the system; to take as much again, page by page, costs 2 to 15%

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from models.artifacts import ROOT
-from models.command import INTERRUPTED, InputError
+from models.command import INTERRUPTED, InputError, keep_freed_memory
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -187,6 +187,7 @@ class Workers:
 def _start_worker(function: Callable, device: str, threads: int, ranks) -> None:
     global _function
     _end_with_parent()
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who started them
     torch.set_num_threads(threads)
     rank = ranks.get()
