@@ -1,0 +1,66 @@
+"""Features of layers and their linear probes: over every method, and on classes that are known."""
+
+import json
+
+import pytest
+import torch
+from helpers import draw, save_tiny, script, tiny
+
+from models.artifacts import load_array
+from models.command import InputError
+from models.methods import METHODS
+from models.orders import ORDERS
+
+tool = script("tools/features.py")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_features_are_the_means_of_what_each_block_returns(method):
+    model = tiny(method)
+    codes_BT, _, order_BS = draw(model)
+    features_BLD = tool.layer_features(model, codes_BT, order_BS, 2, "test")
+    assert features_BLD.shape == (3, 2, 16) and features_BLD.isfinite().all()
+    one_1LD = tool.layer_features(model, codes_BT[2:], order_BS[2:], 1, "test")
+    torch.testing.assert_close(features_BLD[2:], one_1LD)
+    assert not any(module._forward_hooks for module in model.modules())
+
+    last = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList)][-1][-1]
+    returned = []
+    last.register_forward_hook(lambda _, __, x_BSD: returned.append(x_BSD))
+    model(codes_BT, torch.full((3,), model.null_label), order_BS)
+    torch.testing.assert_close(features_BLD[:, -1], returned[0].mean(1).float())
+
+
+def test_a_probe_learns_a_linear_map_and_no_more():
+    generator = torch.Generator().manual_seed(0)
+    x_NF = 5 + 3 * torch.randn(600, 4, generator=generator)
+    linear_N = (x_NF - 5)[:, :3].argmax(1)
+    found_M = tool.probe(x_NF[:400], linear_N[:400], x_NF[400:])
+    assert (found_M == linear_N[400:]).double().mean() > 0.95
+    folded_N = ((x_NF[:, 0] - 5).abs() > 2).long()  # on both sides: no linear map tells it
+    found_M = tool.probe(x_NF[:400], folded_N[:400], x_NF[400:])
+    most = folded_N[400:].bincount().max() / 200
+    assert (found_M == folded_N[400:]).double().mean() < most + 0.05
+
+
+@pytest.mark.parametrize("method", ["randar", "gpt"])
+def test_the_command_writes_features_and_what_they_tell(cheap, world, tmp_path, capsys, method):
+    small = {"checkpoint": save_tiny(tmp_path / "run/last.pth", world, method), "out": tmp_path}
+    cfg = cheap(tool.FeaturesConfig, **small, train_images=40, images=20)
+    record = tool.main(cfg)
+    assert json.loads((tmp_path / "features.json").read_text()) == record
+    layers = sum(name.startswith("layer ") for name in record["accuracy"])
+    for split, count in (("train", 40), ("test", 20)):
+        path = tmp_path / f"features_{split}.npy"
+        array_NLD, head = load_array(path, "layer features", "", "float32", 3)
+        assert array_NLD.shape[:2] == (count, layers) and head["inputs"] == record["inputs"]
+    assert all(0 <= value["low"] <= value["high"] <= 1 for value in record["accuracy"].values())
+    assert "| codes, counted | " in capsys.readouterr().out
+
+
+def test_an_order_that_the_method_cannot_follow_is_refused(cheap, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "layer_features", lambda *args: pytest.fail("it ran"))
+    checkpoint = save_tiny(tmp_path / "run/last.pth", world, "gpt")
+    other = next(name for name in ORDERS if name != "raster")
+    with pytest.raises(InputError, match="raster"):
+        tool.main(cheap(tool.FeaturesConfig, checkpoint=checkpoint, order=other))

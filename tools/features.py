@@ -1,0 +1,127 @@
+#!/usr/bin/env -S uv run
+"""What the layers of a generator know of an image that they were not told: features, linear probes.
+
+checkpoint + codes -> results/<run>/{features.json, features_train.npy, features_test.npy}
+
+An image is read once, in the order that the model was trained in or another. Its features are the
+mean over slots of what each block returns (as iGPT, Chen et al., "Generative Pretraining from
+Pixels", 2020), its class is told by a linear map of them. The label is the null label: under its
+own, the features would repeat it. Beside them stands what counting the codes tells.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from metrics.calibration import mean_of
+from metrics.evaluation import GeneratorConfig, OrderFlag
+from metrics.likelihood import logit_batches, orders_for
+from metrics.report import show, table, write_record
+from models import artifacts, command
+from models.artifacts import ROOT
+from models.command import run
+from models.data import Codes, evenly, load_codes_of
+from models.method import Method
+from models.methods import check_order
+
+DECAY = 1e-3
+"""of the probe's weights, on standardised features: with 10,000 images it matters little"""
+
+
+@dataclass(frozen=True)
+class FeaturesConfig(GeneratorConfig):
+    """Take features of a generator's layers, and tell classes from each by a linear map."""
+
+    codes: Path = ROOT / "data/codes"
+    """of train and test images, from stage 3"""
+    order: OrderFlag = None
+    """of reading; default: the one it was trained in (anneal, adaptive: the scan)"""
+    train_images: command.Images = 10_000
+    """that the linear maps are fitted to, evenly spaced"""
+    images: command.Images = 2000
+    """test images that they are measured on"""
+
+
+def layer_features(
+    model: Method, codes_NT: torch.Tensor, order_NS: torch.Tensor, batch: int, name: str
+) -> torch.Tensor:
+    """Return float32 (N, L, D) on the CPU: the mean over slots of each block's output."""
+    parts = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
+    blocks, means = [block for part in parts for block in part], []
+    hooks = [
+        block.register_forward_hook(lambda _, __, x_BSD: means.append(x_BSD.float().mean(1).cpu()))
+        for block in blocks
+    ]
+    label_N = torch.full((len(codes_NT),), model.null_label)
+    try:
+        for _ in logit_batches(model, codes_NT, label_N, order_NS, batch, name):
+            pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layers = (torch.cat(means[i :: len(blocks)]) for i in range(len(blocks)))
+    return torch.stack(list(layers), dim=1)
+
+
+def probe(train_NF: torch.Tensor, label_N: torch.Tensor, test_MF: torch.Tensor) -> torch.Tensor:
+    """Return the labels, int64 (M,), that multinomial logistic regression gives the test images."""
+    mean_F, sd_F = train_NF.double().mean(0), train_NF.double().std(0) + 1e-6
+    train_NF, test_MF = ((x.double() - mean_F) / sd_F for x in (train_NF, test_MF))
+    linear = nn.Linear(train_NF.shape[1], int(label_N.max()) + 1, dtype=torch.float64)
+    nn.init.zeros_(linear.weight)
+    optimizer = torch.optim.LBFGS(
+        linear.parameters(), max_iter=200, history_size=10, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        nats = F.cross_entropy(linear(train_NF), label_N) + DECAY * linear.weight.square().sum()
+        nats.backward()
+        return nats
+
+    optimizer.step(loss)
+    return linear(test_MF).argmax(1)
+
+
+def main(cfg: FeaturesConfig) -> dict:
+    """Take features, write them, probe them, print; return what features.json holds."""
+    subject = cfg.load()
+    model, order = subject.model, str(cfg.order or subject.order)
+    check_order(subject.header["method"], order, model.config.scan)
+    counts, splits = {"train": cfg.train_images, "test": cfg.images}, {}
+    for split, count in counts.items():
+        codes = load_codes_of(subject.header, cfg.codes, split, cfg.checkpoint)
+        splits[split] = codes.rows(torch.from_numpy(evenly(len(codes.label_N), count)))
+    inputs = {f"{split}_codes": codes.header["sha256"] for split, codes in splits.items()}
+    inputs |= subject.inputs
+
+    def of(split: str, codes: Codes) -> dict[str, torch.Tensor]:
+        """Return {what a probe reads: (N, F)} of a split, and write the layers' share of it."""
+        codes_NT, vocab_size = codes.codes_NAT[:, 0], model.config.vocab_size
+        order_NS = orders_for(model, order, len(codes_NT), cfg.seed)
+        layers_NLD = layer_features(model, codes_NT, order_NS, cfg.batch, split)
+        head = artifacts.header("layer features", "tools/features.py", cfg, inputs)
+        artifacts.save_array(subject.out / f"features_{split}.npy", layers_NLD.numpy(), head)
+        counted_NV = F.one_hot(codes_NT, vocab_size).sum(1)
+        layers = {f"layer {i}": x_ND for i, x_ND in enumerate(layers_NLD.unbind(1), start=1)}
+        return {"codes, counted": counted_NV} | layers
+
+    features = {split: of(split, codes) for split, codes in splits.items()}
+    label_N, label_M = (codes.label_N for codes in splits.values())
+    accuracy = {
+        name: mean_of((probe(x_NF, label_N, features["test"][name]) == label_M).double())
+        for name, x_NF in features["train"].items()
+    }
+    numbers = subject.description | {"order": order, "images": len(label_M)}
+    numbers |= {"train_images": len(label_N), "accuracy": accuracy}
+    record = write_record(subject.out / "features.json", numbers, cfg, inputs)
+    rows = [[name, show(value, 1, percent=True)] for name, value in accuracy.items()]
+    print(table(["linear probe on", "class accuracy"], rows) + f"-> {subject.out}")
+    return record
+
+
+if __name__ == "__main__":
+    run(main, FeaturesConfig)
