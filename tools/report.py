@@ -7,8 +7,8 @@ uv run tools/report.py --keep RUNS ...    numbers of RUNS -> checkpoints/reports
 
 A run is a folder that eval_c2i.py wrote, results/<run>, with what tools/calibrate.py,
 robustness.py and sweep_cfg.py wrote beside it. --keep also takes the folders of
-tools/measure_tokenizer.py, measure_inpainting.py, benchmark.py and quickstart.py. Pictures:
-notebooks/results.ipynb.
+tools/measure_tokenizer.py, measure_inpainting.py, features.py, benchmark.py and quickstart.py.
+Pictures: notebooks/results.ipynb.
 """
 
 import fnmatch
@@ -19,7 +19,18 @@ from pathlib import Path
 import tyro
 
 from metrics.claims import claims
-from metrics.report import KEPT, Run, below, keep_run, read_kept, read_run, show, table
+from metrics.report import (
+    KEPT,
+    Run,
+    below,
+    keep_run,
+    names,
+    read_kept,
+    read_run,
+    shared,
+    show,
+    table,
+)
 from metrics.tables import (
     Runs,
     by_order,
@@ -27,6 +38,7 @@ from metrics.tables import (
     calls,
     class_orders,
     inpainting,
+    lines,
     methods,
     quality,
     robustness,
@@ -71,12 +83,23 @@ def minutes(runs: Runs) -> str:
     return table(["stage", "images", "minutes"], rows) + below(list(runs.values()), text)
 
 
+def probes(runs: Runs) -> str:
+    """Return how often a linear map of a layer's features tells the class."""
+    every = list(runs.values())
+    found = names(every, "features.accuracy")
+    rows = lines(runs, {name: (f"features.accuracy.{name}", 1, True) for name in found})
+    counts = (f"{shared(every, f'features.{key}'):,}" for key in ("train_images", "images"))
+    text = "{} train images, {} test images; in brackets: 95% interval.".format(*counts)
+    return table(["linear probe on", *runs], rows) + below(every, text, "features")
+
+
 PAIR, SHORTER, AGAIN = (
     {f"{order} order": f"randar_{order}_nano_{run}" for order in ("raster", "random")}
     for run in ("8epochs", "perceptual", "seed1")
 )
 """by the title of their column: the shipped pair, the pair trained for half as long, as the other
 methods, and that one again from another seed"""
+READ_RASTER = {"random order, read in raster order": "randar_random_nano_8epochs_read_raster"}
 ALIGNED = {
     "guided": "randar_random_nano_perceptual",
     "not guided": "randar_random_nano_unguided",
@@ -94,6 +117,7 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
     ("The shipped pair read in every order", by_order, PAIR),
     ("Calibration of the shipped pair", calibration, PAIR),
     ("Robustness of the shipped pair", robustness, PAIR),
+    ("What features of a layer tell of the class", probes, PAIR | READ_RASTER),
     ("Class told in several orders", class_orders, {"random order": "class_orders_randar_random"}),
     ("The pair trained for half as long", quality, SHORTER),
     ("Calibration of the pair trained for half as long", calibration, SHORTER),
