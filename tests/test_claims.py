@@ -43,6 +43,7 @@ def run_with(mean: float, sd: float = 0.001) -> Run:
         ("kept", run_with(1.02, 0.1), "not decided"),
         ("less", run_with(0.9), "yes"),
         ("less", run_with(1.1), "no, the opposite"),
+        ("less", run_with(0.9, 1.0), "no difference found"),
         ("more", run_with(1.1), "yes"),
         ("more", run_with(1.1, 1.0), "no difference found"),
         ("more", None, "not run here"),
@@ -54,10 +55,12 @@ def test_a_verdict_is_what_the_interval_says(wanted, new, verdict):
     assert claim.verdict(claim.difference(kept)) == verdict
 
 
-def test_a_kept_quality_is_a_share_of_what_it_is_compared_with():
-    claim = Claim("", "", ("new", "old"), "", frechet, "kept")
-    difference = claim.difference({"new": run_with(2.06), "old": run_with(2.0)})
-    assert difference["value"] == pytest.approx(0.03) and MARGIN == 0.05
+def test_a_kept_quality_is_a_share_of_what_it_is_compared_with_and_else_a_difference():
+    kept = {"new": run_with(2.06), "old": run_with(2.0)}
+    for wanted, value in (("kept", 0.03), ("less", 0.06)):
+        difference = Claim("", "", ("new", "old"), "", frechet, wanted).difference(kept)
+        assert difference["value"] == pytest.approx(value)
+    assert MARGIN == 0.05
 
 
 def test_values_of_images_are_paired():
