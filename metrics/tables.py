@@ -149,8 +149,8 @@ def robustness(runs: Runs) -> str:
         for step in (row[against] for row in every[0].at(f"robustness.{first}")):
             cells = []
             for (path, start, *how), run in itertools.product(measures.values(), every):
-                row = run.at(f"robustness.{path}", **{against: step})
-                cells += [show(value, *how) for key, value in row.items() if key.startswith(start)]
+                row = run.at(f"robustness.{path}", True, **{against: step}) or {}
+                cells.append(show(next((row[k] for k in row if k.startswith(start)), None), *how))
             rows.append([f"{step:.0%}" if against == "rho" else str(step), *cells])
         head = [f"{measure}, {run}" for measure in measures for run in runs]
         parts += [table([title, *head], rows)] if rows else []

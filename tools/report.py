@@ -116,7 +116,7 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
     ("The shipped pair", quality, PAIR),
     ("The shipped pair read in every order", by_order, PAIR),
     ("Calibration of the shipped pair", calibration, PAIR),
-    ("Robustness of the shipped pair", robustness, PAIR),
+    ("Robustness of the shipped pair", robustness, PAIR | READ_RASTER),
     ("What features of a layer tell of the class", probes, PAIR | READ_RASTER),
     ("Class told in several orders", class_orders, {"random order": "class_orders_randar_random"}),
     ("The pair trained for half as long", quality, SHORTER),
