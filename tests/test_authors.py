@@ -66,6 +66,20 @@ def generate(model, cond, max_new_tokens, cfg_scale=1.0):
     assert cfg_scale == 3 and not model.training
     return torch.full((len(cond), max_new_tokens), 5, dtype=torch.int32)
 """,
+    "ARPG/models/arpg.py": HEAD
+    + """
+class ModelArgs:
+    def __init__(self, **sizes):
+        self.sizes = {k: v for k, v in sizes.items() if not k.endswith("dropout_p")}
+
+
+class Transformer(Net):
+    def __init__(self, args):
+        super().__init__(**args.sizes)
+
+    def forward(self, input_ids, condition, targets):
+        return None, self.loss(input_ids, condition, targets)
+""",
     "RandAR/RandAR/model/utils.py": "DROP = 'RandAR'",
     "RandAR/RandAR/model/randar_gpt.py": HEAD
     + """

@@ -64,7 +64,7 @@ class Authors(nn.Module):
 
 
 def llama_sizes(config: ModelConfig) -> dict:
-    """Return LlamaGen's and RandAR's names of our sizes."""
+    """Return the names that LlamaGen and its forks have for our sizes."""
     sizes = {"dim": config.width, "n_layer": config.layers, "n_head": config.heads}
     sizes |= {"vocab_size": config.vocab_size, "num_classes": config.classes}
     sizes |= {"block_size": config.tokens, "token_dropout_p": config.token_dropout}
@@ -110,5 +110,23 @@ class RandAR(Authors):
         return self.model.generate(label_B, None, (1.0, cfg_scale), steps)
 
 
-AUTHORS = {"gpt": LlamaGen, "randar": RandAR}
+class ARPG(Authors):
+    """ARPG, github.com/hp-l33/ARPG: training only, its samples are of 256 tokens whatever its size.
+
+    It needs einops and transformers.
+    """
+
+    checkout = "ARPG"
+    steps = ()
+
+    def __init__(self, config: ModelConfig, folder: Path):
+        super().__init__(config)
+        arpg = import_file(folder / self.checkout, "models/arpg.py")
+        self.model = arpg.Transformer(arpg.ModelArgs(**llama_sizes(config)))
+
+    def forward(self, codes_BT, label_B):
+        return self.model(codes_BT, label_B, codes_BT)[1]
+
+
+AUTHORS = {"gpt": LlamaGen, "randar": RandAR, "arpg": ARPG}
 """by the name in METHODS"""
