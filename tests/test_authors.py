@@ -80,6 +80,30 @@ class Transformer(Net):
     def forward(self, input_ids, condition, targets):
         return None, self.loss(input_ids, condition, targets)
 """,
+    "1d-tokenizer/modeling/rar.py": HEAD
+    + """
+class RAR(Net):
+    def __init__(self, config):
+        sizes = config.model.generator
+        assert not sizes.get("use_checkpoint", False) and sizes.intermediate_size == 512
+        more = {"block_size": sizes.image_seq_len, "num_classes": sizes.condition_num_classes}
+        super().__init__(config.model.vq_model.codebook_size, sizes.hidden_size, **more)
+
+    def set_random_ratio(self, ratio):
+        self.ratio = ratio
+
+    def preprocess_condition(self, condition, cond_drop_prob):
+        return condition + 1
+
+    def forward(self, input_ids, condition, return_labels):
+        assert self.ratio == 1 and return_labels and condition.min() > 0
+        x = self.table(input_ids) + self.label(condition)[:, None]
+        return self.output(torch.cat((x, x[:, :1]), 1)), input_ids
+
+    def generate(self, condition, guidance_scale, randomize_temperature, guidance_scale_pow):
+        assert (guidance_scale, randomize_temperature, guidance_scale_pow) == (3, 1, 2.75)
+        return torch.full((len(condition), self.tokens), 1)
+""",
     "RandAR/RandAR/model/utils.py": "DROP = 'RandAR'",
     "RandAR/RandAR/model/randar_gpt.py": HEAD
     + """
@@ -152,4 +176,4 @@ def test_what_is_not_there_is_said_in_a_line(checkouts, tmp_path):
     with pytest.raises(InputError, match="No module named 'no_such_package'"):
         AUTHORS["randar"](CONFIG, checkouts)
     with pytest.raises(InputError, match="a checkout of --methods in .*LlamaGen, RandAR"):
-        tool.BenchmarkConfig(methods=("rar",), against=checkouts)
+        tool.BenchmarkConfig(methods=("par",), against=checkouts)

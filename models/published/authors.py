@@ -7,9 +7,10 @@ our sizes, and two calls: the loss of a training step, and codes from labels wit
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models.command import InputError, one_line
@@ -128,5 +129,37 @@ class ARPG(Authors):
         return self.model(codes_BT, label_B, codes_BT)[1]
 
 
-AUTHORS = {"gpt": LlamaGen, "randar": RandAR, "arpg": ARPG}
+class Named(SimpleNamespace):
+    """Values by name, with what RAR asks of OmegaConf."""
+
+    def get(self, name: str, default: object) -> object:
+        return getattr(self, name, default)
+
+
+class RAR(Authors):
+    """RAR, github.com/bytedance/1d-tokenizer, in random orders; it needs timm."""
+
+    checkout = "1d-tokenizer"
+
+    def __init__(self, config: ModelConfig, folder: Path):
+        super().__init__(config)
+        sizes = {"hidden_size": config.width, "num_hidden_layers": config.layers}
+        sizes |= {"num_attention_heads": config.heads, "intermediate_size": 4 * config.width}
+        sizes |= {"image_seq_len": config.tokens, "condition_num_classes": config.classes}
+        sizes |= {"dropout": config.residual_dropout, "attn_drop": 0.0}
+        vq_model = Named(codebook_size=config.vocab_size)
+        rar = import_file(folder / self.checkout, "modeling/rar.py")
+        self.model = rar.RAR(Named(model=Named(generator=Named(**sizes), vq_model=vq_model)))
+        self.model.set_random_ratio(1.0)
+
+    def forward(self, codes_BT, label_B):
+        label_B = self.model.preprocess_condition(label_B, 0.1)
+        logits_BLV, codes_BS = self.model(codes_BT, label_B, return_labels=True)
+        return F.cross_entropy(logits_BLV[:, :-1].flatten(0, 1), codes_BS.flatten())
+
+    def sample(self, label_B, steps, cfg_scale):
+        return self.model.generate(label_B, cfg_scale, 1.0, 2.75)
+
+
+AUTHORS = {"gpt": LlamaGen, "randar": RandAR, "rar": RAR, "arpg": ARPG}
 """by the name in METHODS"""
