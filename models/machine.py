@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "fp32", "bf16"]
 Stage = tuple[str, list[str]]
 """name, script and arguments"""
+COUNTED = 64
+"""images of a batch whose operations are counted, at most"""
 
 
 def pick_device(name: str) -> torch.device:
@@ -104,13 +106,17 @@ def compiled(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     return torch.compile(model)
 
 
-def flops_of(call: Callable[[], object]) -> int:
-    """Return the floating-point operations of the matrix products and attentions in a call."""
+def flops_of(work: Callable[[int], object], batch: int) -> float:
+    """Return the floating-point operations of matrix products and attentions for one image.
+
+    `work` is done once, with `batch` images, at most COUNTED: what they share, such as RAR's
+    modulation of a label, an image alone would be charged for.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
+        work(batch := min(batch, COUNTED))
+    return counter.get_total_flops() / batch
 
 
 def matmul_peak(device: torch.device, precision: Precision = "auto") -> float:

@@ -237,17 +237,18 @@ def make_optimizers(
     return optimizers
 
 
-def flops(model: Method) -> int:
-    """Return the operations of training on one image, forward and backward."""
+def flops(model: Method, batch: int) -> float:
+    """Return the operations of training on one image of a batch, forward and backward."""
     device = next(model.parameters()).device
-    order_1T = model.order(model.config.scan)[None].to(device)
-    codes_1T, label_1 = torch.zeros_like(order_1T), torch.zeros(1, dtype=int, device=device)
+    order_T = model.order(model.config.scan).to(device)
 
-    def learn_one() -> None:
-        model.loss(model(codes_1T, label_1, order_1T), codes_1T, order_1T)[0].backward()
+    def learn(batch: int) -> None:
+        order_BT, label_B = order_T.expand(batch, -1), order_T.new_zeros(batch)
+        codes_BT = torch.zeros_like(order_BT)
+        model.loss(model(codes_BT, label_B, order_BT), codes_BT, order_BT)[0].backward()
         model.zero_grad(set_to_none=True)
 
-    return flops_of(learn_one)
+    return flops_of(learn, batch)
 
 
 def parameters(model: torch.nn.Module) -> int:

@@ -13,6 +13,9 @@ import torch
 from models import machine
 from models.command import InputError
 from models.machine import Meter, flops_of, matmul_peak, run_stages
+from models.method import ModelConfig
+from models.methods import build
+from models.training import flops
 
 
 @pytest.fixture
@@ -90,9 +93,16 @@ def test_memory_is_of_this_process_and_on_a_gpu_of_its_tensors(monkeypatch):
 
 
 def test_operations_are_those_of_the_products_and_of_both_directions():
-    layer, x = torch.nn.Linear(30, 20, bias=False), torch.zeros(7, 30, requires_grad=True)
-    assert flops_of(lambda: layer(x)) == 2 * 7 * 30 * 20
-    assert flops_of(lambda: layer(x).sum().backward()) == 3 * 2 * 7 * 30 * 20
+    layer, x = torch.nn.Linear(30, 20, bias=False), torch.zeros(99, 30, requires_grad=True)
+    for batch in (7, 99):
+        assert flops_of(lambda n: layer(x[:n]), batch) == 2 * 30 * 20
+        assert flops_of(lambda n: layer(x[:n]).sum().backward(), batch) == 3 * 2 * 30 * 20
+
+
+def test_what_a_batch_shares_is_counted_once():
+    alone, among = (flops(build("rar", ModelConfig(width=64, layers=2)), n) for n in (1, 32))
+    modulation = 3 * 2 * 65 * 64 * (2 * 6 * 64) + 3 * 2 * 64 * 64 * 2 * 64
+    assert alone - among == pytest.approx(modulation * (1 - 11 / 32))
 
 
 def test_a_meter_tells_rates_and_the_share_of_what_was_measured():

@@ -8,7 +8,7 @@ else the machine does meets all of them alike; a number is the median of the rou
 training    a step as stage 4's (forward, backward, Muon, EMA), or stage 2's with squared error
 encoding    an image and its mirror image, counted as one
 sampling    from labels to pixels, with guidance
-GFLOP/s     of matrix products, attentions and convolutions, counted once for one image; and their
+GFLOP/s     of matrix products, attentions and convolutions, for one image of a batch; and their
             share of what a matrix product does here in that precision on as many threads
 memory      the most that a batch took beyond what was there before it
 """
@@ -46,8 +46,8 @@ CALLS = (64, 16)
 """network calls of the methods that can choose"""
 LEAST = 0.2
 """seconds that one measurement takes at least: small batches are repeated"""
-Case = tuple[dict, Callable[[int], object], int]
-"""the start of its row; what does it with a batch of so many images; operations for one image"""
+Case = tuple[dict, Callable[[int], object], float]
+"""the start of its row; what does it with a batch of so many images; operations for one of them"""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class BenchmarkConfig(command.Config):
 
 
 def training_case(
-    model: torch.nn.Module, loss_of: Callable, flops: int, precision: str, device, most: int
+    model: torch.nn.Module, loss_of: Callable, flops: float, precision: str, device, most: int
 ) -> Case:
     """Return a model's training; `loss_of` takes it as it was set up, codes_BT and label_B."""
     fabric = machine.start_fabric(device, precision=precision)
@@ -123,7 +123,7 @@ def generator_cases(
         order_BS = mixed_order(base_T, len(label_B), float(trained.any_order), chance)
         return trained.loss(net(codes_BT, label_B, order_BS), codes_BT, order_BS)[0]
 
-    yield training_case(trained, loss_of, training.flops(trained), precision, device, most)
+    yield training_case(trained, loss_of, training.flops(trained, most), precision, device, most)
     model = build(method, config).to(device).eval().requires_grad_(False)
     if precision == "bf16":
         model = model.bfloat16()
@@ -136,7 +136,7 @@ def generator_cases(
         order = "random" if model.any_order else config.scan
         plan = Plan(order=order, decode_steps=steps, cfg_scale=3.0)
         row = {"what": "sampling", "network_calls": len(plan.groups(model)[0])}
-        yield row, (work := partial(sample, plan)), flops_of(partial(work, 1))
+        yield row, (work := partial(sample, plan)), flops_of(work, most)
 
 
 def author_cases(
@@ -150,8 +150,12 @@ def author_cases(
 ) -> Iterator[Case]:
     """Yield the training and the sampling of a method by its authors' own code."""
     trained, model = (kind(config, folder).to(device) for _ in range(2))
-    label_1, codes_1T = (torch.zeros(x, dtype=int, device=device) for x in ((1,), (1, 64)))
-    flops = flops_of(lambda: trained(codes_1T, label_1).backward())
+    codes_BT = torch.zeros(most, config.tokens, dtype=int, device=device)
+
+    def learn(batch: int) -> None:
+        trained(codes_BT[:batch], codes_BT[:batch, 0]).backward()
+
+    flops = flops_of(learn, most)
     trained.zero_grad(set_to_none=True)
 
     def loss_of(net, codes_BT: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
@@ -168,7 +172,7 @@ def author_cases(
 
     for steps in kind.steps:
         row = {"what": "sampling", "network_calls": steps or config.tokens}
-        yield row, (work := partial(sample, steps)), flops_of(partial(work, 1))
+        yield row, (work := partial(sample, steps)), flops_of(work, most)
 
 
 def tokenizer_cases(tokenizer: VQVAE, device, most: int) -> Iterator[Case]:
@@ -184,7 +188,7 @@ def tokenizer_cases(tokenizer: VQVAE, device, most: int) -> Iterator[Case]:
         loss = F.mse_loss(decoded_N3HW.float(), images_N3HW[:batch]) + commitment
         training.descend(fabric, net, [optimizer], loss, 1e-3)
 
-    yield {"what": "training"}, train, flops_of(partial(train, 1))
+    yield {"what": "training"}, train, flops_of(train, most)
 
     def encode(sweeps: int, batch: int) -> None:
         for views_NHWC in (images_NHWC[:batch], mirror(images_NHWC[:batch])):
@@ -192,7 +196,7 @@ def tokenizer_cases(tokenizer: VQVAE, device, most: int) -> Iterator[Case]:
 
     for sweeps in (0, 1):
         work = partial(encode, sweeps)
-        yield {"what": f"encoding, --search {sweeps}"}, work, flops_of(partial(work, 1))
+        yield {"what": f"encoding, --search {sweeps}"}, work, flops_of(work, most)
 
 
 def all_cases(cfg: BenchmarkConfig, precisions: tuple[str, ...], device) -> Iterator[Case]:
