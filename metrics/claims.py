@@ -24,7 +24,7 @@ MARGIN = 0.05
 LAST = 10
 """rows of a curve that its last train bits are averaged over"""
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5% quantile of Student's t, for the mean of 2, 3, .. 10 values"""
+"""97.5% quantile of Student's t, for the mean of 2, 3, .. 10 values; of more it is less"""
 
 
 def interval(value: dict) -> dict[str, float]:
@@ -34,7 +34,7 @@ def interval(value: dict) -> dict[str, float]:
     if "se" in value:
         half = 1.96 * value["se"]
     else:
-        half = STUDENT[value["seeds"] - 2] * value["sd"] / math.sqrt(value["seeds"])
+        half = STUDENT[min(value["seeds"], 10) - 2] * value["sd"] / math.sqrt(value["seeds"])
     return {"value": value["mean"], "low": value["mean"] - half, "high": value["mean"] + half}
 
 
