@@ -132,7 +132,11 @@ def read_kept(kept: Path = KEPT) -> dict[str, Run]:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, ending in a newline."""
+    """Return a Markdown table, ending in a newline; a row with cells missing is an AssertionError.
+
+    Markdown would show it, its numbers under the wrong heads.
+    """
+    assert all(len(row) == len(head) for row in rows), (head, rows)
     lines = [head, ["---"] * len(head), *rows]
     cells = [[f" {cell}".rstrip().replace("|", "\\|") for cell in line] for line in lines]
     return "".join("|" + " |".join(line) + " |\n" for line in cells)
@@ -165,7 +169,8 @@ def show_measure(name: str, value: Any) -> str:
 def below(runs: Sequence[Run], text: str, *files: str) -> str:
     """Return what stands under a table: `text`, and the notes of the files that it shows."""
     notes = dict.fromkeys(run.files[f].get("note") for run in runs for f in files if f in run.files)
-    return "\n" + "\n\n".join([text, *(f"**Note:** {n}." for n in notes if n)]) + "\n"
+    parts = [part for part in (text, *(f"**Note:** {n}." for n in notes if n)) if part]
+    return "".join(f"\n{part}\n" for part in parts)
 
 
 def shared(runs: Sequence[Run], path: str) -> Any:

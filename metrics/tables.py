@@ -188,7 +188,7 @@ def methods(runs: Runs) -> str:
         row += [f"{plan['cfg_scale']:g}", show(run.at("metrics.network_calls"), 0)]
         rows.append([*row, *(of_samples(run, name) for name in measures)])
     control = shared(every, "metrics.control")
-    rows.append([REAL, *[""] * 7, *(show_measure(name, control[name]) for name in measures)])
+    rows.append([REAL, *[""] * 8, *(show_measure(name, control[name]) for name in measures)])
     head = ["method", "order", "cluster term", "parameters", "training, TFLOP"]
     head += ["bits per test image, own order", "mean of 8 random orders", "guidance"]
     head += ["network calls", *measures]

@@ -99,6 +99,14 @@ PAIR, INCEPTION, SHORTER, AGAIN = (
 )
 """by the title of their column: the shipped pair, that as Inception sees it, the pair trained for
 half as long, as the other methods, and that one again from another seed"""
+COMPLETED, SHAPES = (
+    {f"{order} order": f"{kind}_randar_{order}" for order in ("raster", "random")}
+    for kind in ("inpainted", "shapes")
+)
+FIXED = {
+    "on 1,024 codes": "fixed_vqvae_cifar10_perceptual_long",
+    "on 4,096 codes": "fixed_vqvae_cifar10_4096",
+}
 READ_RASTER = {"random order, read in raster order": "randar_random_nano_8epochs_read_raster"}
 ALIGNED = {
     "guided": "randar_random_nano_perceptual",
@@ -129,10 +137,10 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
     ("Guidance in the weights of the random-order model", quality, ALIGNED),
     ("Every method at one budget", methods, ("nano_*", *SHORTER.values())),
     ("Fewer network calls than codes", calls, ("nano_arpg_*", SHORTER["random order"], "chosen_*")),
-    ("Completing test images", inpainting, ("inpainted_*",)),
-    ("Completing shapes", inpainting, ("shapes_*",)),
+    ("Completing test images", inpainting, COMPLETED),
+    ("Completing shapes", inpainting, SHAPES),
     ("Tokenizers", tokenizers, ("tokenizer",)),
-    ("One small generator on each tokenizer's codes", quality, ("fixed_*",)),
+    ("One small generator on each tokenizer's codes", quality, FIXED),
     ("Speed", speed, {"": "benchmark"}),
     ("Speed beside the authors' own code", speed, {"": "benchmark_against"}),
     ("Minutes", minutes, {run: run for run in STAGES}),
