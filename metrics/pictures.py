@@ -21,7 +21,7 @@ from models.checkpoint import load_generator
 from models.methods import check_order
 from models.orders import sample_chance
 from models.sampling import Plan, generate
-from models.tokenizer import Tokenizer, code_vectors, decode_codes, find_tokenizer, load_tokenizer
+from models.tokenizer import Tokenizer, decode_codes, find_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -242,7 +242,7 @@ def decoding_frames(
     Cells still to come are decoded as the code nearest to the mean of all, and shown in grey: a
     cell that is there changes with its neighbours.
     """
-    vectors_VC = code_vectors(tokenizer)
+    vectors_VC = tokenizer.codebook_VC
     neutral = (vectors_VC - vectors_VC.mean(0)).square().sum(1).argmin().item()
     frames = []
     for codes_NT in steps:

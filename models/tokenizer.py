@@ -27,7 +27,7 @@ TOKENIZERS = {
 }
 """Module, class and config by the `model` of a header; a header without one is of a `vqvae`."""
 Tokenizer = nn.Module
-"""One of TOKENIZERS: has config, grid, encode and decode."""
+"""One of TOKENIZERS: has config, grid, encode, decode, and codebook_VC, which it compares with"""
 Area = Literal["centre", "left", "right", "top", "bottom", "random"]
 """names of some of the cells"""
 CODES_OF = "codes_of"
@@ -65,18 +65,6 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, dict]:
         what = saved["header"].get("model", "vqvae"), saved["model_config"]
         model = restored(lambda: build_tokenizer(*what), saved["model"])  # half becomes fp32
     return model.requires_grad_(False).eval(), saved["header"]
-
-
-def code_vectors(tokenizer: Tokenizer) -> torch.Tensor:
-    """Return the vectors by whose distance the tokenizer picks a code: float (V, C)."""
-    from models.published.baseline_vqvae import BaselineVQVAE
-    from models.published.vq16 import VQ16
-
-    if isinstance(tokenizer, VQ16):
-        return F.normalize(tokenizer.quantize.embedding.weight, dim=-1)
-    if isinstance(tokenizer, BaselineVQVAE):
-        return tokenizer._vq_vae._embedding.weight
-    return tokenizer.quantizer.codebook_VC
 
 
 def decodes(header: dict, sha256: str) -> bool:

@@ -190,6 +190,10 @@ class VQVAE(nn.Module):
             nn.PixelShuffle(2),
         )
 
+    @property
+    def codebook_VC(self) -> torch.Tensor:
+        return self.quantizer.codebook_VC
+
     def vectors(self, images_N3HW: torch.Tensor) -> torch.Tensor:
         """Encode to vectors_NTC before quantization."""
         return self.encoder(2 * images_N3HW - 1).flatten(2).transpose(1, 2)
@@ -205,7 +209,7 @@ class VQVAE(nn.Module):
         With `codes_NT` the decoder alone is run, on these, and the commitment is 0.
         """
         if codes_NT is not None:
-            return self.render(self.quantizer.codebook_VC[codes_NT]), codes_NT, torch.zeros(())
+            return self.render(self.codebook_VC[codes_NT]), codes_NT, torch.zeros(())
         quantized_NTC, codes_NT, commitment = self.quantizer(self.vectors(images_N3HW))
         return self.render(quantized_NTC), codes_NT, commitment
 
@@ -218,4 +222,4 @@ class VQVAE(nn.Module):
     def decode(self, codes_NT: torch.Tensor) -> torch.Tensor:
         """Return images_N3HW in [0, 1]. Raises ValueError for a code outside [0, V)."""
         check_codes(codes_NT, self.config.codebook_size)
-        return self.render(self.quantizer.codebook_VC[codes_NT]).clamp(0, 1)
+        return self.render(self.codebook_VC[codes_NT]).clamp(0, 1)

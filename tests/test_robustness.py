@@ -17,7 +17,6 @@ from models.orders import sample_chance
 from models.published.baseline_vqvae import BaselineConfig, BaselineVQVAE
 from models.published.vq16 import VQ16, VQ16Config
 from models.sampling import Plan, sample_codes
-from models.tokenizer import code_vectors
 from models.vqvae import VQVAE, VQVAEConfig
 
 CODES = 7
@@ -165,15 +164,15 @@ def test_what_is_misread_hangs_on_sample_and_cell_alone():
     assert abs(torch.corrcoef(together)[0, 1]) < 0.05
 
 
-def test_code_vectors_are_those_the_tokenizer_compares():
+def test_the_codebook_is_what_the_tokenizer_compares_with():
     ours = VQVAE(VQVAEConfig(codebook_size=12, width=8, blocks=1))
     codebook_VC = torch.nn.functional.normalize(torch.randn(12, 8), dim=-1)
     ours.quantizer.codebook_VC.copy_(codebook_VC)
-    assert torch.equal(ours.quantizer.nearest(code_vectors(ours)), torch.arange(12))
+    assert torch.equal(ours.quantizer.nearest(ours.codebook_VC), torch.arange(12))
     baseline = BaselineVQVAE(BaselineConfig(12, 4, 8, 4, 1))
-    assert torch.equal(baseline._vq_vae.nearest(code_vectors(baseline)), torch.arange(12))
+    assert torch.equal(baseline._vq_vae.nearest(baseline.codebook_VC), torch.arange(12))
     vq16 = VQ16(VQ16Config(12, 4, 32, (1, 1), 32, 4))
-    torch.testing.assert_close(code_vectors(vq16).norm(dim=1), torch.ones(12))
+    torch.testing.assert_close(vq16.codebook_VC.norm(dim=1), torch.ones(12))
 
 
 def test_an_image_counts_once_however_many_versions_it_has():

@@ -29,7 +29,7 @@ from models.command import InputError, run
 from models.data import Codes, Split, evenly, load_split
 from models.methods import check_order
 from models.sampling import Plan
-from models.tokenizer import code_vectors, decode_codes
+from models.tokenizer import decode_codes
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def image_stage(cfg: RobustnessConfig, inputs: Inputs) -> dict:
 def context_stage(cfg: RobustnessConfig, inputs: Inputs) -> dict:
     """Return what replaced codes cost: by any others, and by those with the nearest vectors."""
     model, order = inputs.subject.model, inputs.order
-    neighbours_VK = nearest_codes(code_vectors(inputs.subject.tokenizer)).cpu()
+    neighbours_VK = nearest_codes(inputs.subject.tokenizer.codebook_VC).cpu()
     codes_NT, label_N = inputs.test.codes_NAT[:, 0], inputs.test.label_N
     order_NS = orders_for(model, order, len(label_N), cfg.seed)
     return {

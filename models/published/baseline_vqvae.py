@@ -104,6 +104,10 @@ class BaselineVQVAE(nn.Module):
         )
         self._decoder = nn.Sequential(parts)
 
+    @property
+    def codebook_VC(self) -> torch.Tensor:
+        return self._vq_vae._embedding.weight
+
     @torch.no_grad()
     def encode(self, images_N3HW: torch.Tensor) -> torch.Tensor:
         """Return codes_NT of images in [0, 1]. Raises InputError unless they are 32 x 32."""

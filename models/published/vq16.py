@@ -162,10 +162,6 @@ class Codebook(nn.Module):
         self.embedding = nn.Embedding(codebook_size, code_dim)
         self.register_buffer("codebook_used", torch.zeros(65536))  # a log of theirs, carried along
 
-    @property
-    def vectors_VC(self) -> torch.Tensor:
-        return F.normalize(self.embedding.weight, dim=-1)
-
 
 class VQ16(nn.Module):
     """Images (N, 3, h, h) in [0, 1] <-> codes (N, T) int64 in [0, V), in raster order."""
@@ -180,6 +176,10 @@ class VQ16(nn.Module):
         self.quant_conv = nn.Conv2d(config.vector_width, config.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.code_dim, config.vector_width, 1)
 
+    @property
+    def codebook_VC(self) -> torch.Tensor:
+        return F.normalize(self.quantize.embedding.weight, dim=-1)
+
     @torch.no_grad()
     def encode(self, images_N3HW: torch.Tensor) -> torch.Tensor:
         """Return codes_NT of images in [0, 1]: the code of largest cosine.
@@ -192,7 +192,7 @@ class VQ16(nn.Module):
     def _nearest(self, images_N3HW: torch.Tensor) -> torch.Tensor:
         maps = self.quant_conv(self.encoder(2 * images_N3HW - 1))
         vectors_NTC = F.normalize(maps.flatten(2).transpose(1, 2), dim=-1)
-        return (vectors_NTC @ self.quantize.vectors_VC.T).argmax(-1)
+        return (vectors_NTC @ self.codebook_VC.T).argmax(-1)
 
     @torch.no_grad()
     def decode(self, codes_NT: torch.Tensor) -> torch.Tensor:
