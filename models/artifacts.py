@@ -41,18 +41,13 @@ def sha256_of(source: Path | np.ndarray) -> str:
 
 def git_commit() -> str:
     """Return this checkout's commit, `+` added if tracked files differ, "unknown" without git."""
-
-    def git(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
-
+    here = [f"--git-dir={ROOT}/.git", f"--work-tree={ROOT}"]  # not a repository around this folder
+    words = ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
     try:
-        top = git("rev-parse", "--show-toplevel", "HEAD")
-        folder, _, head = top.stdout.strip().partition("\n")
-        if top.returncode or Path(folder).resolve() != ROOT:  # unpacked inside another's repository
-            return "unknown"
-        return head + "+" * git("diff", "--quiet", "HEAD").returncode
+        described = subprocess.run(["git", *here, *words], capture_output=True, text=True)
     except OSError:
         return "unknown"
+    return described.stdout.strip() or "unknown"
 
 
 def plain(config: Any) -> Any:
@@ -160,16 +155,12 @@ def map_array(path: Path, what: str, mend: str) -> np.ndarray:
         raise InputError(f"{path} is torn or no .npy file ({one_line(e, 150)}); {mend}") from None
 
 
-def read_json(path: Path, limit: int = 1 << 24) -> dict:
+def read_json(path: Path) -> dict:
     """Read a JSON file that holds an object. Raises ValueError for anything else in it."""
     if not path.is_file():  # a pipe would be waited for
         raise ValueError(f"{path} is no file")
-    with open(path, "rb") as file:
-        raw = file.read(limit + 1)
-    if len(raw) > limit:
-        raise ValueError(f"{path}: expected at most {limit} bytes of JSON, found more")
     try:
-        contents = json.loads(raw)
+        contents = json.loads(path.read_bytes())
     except RecursionError:
         raise ValueError(f"{path}: the JSON is nested too deeply") from None
     if not isinstance(contents, dict):
