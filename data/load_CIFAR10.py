@@ -11,7 +11,6 @@ of Features from Tiny Images", Krizhevsky 2009, read by torchvision.
 
 import contextlib
 import shutil
-import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +63,6 @@ def download(url: str, md5: str, archive: Path) -> Path:
     """Return the archive, fetching it unless it is there. Raises InputError if that fails."""
     from torchvision.datasets.utils import download_url
 
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(30)  # torchvision sets none: a silent server would hang the stage
     try:
         download_url(url, archive.parent, archive.name, md5)
     except (OSError, RuntimeError, ValueError) as e:
@@ -74,8 +71,6 @@ def download(url: str, md5: str, archive: Path) -> Path:
             f"download of {url} failed ({e}); run the same command again, or give a local copy "
             "with --source"
         ) from None
-    finally:
-        socket.setdefaulttimeout(before)
     return archive
 
 

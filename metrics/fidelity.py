@@ -12,7 +12,6 @@ A number is called FID only if it comes from the 2048-d layer of the standard In
 import contextlib
 import http.client
 import io
-import socket
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,10 +115,10 @@ def inception_extractor(weights: Path, layer: str = "2048", device="cpu") -> Fea
     return FeatureExtractor(run, digest, layer, None, layer, "FID")
 
 
-def download_inception(url: str | None = None, timeout: float = 10.0) -> Path | None:
+def download_inception(url: str | None = None) -> Path | None:
     """Return the standard Inception weights from torch's hub folder, downloaded once if need be.
 
-    None when they are not there and cannot be had within `timeout` seconds of silence.
+    None when they are not there and cannot be had.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
@@ -127,8 +126,6 @@ def download_inception(url: str | None = None, timeout: float = 10.0) -> Path | 
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if path.exists():
         return path
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(timeout)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = path.stem.rsplit("-", 1)[-1]
@@ -136,8 +133,6 @@ def download_inception(url: str | None = None, timeout: float = 10.0) -> Path | 
         return path
     except (OSError, RuntimeError, http.client.HTTPException):  # no network, or another file
         return None
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def inception_of(path: Path | None, layer: str, device: torch.device) -> FeatureExtractor | None:

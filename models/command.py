@@ -11,6 +11,7 @@ import dataclasses
 import io
 import numbers
 import signal
+import socket
 import sys
 import types
 import typing
@@ -163,6 +164,7 @@ def run(main: Callable[[Any], Any], config: type[Config]) -> None:
         stream.reconfigure(errors="replace")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(message)}\n"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    socket.setdefaulttimeout(20)  # a silent server would hang a download
     usage = io.StringIO()
     with one_line_errors():
         script, here = Path(main.__code__.co_filename).resolve(), Path(__file__).resolve()
