@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from metrics.calibration import mean_of
-from metrics.report import Run, show, table
+from metrics.report import Run, interval, show, table
 
 Runs = dict[str, Run]
 Wanted = Literal["less", "more", "kept"]
@@ -23,19 +23,6 @@ MARGIN = 0.05
 """of the Frechet distance with which a quality counts as kept"""
 LAST = 10
 """rows of a curve that its last train bits are averaged over"""
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5% quantile of Student's t, for the mean of 2, 3, .. 10 values; of more it is less"""
-
-
-def interval(value: dict) -> dict[str, float]:
-    """Return {value, low, high}, 95%, of a number with an interval, a standard error, or seeds."""
-    if "low" in value:
-        return {key: value[key] for key in ("value", "low", "high")}
-    if "se" in value:
-        half = 1.96 * value["se"]
-    else:
-        half = STUDENT[min(value["seeds"], 10) - 2] * value["sd"] / math.sqrt(value["seeds"])
-    return {"value": value["mean"], "low": value["mean"] - half, "high": value["mean"] + half}
 
 
 def minus(a: dict, b: dict) -> dict[str, float]:

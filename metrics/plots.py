@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from metrics.pictures import blank, plot_class_grid, reference, save_figure, show_image
-from metrics.report import HIGHER_IS_BETTER, Run
+from metrics.report import HIGHER_IS_BETTER, Run, interval
 from models.method import Method
 from models.sampling import Plan, sample_codes
 from models.tokenizer import Tokenizer, decode_codes
@@ -22,21 +22,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def ends(value: Any) -> tuple[float, float, float]:
-    """Return value, low, high of a number that may have an interval, a standard error or an sd."""
-    if not isinstance(value, dict):
-        return value, value, value
-    if "low" in value:
-        return value["value"], value["low"], value["high"]
-    half = 1.96 * value["se"] if "se" in value else value["sd"]
-    return value["mean"], value["mean"] - half, value["mean"] + half
-
-
 def columns(values: Any) -> np.ndarray:
     """Return (values, lows, highs) of a list of numbers, or of one estimate of a list."""
-    if isinstance(values, dict):
-        return np.array([values[key] for key in ("value", "low", "high")], float)
-    return np.array([ends(one) for one in values], float).reshape(-1, 3).T
+    values = [interval(one) for one in ([values] if isinstance(values, dict) else values)]
+    ends = [[one[key] for one in values] for key in ("value", "low", "high")]
+    return np.array(ends, float).reshape(3, -1)
 
 
 def draw_line(axes: Any, x: Sequence[float], values: Any, **style: Any) -> None:

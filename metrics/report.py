@@ -9,6 +9,7 @@ that name. A file with a `note` has it printed under every table that shows the 
 
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ OUTSIDE = re.compile(r"(?<=[\"\s=])(?:/|\.\./)(?:[\w.+-]+/)*(?=[\w.+-])")
 """the folder of a path outside of the project"""
 LARGEST = 200_000
 """bytes of a kept file"""
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5% quantile of Student's t, for the mean of 2, 3, .. 10 values; of more it is less"""
 
 
 def write_record(path: Path, numbers: dict, config: Any, inputs: dict[str, str]) -> dict:
@@ -155,6 +158,19 @@ def show(value: Any, digits: int = 3, percent: bool = False) -> str:
     if "low" in value:
         return f"{text(value['value'])}{unit} [{text(value['low'])}, {text(value['high'])}]"
     return f"{text(value['mean'])} ± {text(value.get('sd', value.get('se')))}{unit}"
+
+
+def interval(value: Any) -> dict[str, Any]:
+    """Return {value, low, high}, 95%, of a number that may have an interval, an error or seeds."""
+    if not isinstance(value, dict):
+        return dict.fromkeys(("value", "low", "high"), value)
+    if "low" in value:
+        return {key: value[key] for key in ("value", "low", "high")}
+    if "se" in value:
+        half = 1.96 * value["se"]
+    else:
+        half = STUDENT[min(value["seeds"], 10) - 2] * value["sd"] / math.sqrt(value["seeds"])
+    return {"value": value["mean"], "low": value["mean"] - half, "high": value["mean"] + half}
 
 
 def show_measure(name: str, value: Any) -> str:
