@@ -10,15 +10,14 @@ three resolutions, mean instead of max pooling at the end, no fixed scale on the
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from metrics.fidelity import FeatureExtractor, codebook_use, features_of, psnr
 from models.artifacts import ROOT
-from models.classifier import load_net, save_net
+from models.classifier import load_net
 from models.data import Split, evenly
-from models.tokenizer import Tokenizer, decode_codes, encode_images, to_float
+from models.tokenizer import Tokenizer, decode_codes, encode_images
 
 RERUN = "uv run tools/train_extractor.py"
 TAGS = {"cifar10": "c10"}
@@ -89,24 +88,6 @@ def classifier_extractor(path: Path, device: torch.device | str = "cpu") -> Feat
 
     suffix = "_" + TAGS.get(head["dataset"], head["dataset"])
     return FeatureExtractor(run, head["sha256"], "features", "logits", suffix)
-
-
-@torch.inference_mode()
-def label_accuracy(images_NHWC: np.ndarray, labels_N: np.ndarray, net: nn.Module) -> float:
-    """Return the share of uint8 images, in [0, 1], that a net takes for their label."""
-    assert not net.training, "batch norm would look at the whole batch"
-    device = next(net.parameters()).device
-    batches = (images_NHWC[i : i + 500] for i in range(0, len(images_NHWC), 500))
-    class_N = torch.cat([net(to_float(batch, device))[1].argmax(1) for batch in batches])
-    return float((class_N.cpu().numpy() == labels_N).mean())
-
-
-def write_net(out: Path, net: nn.Module, head: dict, test: Split) -> float:
-    """Write a net, rounded to what the file holds; return its accuracy on the test split."""
-    net.half().float().eval()
-    accuracy = label_accuracy(test.images_NHWC, test.labels_N, net)
-    save_net(out, net, head | {"test_accuracy": accuracy})
-    return accuracy
 
 
 def judge_of(dataset: str, path: Path | None, device: torch.device) -> FeatureExtractor | None:

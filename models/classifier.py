@@ -10,6 +10,7 @@ VGG-16 on ImageNet. It is another net than the one that measures (metrics/extrac
 here may look at that one, or at Inception.
 """
 
+import copy
 import functools
 import math
 from collections.abc import Callable
@@ -25,10 +26,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
 from models import command
-from models.artifacts import ROOT, as_written, header, load_checkpoint, save_checkpoint
+from models.artifacts import ROOT, as_written, header, load_checkpoint, restored, save_checkpoint
 from models.checkpoint import load_state, same_run, save_state
 from models.data import SPLITS, Split, load_split
 from models.machine import pick_device, start_fabric
+from models.tokenizer import to_float
 from models.training import batch_rows, check_finite, lr_at, seed_step
 
 if TYPE_CHECKING:
@@ -71,11 +73,11 @@ def train_classifier(
     kind: str,
     producer: str,
     build: Callable[[int], nn.Module],
-    write: Callable[[Path, nn.Module, dict, Split], float],
+    finish: Callable[[nn.Module], nn.Module] = lambda net: net,
 ) -> None:
     """Train what `build` makes for a number of classes; images (B, 3, H, W) in [0, 1] -> logits.
 
-    `write` writes it under a header, and returns its accuracy on the test split.
+    What `finish` makes of it is rounded to what the file holds, measured and written.
     """
     fabric = start_fabric(pick_device(cfg.device))
     train, test = (load_split(cfg.data, split) for split in SPLITS)
@@ -90,8 +92,10 @@ def train_classifier(
     torch.manual_seed(cfg.seed)
     net, state = build(len(train.classes)), out.with_suffix(".state.pth")
     fit_classifier(net, train, fabric, head, state, cfg)
-    head |= {"dataset": train.dataset, "classes": list(train.classes)}
-    accuracy = write(out, net, head, test)
+    net = finish(net).half().float().eval()
+    accuracy = label_accuracy(test.images_NHWC, test.labels_N, net)
+    head |= {"dataset": train.dataset, "classes": list(train.classes), "test_accuracy": accuracy}
+    save_net(out, net, head)
     state.unlink(missing_ok=True)
     print(f"{out}: test accuracy {accuracy:.4f}, {out.stat().st_size / 1e6:.2f} MB")
 
@@ -196,13 +200,19 @@ class PerceptualNet(nn.Module):
         return folded
 
 
+@torch.inference_mode()
+def label_accuracy(images_NHWC: np.ndarray, labels_N: np.ndarray, net: nn.Module) -> float:
+    """Return the share of uint8 images, in [0, 1], that a net takes for their label."""
+    assert not net.training, "batch norm would look at the whole batch"
+    device = next(net.parameters()).device
+    batches = (images_NHWC[i : i + 500] for i in range(0, len(images_NHWC), 500))
+    class_N = torch.cat([net(to_float(batch, device))[1].argmax(1) for batch in batches])
+    return float((class_N.cpu().numpy() == labels_N).mean())
+
+
 def save_net(path: Path, net: nn.Module, head: dict) -> None:
     """Write a net that knows its `size`, as float16, under `head`."""
-    state = {
-        name: value.half() if value.is_floating_point() else value
-        for name, value in net.state_dict().items()
-    }
-    save_checkpoint(path, head, size=net.size, state=state)
+    save_checkpoint(path, head, size=net.size, state=copy.deepcopy(net).half().state_dict())
 
 
 def load_net(
@@ -214,10 +224,8 @@ def load_net(
     """
     saved = load_checkpoint(path, kind, rerun)
     with as_written(path, kind, f"run: {rerun}"):
-        with torch.device("meta"):  # sizes that the file cannot fill are not allocated
-            net = build(**saved["size"])
-        net.load_state_dict(saved["state"], assign=True)
-    return net.float().to(memory_format=torch.channels_last).eval(), saved["header"]
+        net = restored(lambda: build(**saved["size"]), saved["state"])  # half becomes fp32
+    return net.to(memory_format=torch.channels_last).eval(), saved["header"]
 
 
 def load_perceptual(path: Path) -> PerceptualNet:

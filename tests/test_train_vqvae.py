@@ -10,9 +10,10 @@ from helpers import cut_at, log_of, same, script
 from tiny_extractor import write_extractor
 
 from metrics import extractor
-from metrics.extractor import label_accuracy, load_classifier
+from metrics.extractor import load_classifier
 from metrics.fidelity import psnr
 from models.artifacts import load_checkpoint
+from models.classifier import label_accuracy
 from models.command import InputError
 from models.data import Codes, load_split
 from models.tokenizer import (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
-from metrics.extractor import Classifier, write_net
+from metrics.extractor import Classifier
 from models import command
 from models.classifier import ClassifierConfig, train_classifier
 from models.command import run
@@ -27,7 +27,7 @@ class ExtractorConfig(ClassifierConfig):
 def main(cfg: ExtractorConfig) -> None:
     """Read both splits, train, measure what the file will hold, write it."""
     build, producer = partial(Classifier, cfg.width), "tools/train_extractor.py"
-    train_classifier(cfg, "extractor", producer, build, write_net)
+    train_classifier(cfg, "extractor", producer, build)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ The same command resumes a run that was cut.
 
 from dataclasses import dataclass
 
-from metrics.extractor import write_net
 from models import command
 from models.classifier import KIND, ClassifierConfig, PerceptualNet, train_classifier
 from models.command import run
@@ -26,12 +25,8 @@ class PerceptualConfig(ClassifierConfig):
 
 def main(cfg: PerceptualConfig) -> None:
     """Train on the train split, fold, round, measure on the test split, write."""
-
-    def write(out, net, head, test) -> float:
-        return write_net(out, net.fold(), head, test)
-
     producer = "tools/train_perceptual.py"
-    train_classifier(cfg, KIND, producer, lambda n: PerceptualNet(classes=n), write)
+    train_classifier(cfg, KIND, producer, lambda n: PerceptualNet(classes=n), PerceptualNet.fold)
 
 
 if __name__ == "__main__":
