@@ -21,11 +21,11 @@ from metrics.evaluation import (
     Subject,
     likelihood_codes,
     plan_of,
-    print_measures,
     sample_images,
 )
 from metrics.likelihood import bits_of
-from metrics.report import Done, read_samples, write_record, write_samples
+from metrics.report import Done, Run, read_samples, write_record, write_samples
+from metrics.tables import quality
 from models import command
 from models.artifacts import ROOT, sha256_of
 from models.checkpoint import Generator
@@ -182,24 +182,8 @@ def main(cfg: EvalConfig) -> dict:
     metrics |= {"device": device_name(pick_device(cfg.device))}
     metrics = write_record(out / "metrics.json", metrics, cfg, inputs)
     (out / ".partial.json").unlink(missing_ok=True)
-    report(metrics, out)
+    print(quality({out.name: Run(out.name, {"metrics": metrics}, [])}) + f"-> {out}")
     return metrics
-
-
-def report(metrics: dict, out: Path) -> None:
-    """Print the numbers, each beside the same measure of real images."""
-    if "method" in metrics:
-        print("{method} ({trained_order}), {parameters:,} parameters".format(**metrics))
-    for order, bits in metrics.get("bits_per_image", {}).items():
-        print(f"  {order:>10} order: {bits['mean']:8.2f} +- {bits['se']:.2f} bits per test image")
-    for name, bits in metrics.get("baseline_bits", {}).items():
-        print(f"  {name:>14}: {bits:8.2f} bits, without a network")
-    if "samples" in metrics:
-        print_measures(metrics)
-    for name, both in metrics.get("over_seeds", {}).items():
-        print(f"  {name:>14}: {both['mean']:10.4f} +- {both['sd']:.4f}, sd over the seeds")
-    speed = f", {metrics['images_per_second']:.1f} images/s" if "method" in metrics else ""
-    print(f"  {metrics['num_samples']} samples{speed} -> {out}")
 
 
 if __name__ == "__main__":

@@ -250,14 +250,6 @@ def likelihood_codes(
     return {"test": test, "train": load_codes_of(subject.header, folder, "train", checkpoint)}
 
 
-def print_measures(report: dict) -> None:
-    """Print each measure beside that of real images: of fewer, the FID goes by another name."""
-    pairs = zip(report["samples"].items(), report["control"].items(), strict=True)
-    for (name, value), (own, real) in pairs:
-        own = "" if own == name else f" {own}"
-        print(f"  {name:>14}: {value:10.4f}   real test images:{own} {real:10.4f}")
-
-
 def sampled_codes(
     model: Method,
     label_N: torch.Tensor,

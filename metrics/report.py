@@ -180,6 +180,13 @@ def show_measure(name: str, value: Any) -> str:
     return show(value, {"KI": 4, "KD": 4, "IS": 2}.get(name[:2], 3))
 
 
+def real(row: dict, name: str) -> str:
+    """Return a measure of real images in place of samples; of fewer, an FID has another name."""
+    pairs = zip(row.get("samples", {}), row.get("control", {}).items(), strict=False)
+    own, value = dict(pairs).get(name, (name, None))
+    return show_measure(name, value) + f" ({own})" * (own != name)
+
+
 def below(runs: Sequence[Run], text: str, *files: str) -> str:
     """Return what stands under a table: `text`, and the notes of the files that it shows."""
     notes = dict.fromkeys(run.files[f].get("note") for run in runs for f in files if f in run.files)

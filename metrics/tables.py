@@ -8,7 +8,7 @@ import itertools
 import torch
 
 from metrics.calibration import mean_of
-from metrics.report import Run, below, names, shared, show, show_measure, table
+from metrics.report import Run, below, names, real, shared, show, show_measure, table
 from models.orders import CHOSEN
 
 Runs = dict[str, Run]
@@ -45,10 +45,9 @@ def quality(runs: Runs) -> str:
         measures[f"the same without a network: {name}"] = (f"metrics.baseline_bits.{name}", 1)
     rows = lines(runs, measures)
     for name in names(every, "metrics.samples"):
-        control = [run.at(f"metrics.control.{name}", True) for run in every]
-        real = dict.fromkeys(show_measure(name, value) for value in control)
+        control = dict.fromkeys(real(run.at("metrics"), name) for run in every)
         cells = [of_samples(run, name) for run in every]
-        rows.append([name, *cells, " / ".join(filter(None, real))])
+        rows.append([name, *cells, " / ".join(filter(None, control))])
     rows += lines(runs, SAMPLING)
     rows = [[*row, ""][: len(runs) + 2] for row in rows]  # only samples have a real one beside them
     text = "± of bits: standard error over test images; of samples: sd over sampling seeds."
@@ -187,8 +186,8 @@ def methods(runs: Runs) -> str:
         row += [show(several, 1) if several.get("orders", 1) > 1 else ""]
         row += [f"{plan['cfg_scale']:g}", show(run.at("metrics.network_calls"), 0)]
         rows.append([*row, *(of_samples(run, name) for name in measures)])
-    control = shared(every, "metrics.control")
-    rows.append([REAL, *[""] * 8, *(show_measure(name, control[name]) for name in measures)])
+    shared(every, "metrics.control")
+    rows.append([REAL, *[""] * 8, *(real(every[0].at("metrics"), name) for name in measures)])
     head = ["method", "order", "cluster term", "parameters", "training, TFLOP"]
     head += ["bits per test image, own order", "mean of 8 random orders", "guidance"]
     head += ["network calls", *measures]
@@ -219,7 +218,7 @@ def calls(runs: Runs) -> str:
             cells = [run.at("metrics.method"), plan["order"] + noise, *counts]
             measures = [name for name in samples if name.startswith(SHOWN)]
             rows.append([*cells, count, *(show_measure(name, samples[name]) for name in measures)])
-            controls[count] = [show_measure(name, row["control"][name]) for name in measures]
+            controls[count] = [real(row, name) for name in measures]
     rows.sort(key=lambda row: (row[0], -int(row[2]), row[4], row[1]))
     rows += [[REAL, "", "", "", count, *cells] for count, cells in controls.items()]
     head = ["method", "order", "network calls", "guidance", "samples", *measures]
@@ -238,10 +237,10 @@ INPAINTING = {
 def inpainting(runs: Runs) -> str:
     """Return what completing test images is worth: bits, and the images in place of samples."""
     every, rows = list(runs.values()), lines(runs, INPAINTING)
-    measures = names(every, "inpainting.control")
-    for way in names(every, "inpainting.completed"):
-        for name in (name for name in measures if name.startswith(SHOWN)):
-            values = [run.at(f"inpainting.completed.{way}.{name}", True) for run in every]
+    ways = {way: f"completed.{way}" for way in names(every, "inpainting.completed")}
+    for way, path in (ways | {REAL: "control"}).items():
+        for name in (x for x in names(every, "inpainting.control") if x.startswith(SHOWN)):
+            values = [run.at(f"inpainting.{path}.{name}", True) for run in every]
             rows.append([f"{name}, {way}", *(show_measure(name, value) for value in values)])
     return table(["", *runs], rows) + below(every, "In brackets: 95% interval.", "inpainting")
 
@@ -252,13 +251,6 @@ TOKENIZER = {
     "codebook usage": ("tokenizer.codebook_usage", 1, True),
     "perplexity": ("tokenizer.perplexity", 0),
     "parameters": ("tokenizer.parameters", 0),
-    "rFD_c10": ("tokenizer.rFD_c10", 3),
-    "rFID768": ("tokenizer.rFID768", 3),
-    "rFID": ("tokenizer.rFID", 3),
-    "label_accuracy, decoded images as samples": ("tokenizer.as_samples.label_accuracy", 1, True),
-    "FD_c10, decoded images as samples": ("tokenizer.as_samples.FD_c10", 3),
-    "FID768, decoded images as samples": ("tokenizer.as_samples.FID768", 3),
-    "recall768, decoded images as samples": ("tokenizer.as_samples.recall768", 3),
 }
 
 
@@ -270,12 +262,16 @@ def tokenizers(runs: Runs) -> str:
         for run in every
         for kind, codes in run.at("tokenizer.codes").items()
     }
-    at, rows = every[0].at, lines(columns, TOKENIZER)
-    text = (
-        f"{at('tokenizer.images'):,} test images, of which the offline classifier gets "
-        f"{show(at('tokenizer.control.label_accuracy'), 2, True)} right; in brackets: 95% interval."
-    )
-    return table(["", *columns], rows) + below(every, text, "tokenizer")
+    control = {k: x for run in every for k, x in run.at("tokenizer.control").items()}
+    columns[REAL] = Run(REAL, {"tokenizer": {"as_samples": control}}, [])
+    found = list(columns.values())
+    distances = [x for x in names(found, "tokenizer") if x.startswith(("rFD", "rFID"))]
+    rows = lines(columns, TOKENIZER | {name: (f"tokenizer.{name}", 3) for name in distances})
+    shown = (*SHOWN, "recall")
+    for name in (x for x in names(found, "tokenizer.as_samples") if x.startswith(shown)):
+        cells = (show_measure(name, run.at(f"tokenizer.as_samples.{name}", True)) for run in found)
+        rows.append([f"{name}, decoded images as samples", *cells])
+    return table(["", *columns], rows) + below(every, "In brackets: 95% interval.", "tokenizer")
 
 
 def speed(runs: Runs) -> str:

@@ -43,7 +43,7 @@ def test_the_lower_half_given_the_upper_is_given_all_as_well_as_the_past(config,
     else:
         assert bits == {"given all": below, "what the future saves": pytest.approx(0, abs=1e-3)}
     said = capsys.readouterr().out
-    assert f"{found['completed']['class mean']['FD_shapes']:.4f}" in said
+    assert f"{found['completed']['class mean']['FD_shapes']:.3f}" in said
 
 
 @pytest.mark.parametrize("mask", ["top", "bottom"])

@@ -51,7 +51,7 @@ def test_the_command_measures_both_kinds_of_codes(world, config, tmp_path, judge
     accuracy = extractor.label_accuracy(features, test.labels_N)
     assert stored["as_samples"]["label_accuracy"] == accuracy
     said = capsys.readouterr().out
-    assert f"{stored['rFD_shapes']:.4f}" in said and f"{found['control']['FD_shapes']:.4f}" in said
+    assert f"{stored['rFD_shapes']:.3f}" in said and f"{found['control']['FD_shapes']:.3f}" in said
 
 
 def test_what_is_given_back_whole_has_no_distance(world, config):

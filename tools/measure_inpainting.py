@@ -21,10 +21,11 @@ from metrics.calibration import mean_of
 from metrics.evaluation import GeneratorConfig, MeasureConfig, Subject, codes_of_images, plan_of
 from metrics.likelihood import bits_per_code, orders_for
 from metrics.pictures import GREY, enlarged, plot_class_grid, save_figure
-from metrics.report import write_record
+from metrics.report import Run, write_record
+from metrics.tables import inpainting
 from models import command
 from models.artifacts import ROOT
-from models.command import InputError, run
+from models.command import InputError
 from models.data import evenly, load_split
 from models.orders import known_first
 from models.sampling import Plan, fill
@@ -133,21 +134,10 @@ def main(cfg: InpaintingConfig) -> dict:
     tiles_NHWC = np.concatenate([x[drawn] for x in rows.values()]).astype(np.uint8)
     figure = plot_class_grid(tiles_NHWC, np.repeat(range(len(rows)), len(drawn)), list(rows))
     save_figure(figure, subject.out / "inpainting.png", dpi=150)
-    report(record, subject.out)
+    run = Run(subject.out.name, {"inpainting": record}, [])
+    print(inpainting({run.name: run}) + f"-> {subject.out}")
     return record
 
 
-def report(record: dict, out: Path) -> None:
-    """Print the bits, and a column of measures for each way."""
-    print("{images} test images, {hidden_cells} cells hidden ({mask})".format(**record))
-    for way, bits in record["bits_per_image"].items():
-        print(f"  {way:>21}: {bits['value']:.1f} [{bits['low']:.1f}, {bits['high']:.1f}] bits")
-    columns = record["completed"] | {"real": record["control"]}
-    print(f"  {'':>14}" + "".join(f"{name:>16}" for name in columns))
-    for name in record["control"]:
-        print(f"  {name:>14}" + "".join(f"{column[name]:16.4f}" for column in columns.values()))
-    print(f"  -> {out}")
-
-
 if __name__ == "__main__":
-    run(main, InpaintingConfig)
+    command.run(main, InpaintingConfig)

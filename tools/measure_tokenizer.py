@@ -19,7 +19,8 @@ from metrics.calibration import mean_of
 from metrics.evaluation import MeasureConfig, Reference, codes_of_images
 from metrics.fidelity import FEATURES, codebook_use, features_of, fidelity, psnr
 from metrics.pictures import plot_reconstructions, save_figure
-from metrics.report import write_record
+from metrics.report import Run, write_record
+from metrics.tables import tokenizers
 from models import command
 from models.artifacts import ROOT
 from models.command import InputError, run
@@ -112,22 +113,9 @@ def main(cfg: MeasureTokenizerConfig) -> dict:
     shown = evenly(len(rows_N), 16)
     figure = plot_reconstructions(images_NHWC[shown], decoded_NHWC[shown])
     save_figure(figure, out / "reconstructions.png")
-    report(record, out)
+    found = Run(out.name, {"tokenizer": record}, [])
+    print(tokenizers({found.name: found}) + f"-> {out}")
     return record
-
-
-def report(record: dict, out: Path) -> None:
-    """Print a column for each kind of codes, and one for the real images in their place."""
-    print("{parameters:,} parameters, {images} test images decoded from codes:".format(**record))
-    kinds = record["codes"]
-    print(f"  {'':>15}" + "".join(f"{name:>10}" for name in [*kinds, "real"]))
-    columns = [
-        kind | {"psnr": kind["psnr"]["value"]} | kind["as_samples"] for kind in kinds.values()
-    ]
-    for name in (name for name in columns[0] if name != "as_samples"):
-        cells = [column[name] for column in [*columns, record["control"]] if name in column]
-        print(f"  {name:>15}" + "".join(f"{value:10.4f}" for value in cells))
-    print(f"  what has a real one: against {record['reference_images']} train images -> {out}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from metrics.evaluation import MeasureConfig, SamplingConfig
 from metrics.pictures import save_figure
 from metrics.plots import plot_sweep
 from metrics.report import HIGHER_IS_BETTER, Run, write_record
+from metrics.tables import quality
 from models import command
 from models.artifacts import as_written, read_json
 from models.checkpoint import Generator
@@ -135,8 +136,7 @@ def report(swept: list[dict], final: dict | None, metric: str, file: Path) -> No
             f"{plan['decode_steps'] or 'all'} steps, {row['images_per_second']:.1f} images/s"
         )
     if final:
-        evaluation.print_measures(final)
-        print(f"  {final['num_samples']} fresh samples of the best, seed {final['seed']}")
+        print(quality({"the best, fresh samples": Run(file.stem, {"metrics": final}, [])}))
     print(f"  -> {file}")
 
 
