@@ -248,7 +248,10 @@ def fit(
     if fabric.is_global_zero:
         begin(out, head, ema.module, tokenizer, order, rows, step)
     peak = machine.matmul_peak(fabric.device) * cfg.devices
-    meter = machine.Meter(training.flops(model, cfg.batch // cfg.devices), config.tokens, peak)
+    flops = training.flops(model, cfg.batch // cfg.devices)
+    if before:  # a step has the images under other labels too, and the frozen model's forward pass
+        flops *= 8 / 3
+    meter = machine.Meter(flops, config.tokens, peak)
     bar = tqdm(initial=step, total=cfg.steps, unit="step", disable=not fabric.is_global_zero)
     ece = next((row[ECE] for row in reversed(rows) if ECE in row), 0.0)
     if cfg.order == "adaptive" and step == 0:

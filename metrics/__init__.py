@@ -1,1 +1,1 @@
-"""Measures of samples, likelihood, calibration and robustness; see DESIGN in README."""
+"""Measures of samples, likelihood, calibration and robustness; one file each; no HTML."""

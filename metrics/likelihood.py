@@ -123,6 +123,7 @@ def orders_to_measure(model: Method, random_orders: int, seed: int = 0) -> dict[
     if not model.any_order:
         return {model.config.scan: model.order(model.config.scan)}
     orders = {"raster": model.order("raster"), "reverse": model.order("raster").flip(0)}
+    orders[model.config.scan] = model.order(model.config.scan)  # perhaps one of its own
     for name in ORDERS:
         try:
             orders[name] = model.order(name)

@@ -208,7 +208,8 @@ def plot_sweep(
             points: dict[float, list[float]] = {}
             for row in run.at("sweep.rows", True) or []:
                 x = (row | row["plan"])[key]
-                points.setdefault(64 if x is None else x, []).append(row["samples"][measure])
+                x = row.get("network_calls", 64) if x is None else x  # the method's own number
+                points.setdefault(x, []).append(row["samples"][measure])
             value = run.at(f"metrics.samples.{measure}", True)
             if not points and value is not None and key == "decode_steps":
                 points = {run.at("metrics.network_calls", True) or 64: [value]}

@@ -91,7 +91,7 @@ class Run:
     """rows of metrics.jsonl; empty without"""
 
     def at(self, path: str, optional: bool = False, **row: Any) -> Any:
-        """Return a value, as `metrics.plan.cfg`, or the row of a list in which `row` holds.
+        """Return a value, as `metrics.plan.cfg_scale`, or the row of a list in which `row` holds.
 
         Raises InputError naming the file without it, or returns None if it is `optional`.
         """
@@ -254,10 +254,13 @@ def write_samples(out: Path, images_NHWC: np.ndarray, label_N: np.ndarray, class
     save_figure(figure, out / "samples.png", dpi=150)
 
 
-def read_samples(path: Path, size: int, classes: int) -> tuple[np.ndarray, np.ndarray | None]:
+def read_samples(
+    path: Path, size: int | None, classes: int
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Return (images uint8 (N, size, size, 3), labels int64 (N,) or None) of an .npz.
 
-    Raises InputError unless arr_0 is such an array, and arr_1, if there, labels in 0..classes-1.
+    Without a size they are of any. Raises InputError unless arr_0 is such an array, and arr_1, if
+    there, labels in 0..classes-1.
     """
     mend = "give an .npz as eval_c2i.py writes it"
     artifacts.expect_file(path, "samples", mend)
@@ -265,6 +268,7 @@ def read_samples(path: Path, size: int, classes: int) -> tuple[np.ndarray, np.nd
         if damaged := packed.zip.testzip():  # numpy reads what the header says, and no checksum
             raise ValueError(f"{damaged} is not what was written")
         images_NHWC, label_N = packed["arr_0"], packed.get("arr_1")
+    size = size or images_NHWC.shape[1]
     if images_NHWC.dtype != np.uint8 or images_NHWC.shape[1:] != (size, size, 3):
         raise InputError(
             f"{path}: expected arr_0 uint8 (N, {size}, {size}, 3), "

@@ -106,7 +106,8 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            yield from fields_of(value, f"{prefix}{field.name}.")
+            bare = marks_of(hints[field.name])  # OmitArgPrefixes
+            yield from fields_of(value, prefix if bare else f"{prefix}{field.name}.")
         elif value is not None:
             yield prefix + field.name, value, hints[field.name]
 

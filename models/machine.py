@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import logging
 import multiprocessing
@@ -224,18 +225,22 @@ def run_stages(stages: Sequence[Stage], quiet: bool = False) -> None:
     share = str(max(1, torch.get_num_threads() // len(stages)))
     env = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": share}
     children: list[subprocess.Popen] = []
-    with tempfile.TemporaryFile("w+", errors="replace") as hidden:
+    with contextlib.ExitStack() as files:
+        new = functools.partial(tempfile.TemporaryFile, "w+", errors="replace")
+        hidden = [files.enter_context(new()) for _ in stages]
         try:
-            for name, (script, *arguments) in stages:
+            for (name, (script, *arguments)), file in zip(stages, hidden, strict=True):
                 print(f"\n== {name}\n{shlex.join(['uv', 'run', script, *arguments])}", flush=True)
-                bars = hidden if quiet or name != stages[-1][0] else None
+                bars = file if quiet or name != stages[-1][0] else None
                 line = [sys.executable, str(ROOT / script), *arguments]
                 child = subprocess.Popen(line, env=env, stderr=bars, preexec_fn=_end_with_parent)
                 children.append(child)
-            for (name, _), child in zip(stages, children, strict=True):
-                if child.wait() != 0:
-                    hidden.seek(0)
-                    last = (hidden.read().strip().splitlines() or ["see above"])[-1]
+            while None in (states := [child.poll() for child in children]) and not any(states):
+                time.sleep(0.1)
+            for (name, _), state, file in zip(stages, states, hidden, strict=True):
+                if state:
+                    file.seek(0)
+                    last = (file.read().strip().splitlines() or ["see above"])[-1]
                     raise InputError(f"stage {name!r} failed: {last.removeprefix('error: ')}")
         finally:
             for child in children:

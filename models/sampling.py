@@ -7,7 +7,7 @@ over `Method.decode`: an order, group sizes, a guidance scale a step, and perhap
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -197,7 +197,7 @@ class Plan(command.Config):
     """share of the codes after which it ends; LlamaGen's cfg_interval i is (i + 2) / tokens"""
     temperature: command.Amount = 1.0
     top_k: command.Natural = 0
-    top_p: command.Share = 1.0
+    top_p: Annotated[float, command.Range(1e-6, 1)] = 1.0
     choice_temperature: command.Amount = 8.0
     """of the noise in an order that the model chooses; 0: always the surest cells first"""
 

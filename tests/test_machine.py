@@ -42,11 +42,13 @@ def test_stages_share_the_threads_and_the_last_shows_its_bars(stages, capfd, mon
     assert capfd.readouterr().out.endswith("\ndone\n")
 
 
-def test_a_stage_that_fails_is_named_and_ends_the_others(stages):
-    both = stages("exit('error: no such codes')", "import time; time.sleep(60)")
+@pytest.mark.parametrize("first", [True, False])
+def test_a_stage_that_fails_is_named_and_ends_the_others(stages, first):
+    fails, runs = "exit('error: no such codes')", "import time; time.sleep(60)"
+    both = stages(*((fails, runs) if first else (runs, fails)))
     began = time.time()
-    with pytest.raises(InputError, match="stage 'stage 0' failed: no such codes"):
-        run_stages(both)
+    with pytest.raises(InputError, match=f"stage 'stage {1 - first}' failed: no such codes"):
+        run_stages(both, quiet=True)
     assert time.time() - began < 50
 
 

@@ -79,6 +79,8 @@ def write_relabelled(
 def main(cfg: ClusterConfig) -> Path:
     """Cluster, relabel, write; return the new folder. Raises InputError if inputs do not fit."""
     model, old = load_tokenizer(cfg.tokenizer)
+    if not isinstance(model, VQVAE):
+        raise InputError(f"expected a VQVAE of ours, {cfg.tokenizer} is an imported tokenizer")
     made_with = {"inputs": {"tokenizer": old["sha256"]}}
     splits = {s: load_codes_of(made_with, cfg.codes, s, cfg.tokenizer) for s in SPLITS}
     vectors_VC, size = model.quantizer.codebook_VC, cfg.cluster_size

@@ -50,10 +50,10 @@ class ReferenceConfig(command.Config):
     steps: command.Count = 3000
     batch: command.Batch = 64
     optimizer: OptimizerName = "muon"
-    lr: command.Amount = 3e-3
+    lr: command.Share = 3e-3
     dropout: command.Fraction = 0.0
     cluster_weight: command.Amount = 0.0
-    heldout: command.Natural = 2000
+    heldout: command.Count = 2000
     seed: command.Seed = 0
     cfg_scale: tuple[command.Amount, ...] = (2.0, 3.0, 4.0, 6.0, 10.0)
     """guidance scales, of which each run takes what is best for it"""
