@@ -186,15 +186,13 @@ def methods(runs: Runs) -> str:
         row += [show(several, 1) if several.get("orders", 1) > 1 else ""]
         row += [f"{plan['cfg_scale']:g}", show(run.at("metrics.network_calls"), 0)]
         rows.append([*row, *(of_samples(run, name) for name in measures)])
-    shared(every, "metrics.control")
+    shared(every, f"metrics.control.{measures[0]}")
     rows.append([REAL, *[""] * 8, *(real(every[0].at("metrics"), name) for name in measures)])
     head = ["method", "order", "cluster term", "parameters", "training, TFLOP"]
     head += ["bits per test image, own order", "mean of 8 random orders", "guidance"]
     head += ["network calls", *measures]
     steps, count = (shared(every, f"metrics.{key}") for key in ("train_steps", "num_samples"))
-    text = (
-        f"{steps:,} steps and {count:,} samples each; ± of bits: standard error over test images."
-    )
+    text = f"{steps:,} steps and {count:,} samples each; ± of bits: standard error over images."
     return table(head, rows) + below(every, text, "metrics")
 
 
