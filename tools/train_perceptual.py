@@ -25,8 +25,8 @@ class PerceptualConfig(ClassifierConfig):
 
 def main(cfg: PerceptualConfig) -> None:
     """Train on the train split, fold, round, measure on the test split, write."""
-    producer = "tools/train_perceptual.py"
-    train_classifier(cfg, KIND, producer, lambda n: PerceptualNet(classes=n), PerceptualNet.fold)
+    make, producer = lambda n: PerceptualNet(classes=n), "tools/train_perceptual.py"
+    train_classifier(cfg, KIND, producer, make, lambda net: net.fold())
 
 
 if __name__ == "__main__":
