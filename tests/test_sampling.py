@@ -13,7 +13,7 @@ from models.command import InputError
 from models.method import Cache, Method, ModelConfig
 from models.methods import build
 from models.orders import CHOSEN, cosine_groups, groups_of, sample_chance
-from models.sampling import BLOCK, Plan, fill, generate, guidance_at, guide, pick
+from models.sampling import BLOCK, Choice, Plan, fill, generate, guidance_at, guide, pick
 
 VOCABULARY, GRID = 50, 4
 TOKENS = GRID * GRID
@@ -195,6 +195,17 @@ def test_the_loop_hands_out_its_steps_and_each_adds_its_cells():
         assert torch.equal(step.gather(1, cells), codes_BT.gather(1, cells))
         assert (step.scatter(1, cells, -1) == -1).all()
     assert torch.equal(codes_BT, generate(*inputs))
+
+
+@pytest.mark.parametrize(
+    ("policy", "places"), [("confidence", [0, 1, 2]), ("entropy", [2, 0, 1]), ("margin", [2, 1, 0])]
+)
+def test_each_policy_has_its_own_measure_of_being_sure(policy, places):
+    """The code drawn is the first: the likeliest of the cells 0 and 1, not of 2."""
+    p_1lV = torch.tensor([[[0.6, 0.4, 0, 0, 0], [0.5, *[0.125] * 4], [0.1, 0.9, 0, 0, 0]]])
+    none_113 = torch.zeros(1, 1, 3)
+    choice = Choice(policy, 0.0, none_113, none_113)
+    assert choice(0, (p_1lV + 1e-9).log(), none_113[0].long()).tolist() == [places]
 
 
 class SureOracle(Oracle):
