@@ -36,7 +36,7 @@ from models.published.weights import Published, restore
 from models.training import parameters
 
 stage = script("eval_c2i.py")
-BATCH = 3
+BATCH = 5
 REFERENCES = {"gpt": "reference_llamagen"}
 """where a method's reference is, if not in reference_<method>"""
 
@@ -86,7 +86,8 @@ def test_an_imported_model_computes_what_the_formulas_say(method, tmp_path):
     model = load_generator(imported(tmp_path / "w.pt", tmp_path)).model.double()
     generator = torch.Generator().manual_seed(1)
     codes_BT = torch.randint(CODES, (BATCH, TOKENS), generator=generator)
-    label_B = torch.tensor([0, 2, CLASSES])  # the last is the null label
+    # CLASSES is the null label; with as many images as labels RAR modulates once a label
+    label_B = torch.tensor([2, 0, CLASSES, 0, 2])
     order_T = region_scan(GRID, REGIONS) if method == "par" else scan("raster", GRID)
     order_BS = mixed_order(order_T, BATCH, float(model.any_order), generator)
     reference = importlib.import_module(REFERENCES.get(method, f"reference_{method}"))

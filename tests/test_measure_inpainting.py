@@ -10,7 +10,7 @@ from helpers import changed, save_tiny, script
 from metrics.likelihood import bits_per_code
 from models.checkpoint import load_generator
 from models.command import InputError
-from models.data import load_codes
+from models.data import load_codes, load_split
 from models.orders import ORDERS
 
 tool = script("tools/measure_inpainting.py")
@@ -42,6 +42,12 @@ def test_the_lower_half_given_the_upper_is_given_all_as_well_as_the_past(config,
         assert not bits and "given all" not in found["completed"]
     else:
         assert bits == {"given all": below, "what the future saves": pytest.approx(0, abs=1e-3)}
+    reference = cfg.against.load("shapes", torch.device("cpu"))
+    filled_NHWC, train = reference.test.images_NHWC.copy(), load_split(cfg.against.data, "train")
+    for image_HWC, label in zip(filled_NHWC, reference.test.labels_N, strict=True):
+        image_HWC[16:] = train.images_NHWC[train.labels_N == label, 16:].mean(0).round()
+    expected = reference.measure(filled_NHWC, reference.test.labels_N)
+    assert found["completed"]["class mean"] == expected
     said = capsys.readouterr().out
     assert f"{found['completed']['class mean']['FD_shapes']:.3f}" in said
 

@@ -79,6 +79,18 @@ def test_truths_hold_in_every_scan(name, order):
     assert log_p_N.exp().sum().item() == pytest.approx(1, abs=1e-12)
 
 
+def test_every_dropout_acts_and_in_training_alone(name):
+    model = tiny(name, dropout=0.5)
+    inputs, parts = draw(model), [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    whole_BSV = model(*inputs)
+    assert len(parts) >= 2 * model.config.layers and {part.p for part in parts} == {0.5}
+    for part in parts:
+        for other in parts:
+            other.p = 0.5 * (other is part)
+        assert torch.equal(model.eval()(*inputs), whole_BSV)
+        assert not torch.allclose(model.train()(*inputs), whole_BSV)
+
+
 def test_label_matters_from_the_first_step(name):
     model = tiny(name)
     codes_BT, _, order_BS = draw(model)

@@ -11,7 +11,7 @@ from helpers import draw, order_of, orders_of, tiny
 from models import sampling
 from models.command import InputError
 from models.methods import METHODS, check_order
-from models.orders import CHOSEN, SCANS, sample_chance
+from models.orders import CHOSEN, SCANS, groups_of, sample_chance
 from models.sampling import Plan, fill, generate, pick, sample_codes
 
 CODES, GRID, BATCH = 7, 4, 3
@@ -69,13 +69,14 @@ def test_given_their_past_only_open_cells_are_drawn_as_their_turn_comes(name, le
     model = tiny(name)
     codes_NT, label_N, _ = draw(model)
     open_T = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(left)) < left
-    plan = Plan(order=order_of(model))
+    plan = Plan(order=order_of(model), temperature=0.7, top_k=3, top_p=0.7)
     filled_NT = fill(model, codes_NT, open_T, label_N, plan, seed=3, past=True)
     assert torch.equal(filled_NT[:, ~open_T], codes_NT[:, ~open_T])
     uniform_NS, order_NS = sample_chance(3, range(len(label_N)), TOKENS)
     if plan.order != "random":
         order_NS = model.order(plan.order).expand_as(order_NS)
-    drawn_NS = pick(model(filled_NT, label_N, order_NS), uniform_NS)  # by teacher forcing
+    logits_NSV = model(filled_NT, label_N, order_NS)  # by teacher forcing
+    drawn_NS = pick(logits_NSV, uniform_NS, temperature=0.7, top_k=3, top_p=0.7)
     there_NS = filled_NT.gather(1, order_NS)
     assert torch.equal(drawn_NS[open_T[order_NS]], there_NS[open_T[order_NS]])
     with pytest.raises(InputError, match="its turn"):
@@ -142,7 +143,9 @@ def test_guided_samples_are_drawn_from_guided_logits_of_forward(name, steps, mon
     )
     label_B, cfg = torch.tensor([0, 2, 2]), 3.0
     order_BS = orders_of(model, BATCH)[-1]
-    sizes, scales = Plan(decode_steps=steps, cfg_scale=cfg, schedule="linear").groups(model)
+    plan = Plan(decode_steps=steps, grouping="arccos", cfg_scale=cfg, schedule="linear")
+    sizes, scales = plan.groups(model)
+    assert steps is None or sizes == groups_of(TOKENS, steps, "arccos")
     uniform_BS = torch.rand(BATCH, TOKENS, generator=torch.Generator().manual_seed(3))
     codes_BT = generate(model, label_B, order_BS, uniform_BS, sizes, scales)
     cond_BSV, null_BSV = (

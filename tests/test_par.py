@@ -133,9 +133,10 @@ def test_order_is_that_of_the_regions_whatever_the_scan():
 
 
 def test_specials_learn_and_are_dropped_like_codes():
-    model = par(4, 4, dropout=0.5).train()
-    codes_BT, label_B, order_BS = draw(model)
-    loss, _ = model.loss(model(codes_BT, label_B, order_BS), codes_BT, order_BS)
-    loss.backward()
-    gradient = model.spe_tok_embeddings.special_embeddings.weight.grad
-    assert gradient.shape == (3, 16) and (gradient != 0).any(1).all()
+    model = par(4, 4).train()
+    for kept in (True, False):
+        model(*draw(model)).sum().backward()
+        gradient = model.spe_tok_embeddings.special_embeddings.weight.grad
+        assert gradient.shape == (3, 16) and ((gradient != 0).any(1) == kept).all()
+        model.zero_grad()
+        model.token_dropout.p = 1.0
