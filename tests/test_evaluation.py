@@ -252,12 +252,10 @@ def test_impossible_evaluations_are_refused_before_sampling(
         assert not (tmp_path / "out").exists()
 
 
-def test_without_real_images_or_codes_it_still_samples(runs, config, tmp_path, capsys):
+def test_without_real_images_or_codes_it_still_samples(runs, config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("metrics.evaluation.ROOT", tmp_path)
     codes = tmp_path / "none"
     cfg = config(runs["randar"], data=None, codes=codes, decode_steps=4, extractor=None)
-    head = load_generator(cfg.checkpoint).header
-    if (stage.ROOT / "data" / head["dataset"]).exists():
-        pytest.skip("this checkout has the real images")
     found = stage.main(cfg)
     said = capsys.readouterr().out
     assert "no real images" in said and "no codes" in said

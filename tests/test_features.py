@@ -8,6 +8,7 @@ from helpers import draw, save_tiny, script, tiny
 
 from models.artifacts import load_array
 from models.command import InputError
+from models.data import evenly, load_codes
 from models.methods import METHODS
 from models.orders import ORDERS
 
@@ -50,10 +51,17 @@ def test_the_command_writes_features_and_what_they_tell(cheap, world, tmp_path, 
     record = tool.main(cfg)
     assert json.loads((tmp_path / "features.json").read_text()) == record
     layers = sum(name.startswith("layer ") for name in record["accuracy"])
-    for split, count in (("train", 40), ("test", 20)):
+    features, labels = [], []
+    for split, images, count in (("train", 120, 40), ("test", 40, 20)):
         path = tmp_path / f"features_{split}.npy"
         array_NLD, head = load_array(path, "layer features", "", "float32", 3)
         assert array_NLD.shape[:2] == (count, layers) and head["inputs"] == record["inputs"]
+        features.append(torch.from_numpy(array_NLD))
+        labels.append(load_codes(world.codes, split).label_N[evenly(images, count)])
+    for layer in range(layers):
+        found_M = tool.probe(features[0][:, layer], labels[0], features[1][:, layer])
+        right = (found_M == labels[1]).double().mean().item()
+        assert record["accuracy"][f"layer {layer + 1}"]["value"] == pytest.approx(right)
     assert all(0 <= value["low"] <= value["high"] <= 1 for value in record["accuracy"].values())
     assert "| codes, counted | " in capsys.readouterr().out
 

@@ -96,6 +96,7 @@ def test_random_orders_are_uniform():
     order_BS = mixed_order(scan("raster", 4), 16_000, 1.0, generator)
     first = torch.bincount(order_BS[:, 0], minlength=16)
     assert ((first - 1000).abs() < 5 * 1000**0.5).all()
+    assert len(order_BS.unique(dim=0)) > 15_990
 
 
 def test_annealing_goes_from_random_to_fixed():

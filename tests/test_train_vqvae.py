@@ -155,6 +155,17 @@ def test_what_does_not_fit_is_refused(world, perceptual, tmp_path):
             stage.main(decoder_alone(world, perceptual, tmp_path / "a.pth", **changes))
 
 
+def test_with_another_number_of_codes_the_networks_of_the_first_are_taken(world, tmp_path):
+    nine = {"init": world.tokenizer, "model": replace(TINY, codebook_size=9)}
+    cfg = config(world, tmp_path / "a.pth", **nine)
+    model, first = VQVAE(cfg.model), load_tokenizer(world.tokenizer)[0]
+    images_NHWC = load_split(world.data, "train").images_NHWC
+    stage.start_weights(cfg, model, images_NHWC, torch.device("cpu"))
+    for part in ("encoder", "decoder"):
+        assert same(getattr(model, part).state_dict(), getattr(first, part).state_dict())
+    assert len(model.quantizer.codebook_VC.unique(dim=0)) == 9
+
+
 def test_averaged_weights_forget_the_first_ones():
     """Weights that jump after the first step: of 300 steps' average the first is a thousandth."""
     model = VQVAE(TINY)

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metrics.likelihood import bits_per_code, orders_for
+from metrics.likelihood import bits_per_code, orders_for, split_bits
 from models.artifacts import sha256_of
 from models.checkpoint import load_generator
 from models.command import InputError
@@ -72,6 +73,9 @@ def test_a_run_writes_what_it_should(world, tmp_path):
         assert {"train_bits", "heldout_bits", "test_bits", "lr", "images_per_second"} < row.keys()
         assert row["heldout_bits"] != row["raw_heldout_bits"]  # of averaged and of raw weights
         assert 4 < row["test_bits"] < 6  # of 32 codes: log2 is 5
+    heldout = split_heldout(load_codes(world.codes, "train"), cfg.heldout, cfg.seed)[1]
+    bits = split_bits(load_generator(out / "last.pth").model, {"heldout_bits": heldout}, "random")
+    assert row["heldout_bits"] == pytest.approx(bits["heldout_bits"], abs=1e-6)
 
 
 def test_compile_trains_the_compiled_network_or_says_why_not(world, tmp_path, monkeypatch, capsys):
@@ -229,6 +233,25 @@ def test_the_loss_of_an_alignment_is_the_papers():
     expected = -(own_B.log() + 5 * (1 - other_B).log()).mean()
     found = Alignment(weight=5.0, beta=0.4).loss(now_PSV, was_PSV, target_PS)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_devices_share_the_rows_of_a_step_and_draw_apart(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage.training, "descend", lambda *args: None)
+    cfg = train_config(world, tmp_path, order="random", drop_label=0.0)
+    codes, rows_B, seen = load_codes(world.codes, "train"), batch_rows(120, 8, 5, cfg.seed), []
+    model = METHODS["randar"](stage.model_config(cfg, codes))
+
+    def net(*inputs):
+        seen.append(inputs)
+        return model(*inputs)
+
+    for rank in (0, 1):
+        fabric = SimpleNamespace(device=torch.device("cpu"), global_rank=rank, world_size=2)
+        stage.train_step(cfg, fabric, net, model, None, [], codes, 0.0, 5)
+        own = codes.rows(rows_B[rank::2])
+        assert torch.equal(seen[rank][1], own.label_N)
+        assert (seen[rank][0].unsqueeze(1) == own.codes_NAT).all(2).any(1).all()
+    assert not torch.equal(seen[0][2], seen[1][2])
 
 
 def test_steps_draw_differently_and_seeds_too(world):
