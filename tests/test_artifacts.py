@@ -3,7 +3,6 @@
 import contextlib
 import io
 import multiprocessing
-import pickle
 import resource
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from helpers import Evil
 
 from models import artifacts
 from models.artifacts import (
@@ -24,9 +22,7 @@ from models.artifacts import (
     save_array,
     save_checkpoint,
     sha256_of,
-    sidecar,
 )
-from models.checkpoint import locked
 from models.command import InputError, one_line_errors
 
 HEAD = header("thing", "tests", {"a": 1})
@@ -42,32 +38,6 @@ def test_arrays_and_checkpoints_come_back(tmp_path):
     found = load_checkpoint(tmp_path / "a.pth", "thing", "remake")
     assert found["header"] == HEAD | {"sha256": sha256_of(tmp_path / "a.pth")}
     assert found["rows"] == [{"step": 1}]
-
-
-def test_damaged_arrays_are_refused_with_the_command_to_rerun(tmp_path):
-    path = tmp_path / "a.npy"
-    for damage in (
-        lambda: path.unlink(),
-        lambda: sidecar(path).unlink(),
-        lambda: path.write_bytes(path.read_bytes()[:-3]),
-        lambda: np.save(path, np.load(path) + 1),
-        lambda: sidecar(path).write_text(sidecar(path).read_text().replace("thing", "other")),
-    ):
-        save_array(path, np.arange(100), HEAD)
-        damage()
-        with pytest.raises(InputError, match="remake it"):
-            load_array(path, "thing", "remake it", np.int64, 1)
-
-
-def test_a_checkpoint_that_would_run_code_is_refused_and_does_not_run(tmp_path):
-    for write in (
-        lambda p: torch.save({"header": HEAD, "x": Evil(tmp_path / "ran")}, p),
-        lambda p: p.write_bytes(pickle.dumps(Evil(tmp_path / "ran"))),
-    ):
-        write(tmp_path / "a.pth")
-        with pytest.raises(InputError, match="broken or unsafe.*remake it"):
-            load_checkpoint(tmp_path / "a.pth", "thing", "remake it")
-        assert not (tmp_path / "ran").exists()
 
 
 def test_broken_and_foreign_checkpoints_are_refused(tmp_path):
@@ -111,17 +81,6 @@ def test_no_header_can_ask_for_more_than_the_file_holds(tmp_path):
             load_checkpoint(tmp_path / name, "thing", "remake it")
 
 
-def test_one_changed_bit_of_a_weight_is_noticed(tmp_path):
-    weights, path = torch.arange(64.0), tmp_path / "a.pth"
-    save_checkpoint(path, HEAD, x=weights)
-    raw = bytearray(path.read_bytes())
-    raw[raw.index(weights.numpy().tobytes()) + 9] ^= 8
-    path.write_bytes(raw)
-    assert not torch.equal(torch.load(path, weights_only=True)["x"], weights)  # torch does not look
-    with pytest.raises(InputError, match="not what was written.*remake it"):
-        load_checkpoint(path, "thing", "remake it")
-
-
 def test_two_writers_never_tear_and_leftovers_of_the_dead_go(tmp_path):
     path = tmp_path / "a.bin"
     dead = subprocess.Popen([sys.executable, "-c", ""])
@@ -148,24 +107,6 @@ def test_two_writers_never_tear_and_leftovers_of_the_dead_go(tmp_path):
 def write_often(path, letter: bytes) -> None:
     for _ in range(50):
         replace_file(path, lambda file: [file.write(letter * 1000) for _ in range(100)])
-
-
-def test_a_run_folder_is_locked_while_its_process_lives(tmp_path):
-    hold = f"""
-import time
-from pathlib import Path
-from models.checkpoint import locked
-with locked(Path({str(tmp_path)!r})):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match=f"written by process {other.pid}"), locked(tmp_path):
-            pass
-        other.kill()
-    with locked(tmp_path):  # the dead one's lock is taken over
-        pass
 
 
 @contextlib.contextmanager
@@ -215,11 +156,6 @@ def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="cannot write .*file/a.pth"):
         save_checkpoint(tmp_path / "file/a.pth", HEAD)
-
-
-def test_bugs_keep_their_traceback():
-    with pytest.raises(KeyError), one_line_errors():
-        raise KeyError("ours")
 
 
 def test_a_header_names_no_folder_above_the_project(tmp_path):

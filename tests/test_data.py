@@ -209,7 +209,8 @@ def test_load_split_refuses_a_changed_torn_or_missing_file(split_folder, name):
     path = split_folder / name
     whole, about = path.read_bytes(), sidecar(path).read_text()
     contents = (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-1], b"", None)
-    sidecars = ("[]", "null", "{", "[" * 100_000, "{}", None)
+    other = about.replace('"kind": "', '"kind": "other ')
+    sidecars = ("[]", "null", "{", "[" * 100_000, "{}", None, other)
     for content, beside in [(c, about) for c in contents] + [(whole, s) for s in sidecars]:
         for file, text in ((path, content), (sidecar(path), beside and beside.encode())):
             file.unlink(missing_ok=True)
