@@ -33,44 +33,6 @@ def test_every_cell_of_a_group_depends_on_the_committed_codes_alone(model, sizes
         done += size
 
 
-def test_a_cell_is_not_moved_by_the_others_that_are_asked(model):
-    """Asked alone, first, last, twice, or again without a commit: the same logits."""
-    codes_BT, label_B, order_BS = draw(model)
-    known_Bm, none_B0, asked_Bn = order_BS[:, :5], order_BS[:, :0], order_BS[:, 5:]
-    cache = model.cache(label_B)
-    together_BnV = model.decode(cache, codes_BT.gather(1, known_Bm), known_Bm, asked_Bn)
-    for picked in ([0], [3], [7, 2], [10, 4, 4, 0]):
-        some_Bn, fresh = asked_Bn[:, picked], model.cache(label_B)
-        again_BnV = model.decode(cache, none_B0, none_B0, some_Bn)
-        alone_BnV = model.decode(fresh, codes_BT.gather(1, known_Bm), known_Bm, some_Bn)
-        for found_BnV in (again_BnV, alone_BnV):
-            torch.testing.assert_close(found_BnV, together_BnV[:, picked], rtol=0, atol=1e-10)
-    assert cache.slots == 6  # the class and five codes
-
-
-def test_the_class_token_is_reached_through_its_value_alone(model, monkeypatch):
-    """Its rotation is zero: no query prefers or avoids it, in any layer of either pass."""
-    seen = []
-
-    def spy(q_BHSK, k_BHLK, v_BHLK, slots, attend=arpg.attend):
-        length = slots[-1] + 1
-        seen.append((q_BHSK, k_BHLK[:, :, :length], v_BHLK[:, :, :length]))
-        return attend(q_BHSK, k_BHLK, v_BHLK, slots)
-
-    monkeypatch.setattr(arpg, "attend", spy)
-    codes_BT, label_B, order_BS = draw(model)
-    model(codes_BT, label_B, order_BS)
-    model.decode(model.cache(label_B), codes_BT[:, :3], order_BS[:, :3], order_BS[:, 3:])
-    assert len(seen) == 8
-    for call, (q_BHSK, k_BHLK, v_BHLK) in enumerate(seen):
-        assert k_BHLK[:, :, 0].abs().max() == 0
-        assert k_BHLK[:, :, 1:].abs().amax(-1).min() > 0
-        assert v_BHLK[:, :, 0].abs().amax(-1).min() > 0
-        pass_2 = call % 4 >= 2
-        assert (q_BHSK[:, :, 0].abs().max() == 0) != pass_2
-    assert torch.equal(seen[2][1], seen[3][1])  # one set of keys for all of pass 2
-
-
 def test_dropout_is_on_the_content_in_training_only(model):
     """Token dropout alone: the label and the codes are hit, the query never."""
     inputs = draw(model)

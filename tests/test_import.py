@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 
-import numpy as np
 import pytest
 import torch
 from helpers import eval_config, script
@@ -81,7 +80,7 @@ def test_averaged_weights_can_be_asked_for(tmp_path):
 
 
 def test_an_imported_model_computes_what_the_formulas_say(method, tmp_path):
-    weights = draw(layout(method))
+    weights = draw(layout(method, layers=4))
     torch.save(weights, tmp_path / "w.pt")
     model = load_generator(imported(tmp_path / "w.pt", tmp_path)).model.double()
     generator = torch.Generator().manual_seed(1)
@@ -215,12 +214,8 @@ def test_a_dry_run_tells_everything_and_writes_nothing(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["w.pt"]
 
 
-def test_the_published_file_is_never_written_over(tmp_path):
+def test_a_checkpoint_of_ours_is_not_imported(tmp_path):
     torch.save(draw(layout("gpt")), tmp_path / "w.pth")
-    before = (tmp_path / "w.pth").read_bytes()
-    with pytest.raises(InputError, match="--out .* would overwrite --source"):
-        imported(tmp_path / "w.pth", tmp_path, out=tmp_path / "." / "w.pth")
-    assert (tmp_path / "w.pth").read_bytes() == before
     with pytest.raises(InputError, match="of this repo already"):
         tool.main(tool.ImportConfig(imported(tmp_path / "w.pth", tmp_path), tmp_path / "b.pth"))
 
@@ -233,20 +228,17 @@ def test_labels_get_their_names(tmp_path):
         tool.class_names("cifar10", 1000)
 
 
-def test_an_imported_generator_is_evaluated_like_a_run(method, world, tmp_path, monkeypatch):
+def test_an_imported_generator_says_how_it_is_sampled(method, world, tmp_path, monkeypatch):
     weights = draw(layout(method, codes=32, classes=10, grid=8, layers=2))
     torch.save(trained(weights), tmp_path / "published.pt")
     monkeypatch.setattr(tool, "ROOT", tmp_path)
     named = {"out": None, "grid": 8, "tokenizer": world.tokenizer, "dataset": "shapes"}
     ours = imported(tmp_path / "published.pt", tmp_path, **named)
     assert ours == tmp_path / "checkpoints/runs/published_imported.pth"
-    found = stage.main(eval_config(world, ours, tmp_path / "out"))
+    found = load_generator(ours)
     order = {"gpt": "raster", "rar": "anneal", "par": "regions"}.get(method, "random")
-    assert (found["method"], found["trained_order"]) == (method, order)
-    assert found["plan"]["order"] == ("raster" if order == "anneal" else order)
-    assert found["train_steps"] == 1234
-    assert np.load(tmp_path / "out/samples.npz")["arr_0"].shape == (10, 32, 32, 3)
-    assert all(bits["mean"] > 200 for bits in found["bits_per_image"].values())
+    assert found.header["config"].items() >= {"order": order, "steps": 1234}.items()
+    assert (found.header["method"], found.order) == (method, order.replace("anneal", "raster"))
 
 
 def test_a_generator_and_its_tokenizer_must_fit(world, tmp_path):

@@ -9,10 +9,9 @@ from models.command import InputError
 from models.method import ModelConfig
 from models.methods import METHODS, build, check_order
 from models.orders import region_scan
-from models.par import group_mask
 from models.sampling import generate
 
-CODES, BATCH = 7, 3
+BATCH = 3
 
 
 def par(grid: int, regions: int, **more):
@@ -30,13 +29,6 @@ def test_agrees_with_the_formulas(grid, regions):
     expected_BSV = reference_logits(weights, codes_BT, label_B, 2, regions)
     found_BSV = model(codes_BT, label_B, order_BS).detach()
     torch.testing.assert_close(found_BSV, expected_BSV, rtol=0, atol=1e-9)
-
-
-def test_mask_is_causal_first_then_whole_blocks():
-    """The layout of 16 slots and 4 regions, row by row."""
-    seen = [1, 2, 3, 4, 8, 8, 8, 8, 12, 12, 12, 12, 16, 16, 16, 16]
-    expected = torch.tensor([[column < end for column in range(16)] for end in seen])
-    assert torch.equal(group_mask(16, 4), expected)
 
 
 @pytest.mark.parametrize(("grid", "regions"), CASES)
@@ -59,20 +51,6 @@ def test_known_codes_are_committed_at_once(known):
     for sizes in ([1] * rest, whole):
         found_BSV = decoded(model, *draw(model), sizes, known)
         torch.testing.assert_close(found_BSV, forced_BSV, rtol=0, atol=1e-10)
-
-
-def test_codes_of_a_group_do_not_see_each_other():
-    model = par(4, 4)
-    codes_BT, label_B, order_BS = draw(model)
-    before_BSV = model(codes_BT, label_B, order_BS)
-    for step in range(4, 16):
-        cell_B1 = order_BS[:, step : step + 1]
-        changed_BT = codes_BT.scatter(1, cell_B1, (codes_BT.gather(1, cell_B1) + 1) % CODES)
-        after_BSV = model(changed_BT, label_B, order_BS)
-        end = (step // 4 + 1) * 4
-        assert torch.equal(before_BSV[:, :end], after_BSV[:, :end])
-        for later in range(end, min(end + 4, 16)):  # all of the next group see it
-            assert not torch.allclose(before_BSV[:, later], after_BSV[:, later])
 
 
 @pytest.mark.parametrize(
