@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import cut_at, run_cut_and_again, same, script
-from tiny_extractor import colours, write_extractor
+from tiny_extractor import colours
 
 from metrics.extractor import load_classifier
 from models import classifier
@@ -14,19 +14,6 @@ from models.data import load_split, save_splits
 from models.tokenizer import to_float
 
 stage = script("tools/train_extractor.py")
-
-
-def test_an_extractor_survives_saving(tmp_path):
-    extractor = write_extractor(tmp_path / "small.pth")
-    loaded = load_classifier(tmp_path / "small.pth")[0]
-    assert not loaded.training
-    assert {value.dtype for value in loaded.parameters()} == {torch.float32}
-    images_N3HW = torch.rand(8, 3, 32, 32)
-    features_NF, logits_NC = loaded(images_N3HW)
-    assert features_NF.shape == (8, 16) and logits_NC.shape == (8, 10)
-    rounded = extractor.half().float()
-    for a, b in zip((features_NF, logits_NC), rounded(images_N3HW), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def test_training_learns_and_says_what_it_wrote(tmp_path, monkeypatch):
