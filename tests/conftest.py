@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import config_of, script
+from helpers import config_of, save_tiny, script
 from tiny_extractor import write_extractor
 
 from metrics.evaluation import MeasureConfig
@@ -70,12 +70,18 @@ def judge(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def cheap(world, judge, tmp_path):
-    """Configs of commands that measure the tiny world, without Inception; `changes` go first."""
+    """Configs of commands that measure the tiny world, without Inception; `changes` go first.
 
-    def make(kind: type, **changes):
+    Of an untrained generator, if a method is named: in its own order or `trained` in another.
+    """
+
+    def make(kind: type, method=None, trained=None, uniform=False, **changes):
         usual = {"tokenizer": world.tokenizer, "codes": world.codes, "data": world.data}
         usual |= {"extractor": judge, "inception_weights": "none"}
         usual |= {"out": tmp_path / "out", "device": "cpu"}
+        if method:
+            path = tmp_path / "run/last.pth"
+            usual["checkpoint"] = save_tiny(path, world, method, trained, uniform)
         names = {f.name for f in fields(kind)}
         names |= {f.name for f in fields(MeasureConfig)} if "against" in names else set()
         return config_of(kind, **{k: v for k, v in usual.items() if k in names} | changes)

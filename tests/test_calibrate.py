@@ -3,9 +3,10 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
-from helpers import numbers, other_codes, save_tiny, script
+from helpers import numbers, other_codes, script
 
 from models.command import InputError
 from models.methods import METHODS
@@ -14,15 +15,9 @@ tool = script("tools/calibrate.py")
 
 
 @pytest.fixture
-def config(cheap, world, tmp_path):
-    """A cheap measurement of an untrained method; `changes` override it."""
-
-    def make(method: str, **changes) -> "tool.CalibrateConfig":
-        small = {"checkpoint": save_tiny(tmp_path / "run/last.pth", world, method)}
-        small |= {"images": 16, "random_orders": 2, "num_samples": 20, "batch": 10}
-        return cheap(tool.CalibrateConfig, **small | changes)
-
-    return make
+def config(cheap):
+    small = {"images": 16, "random_orders": 2, "num_samples": 20, "batch": 10}
+    return partial(cheap, tool.CalibrateConfig, **small)
 
 
 @pytest.mark.parametrize("method", ["randar", "gpt", "par"])  # any order, serial, in groups

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import draw, save_tiny, script, tiny
+from helpers import draw, script, tiny
 
 from models.artifacts import load_array
 from models.command import InputError
@@ -46,8 +46,7 @@ def test_a_probe_learns_a_linear_map_and_no_more():
 
 @pytest.mark.parametrize("method", ["randar", "gpt"])
 def test_the_command_writes_features_and_what_they_tell(cheap, world, tmp_path, capsys, method):
-    small = {"checkpoint": save_tiny(tmp_path / "run/last.pth", world, method), "out": tmp_path}
-    cfg = cheap(tool.FeaturesConfig, **small, train_images=40, images=20)
+    cfg = cheap(tool.FeaturesConfig, method, out=tmp_path, train_images=40, images=20)
     record = tool.main(cfg)
     assert json.loads((tmp_path / "features.json").read_text()) == record
     layers = sum(name.startswith("layer ") for name in record["accuracy"])
@@ -66,9 +65,8 @@ def test_the_command_writes_features_and_what_they_tell(cheap, world, tmp_path, 
     assert "| codes, counted | " in capsys.readouterr().out
 
 
-def test_an_order_that_the_method_cannot_follow_is_refused(cheap, world, tmp_path, monkeypatch):
+def test_an_order_that_the_method_cannot_follow_is_refused(cheap, monkeypatch):
     monkeypatch.setattr(tool, "layer_features", lambda *args: pytest.fail("it ran"))
-    checkpoint = save_tiny(tmp_path / "run/last.pth", world, "gpt")
     other = next(name for name in ORDERS if name != "raster")
     with pytest.raises(InputError, match="raster"):
-        tool.main(cheap(tool.FeaturesConfig, checkpoint=checkpoint, order=other))
+        tool.main(cheap(tool.FeaturesConfig, "gpt", order=other))

@@ -1,11 +1,12 @@
 """tools/measure_inpainting.py: what it measures is of the hidden cells, given what it says."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from helpers import changed, save_tiny, script
+from helpers import changed, script
 
 from metrics.likelihood import bits_per_code
 from models.checkpoint import load_generator
@@ -17,13 +18,8 @@ tool = script("tools/measure_inpainting.py")
 
 
 @pytest.fixture
-def config(world, cheap, tmp_path):
-    def make(method: str, **changes):
-        checkpoint = save_tiny(tmp_path / f"{method}/last.pth", world, method, "raster")
-        changes = {"mask": "bottom"} | changes
-        return cheap(tool.InpaintingConfig, checkpoint=checkpoint, **changes)
-
-    return make
+def config(cheap):
+    return partial(cheap, tool.InpaintingConfig, mask="bottom")
 
 
 @pytest.mark.parametrize("method", ["randar", "gpt"])

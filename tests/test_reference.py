@@ -1,27 +1,20 @@
 """tools/reference.py: every run's commands, and the table of two of them from start to end."""
 
+from functools import partial
+
 import pytest
 import tyro
-from helpers import config_of, script
+from helpers import script
 from test_commands import config_of as kind_of
 
 tool = script("tools/reference.py")
 
 
 @pytest.fixture
-def config(world, judge, tmp_path):
+def config(cheap):
     """A budget of two steps; `changes` override it."""
-
-    def make(**changes):
-        cheap = {
-            "codes": world.codes, "tokenizer": world.tokenizer, "data": world.data,
-            "extractor": judge, "inception_weights": "none", "out": tmp_path / "out",
-            "steps": 2, "batch": 4, "heldout": 10,
-            "swept": 10, "num_samples": 20, "cfg_scale": (1.0, 3.0),
-        }  # fmt: skip
-        return config_of(tool.ReferenceConfig, **cheap | changes)
-
-    return make
+    few = {"steps": 2, "batch": 4, "heldout": 10, "swept": 10, "num_samples": 20}
+    return partial(cheap, tool.ReferenceConfig, cfg_scale=(1.0, 3.0), **few)
 
 
 @pytest.fixture

@@ -4,11 +4,12 @@ import json
 import math
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from helpers import numbers, other_codes, save_tiny, script
+from helpers import numbers, other_codes, script
 
 from metrics.corruptions import CORRUPTIONS, OFFICIAL, corrupt
 from metrics.fidelity import psnr
@@ -25,15 +26,9 @@ tool = script("tools/robustness.py")
 
 
 @pytest.fixture
-def config(cheap, world, tmp_path):
-    """A cheap measurement of an untrained method; `changes` override it."""
-
-    def make(method: str, order: str = "raster", uniform: bool = False, **changes):
-        small = {"checkpoint": save_tiny(tmp_path / "run/last.pth", world, method, order, uniform)}
-        small |= {"images": 5, "num_samples": 20, "corrupted_images": 4, "batch": 60}
-        return cheap(tool.RobustnessConfig, **small | changes)
-
-    return make
+def config(cheap):
+    small = {"images": 5, "num_samples": 20, "corrupted_images": 4, "batch": 60}
+    return partial(cheap, tool.RobustnessConfig, **small)
 
 
 @pytest.fixture
