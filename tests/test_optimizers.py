@@ -51,6 +51,7 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(method):
 
 
 def test_muon_in_fp32_is_pytorchs_but_for_its_rounding():
+    torch.manual_seed(0)
     start = [torch.randn(shape) for shape in ((24, 8), (8, 24), (16, 16), (8, 8))]
     paths = []
     for kind in (torch.optim.Muon, WideMuon):
