@@ -3,13 +3,13 @@
 import copy
 import io
 import json
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from helpers import Evil
 
 WEIRD = (
     None, True, 0, -1, 1.5, 10**9, 2**63, 10**30, float("nan"), float("inf"), "", "x" * 500,
@@ -17,16 +17,6 @@ WEIRD = (
     {"a": {"b": []}}, ["0"] * 10, "1e999",
 )  # fmt: skip
 """values to put where another was"""
-
-
-class Bomb:
-    """A pickle that makes a folder when it is read."""
-
-    def __init__(self, mark: Path):
-        self.mark = str(mark)
-
-    def __reduce__(self):
-        return os.mkdir, (self.mark,)
 
 
 def of_bytes(raw: bytes, rng: np.random.Generator) -> bytes:
@@ -78,7 +68,7 @@ def of_tree(tree, rng: np.random.Generator, extra: tuple = ()):
             at = at[step]
         weird = (*WEIRD, *extra)
         value = weird[rng.integers(len(weird))]
-        if not isinstance(value, Bomb):  # to copy it would run it
+        if not isinstance(value, Evil):  # to copy it would run it
             value = copy.deepcopy(value)
         match rng.integers(0, 8):
             case 0:
@@ -116,7 +106,7 @@ def of_checkpoint(raw: bytes, rng: np.random.Generator, mark: Path) -> bytes:
         contents = torch.load(io.BytesIO(raw), weights_only=True)
     except RuntimeError:  # torch checks sparse tensors that an earlier, torn file left behind, once
         contents = torch.load(io.BytesIO(raw), weights_only=True)
-    contents = of_tree(contents, rng, (*tensors, *tensors, Bomb(mark), b"bytes", (1, 2), {1: 2}))
+    contents = of_tree(contents, rng, (*tensors, *tensors, Evil(mark), b"bytes", (1, 2), {1: 2}))
     if rng.random() < 0.1:
         return pickle.dumps(contents)
     out = io.BytesIO()

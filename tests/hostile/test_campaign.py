@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import os
 import resource
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import same
 
 from hostile import corrupt
 from hostile.targets import TARGETS
@@ -49,14 +51,6 @@ def limited(seconds: float = SECONDS):
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def same(a, b) -> bool:
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, torch.Tensor | np.ndarray):
-        return type(a) is type(b) and np.array_equal(a, b)
-    return a == b
-
-
 def damage(path: Path, folder: Path, rng: np.random.Generator, mark: Path) -> str:
     """Damage a file in one way, by its kind; return the way."""
     raw, ways = path.read_bytes(), ["bytes", "bytes", "swapped", "gone", "folder", "fifo"]
@@ -82,7 +76,7 @@ def damage(path: Path, folder: Path, rng: np.random.Generator, mark: Path) -> st
         if way == "folder":
             path.mkdir()
         elif way == "fifo":
-            corrupt.os.mkfifo(path)
+            os.mkfifo(path)
     return way
 
 

@@ -16,20 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import script
+from helpers import save_tiny, script
 from test_commands import SCRIPTS, config_of
 from tiny_cifar import write_image_folder
 from tiny_extractor import write_extractor
 
-from hostile.targets import generator_of, write_npz, write_run
+from hostile.targets import generator_of, write_npz, write_perceptual, write_run
 from hostile.test_campaign import Hang, limited
 from models import command
-from models.artifacts import header, sha256_of
-from models.checkpoint import save_generator
-from models.classifier import PerceptualNet, save_net
+from models.artifacts import sha256_of
 from models.command import Output, Range, marks_of
-from models.method import ModelConfig
-from models.methods import build
 
 STARTERS = ("tools/quickstart.py", "tools/benchmark.py")
 JUNK = ("", "x", "nan", "inf", "-1", "0", "1e400", "9" * 30, "0x10", "1.5", "None", "a b", "--",
@@ -53,18 +49,11 @@ def files(world, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("inputs")
     write_image_folder(folder / "images")
     write_extractor(folder / "extractor.pth", dataset="shapes")
-    save_net(
-        folder / "perceptual.pth", PerceptualNet((4, 4, 4, 4), folded=True),
-        header("perceptual net", "tests", {}),
-    )  # fmt: skip
+    write_perceptual(folder)
     (folder / "run").mkdir()
     write_run(folder / "run")
     write_npz(folder)
-    inputs = {"tokenizer": sha256_of(world.tokenizer)}
-    head = header("generator", "tests", {"order": "random", "steps": 1}, inputs)
-    head |= {"method": "randar", "dataset": "shapes", "classes": [str(i) for i in range(10)]}
-    size = ModelConfig(vocab_size=32, layers=1, heads=1, width=8)
-    save_generator(folder / "generator.pth", head, build("randar", size))
+    save_tiny(folder / "generator.pth", world, order="random")
     (folder / "published").mkdir()
     generator_of("gpt").write(folder / "published")
     np.save(folder / "order.npy", np.arange(64))
@@ -73,7 +62,7 @@ def files(world, tmp_path_factory) -> dict[str, Path]:
         "data": world.data, "extractor": folder / "extractor.pth", "source": folder / "images",
         "samples": folder / "s.npz", "runs": folder / "run", "kept": folder,
         "file": folder / "s.npz",
-        "perceptual_weights": folder / "perceptual.pth", "trainings": folder, "order": folder,
+        "perceptual_weights": folder / "p.pth", "trainings": folder, "order": folder,
         "sampling": folder / "run/metrics.json", "downloads": folder / "new", "work": folder / "w",
         "cifar10_c": folder, "init": world.tokenizer, "inception_weights": folder / "s.npz",
     }  # fmt: skip

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import SPEEDS, script
+from helpers import SPEEDS, save_tiny
 from tiny_cifar import write_image_folder
 from tiny_extractor import write_extractor
 
@@ -133,13 +133,8 @@ def commands(world, tmp_path_factory) -> dict[str, tuple[str, Callable[[Path], l
     write_extractor(ruler, dataset="shapes")
     train = [f"--codes={world.codes}", f"--tokenizer={world.tokenizer}", "--model=tiny"]
     train += ["--batch=8", "--steps=8", "--eval-every=4", "--heldout=20", "--device=cpu"]
-    run = script("train_c2i.py").main(
-        script("train_c2i.py").TrainConfig(
-            codes=world.codes, tokenizer=folder / "none.pth", out=folder / "run", model="tiny",
-            steps=1, batch=8, heldout=20, order="random", device="cpu",
-        )
-    )  # fmt: skip
-    sample = [f"--checkpoint={run / 'last.pth'}", f"--tokenizer={world.tokenizer}", "--batch=20"]
+    checkpoint = save_tiny(folder / "last.pth", world, order="random")
+    sample = [f"--checkpoint={checkpoint}", f"--tokenizer={world.tokenizer}", "--batch=20"]
     sample += [f"--data={world.data}", f"--extractor={ruler}", "--inception-weights=none"]
     sample += ["--decode-steps=4", "--num-samples=20", "--device=cpu"]
     tokenizer = [f"--data={world.data}", "--init=None", "--perceptual=0", "--steps=12"]

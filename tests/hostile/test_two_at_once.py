@@ -23,7 +23,7 @@ command.run(train.main, train.TrainConfig)
 
 def test_a_training_is_read_and_not_joined(world, tmp_path, pytestconfig, no_pictures):
     out, alone, train = tmp_path / "run", tmp_path / "alone", script("train_c2i.py")
-    steps, reads = 20 * pytestconfig.getoption("--kills"), 0
+    steps, reads = 60 * pytestconfig.getoption("--kills"), 0
     flags = [f"--codes={world.codes}", f"--out={out}", "--tokenizer=none", "--model=tiny"]
     flags += [f"--steps={steps}", "--eval-every=1", "--heldout=20", "--batch=8", "--warmup=0.25"]
     env = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"}
