@@ -269,6 +269,7 @@ def test_codes_are_those_of_the_images_and_their_mirror_images(world):
     mirrored_NHWC = split.images_NHWC[:, :, ::-1].copy()
     assert codes.codes_NAT.shape == (40, 2, 64)
     assert torch.equal(codes.codes_NAT[:, 0], encode_images(model, split.images_NHWC))
+    assert torch.equal(codes.codes_NAT[:9, 0], encode_images(model, split.images_NHWC[:9]))
     assert torch.equal(codes.codes_NAT[:, 1], encode_images(model, mirrored_NHWC))
     assert torch.equal(codes.label_N, torch.from_numpy(split.labels_N))
 

@@ -5,7 +5,6 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from helpers import (
     script,
     train_config,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metrics.likelihood import bits_per_code, orders_for, split_bits
@@ -30,7 +29,7 @@ from models.command import InputError
 from models.data import draw_batch, load_codes, split_heldout
 from models.method import ModelConfig
 from models.methods import METHODS
-from models.training import Alignment, averaged, batch_rows, lr_at, seed_step
+from models.training import Alignment, batch_rows, lr_at, seed_step
 
 stage = script("train_c2i.py")
 
@@ -134,6 +133,7 @@ def test_what_was_trained_otherwise_is_not_trained_on(world, tmp_path, monkeypat
     ("changes", "message"),
     [
         ({"method": "gpt", "order": "random"}, "random needs a method that is told"),
+        ({"method": "gpt", "order": "adaptive"}, "adaptive needs a method that is told"),
         ({"devices": 3}, "--devices to divide --batch 8"),
         ({"heldout": 120}, "--heldout in 1..119"),
         ({"device": "tpu"}, "--device to be 'auto' or 'cpu'"),
@@ -235,25 +235,6 @@ def test_the_loss_of_an_alignment_is_the_papers():
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_devices_share_the_rows_of_a_step_and_draw_apart(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage.training, "descend", lambda *args: None)
-    cfg = train_config(world, tmp_path, order="random", drop_label=0.0)
-    codes, rows_B, seen = load_codes(world.codes, "train"), batch_rows(120, 8, 5, cfg.seed), []
-    model = METHODS["randar"](stage.model_config(cfg, codes))
-
-    def net(*inputs):
-        seen.append(inputs)
-        return model(*inputs)
-
-    for rank in (0, 1):
-        fabric = SimpleNamespace(device=torch.device("cpu"), global_rank=rank, world_size=2)
-        stage.train_step(cfg, fabric, net, model, None, [], codes, 0.0, 5)
-        own = codes.rows(rows_B[rank::2])
-        assert torch.equal(seen[rank][1], own.label_N)
-        assert (seen[rank][0].unsqueeze(1) == own.codes_NAT).all(2).any(1).all()
-    assert not torch.equal(seen[0][2], seen[1][2])
-
-
 def test_steps_draw_differently_and_seeds_too(world):
     codes = load_codes(world.codes, "train")
 
@@ -279,6 +260,7 @@ def test_both_views_are_drawn_and_labels_dropped_as_often_as_asked(world):
     assert 1076 < dropped < 1324  # binomial(6000, 0.2): four standard deviations are 124
 
 
+@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 60), st.integers(0, 99))
 def test_every_epoch_visits_every_row_once_and_epochs_differ(rows, batch, seed):
     steps = range(-(-2 * rows // batch))
@@ -304,12 +286,3 @@ def test_learning_rate_rises_then_falls_to_its_floor():
     assert found[60] == pytest.approx(0.05 + 0.95 / 2)
     assert found[-1] == pytest.approx(0.05, abs=1e-3)
     assert all(a > b for a, b in itertools.pairwise(found[10:]))
-
-
-def test_the_average_of_constant_weights_is_those_weights():
-    model = torch.nn.Linear(3, 3)
-    ema = averaged(model, 0.999)
-    ema.module.weight.data.zero_()  # whatever it starts from
-    for _ in range(5):
-        ema.update_parameters(model)
-    assert torch.equal(ema.module.weight, model.weight)

@@ -13,10 +13,11 @@ from lightning_fabric import Fabric
 
 from models.checkpoint import load_generator
 from models.command import InputError
+from models.data import load_codes
 from models.methods import METHODS
 from models.orders import region_scan, scan, shuffled_order
 from models.sampling import Plan, sample_codes
-from models.training import Adaptive, Anneal, OrderPolicy, start_logger
+from models.training import Adaptive, Anneal, OrderPolicy, batch_rows, start_logger
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 stage = script("train_c2i.py")
@@ -69,18 +70,11 @@ def test_adaptive_trains_by_what_it_measured_and_resumes_bit_for_bit(world, tmp_
     assert same(results(tmp_path / "whole"), results(tmp_path / "cut"))
 
 
-def test_adaptive_needs_a_method_that_takes_any_order(world, tmp_path):
-    with pytest.raises(InputError, match="needs a method that is told which cell comes next"):
-        stage.main(train_config(world, tmp_path / "run", method="gpt", order="adaptive"))
-
-
 def test_par_trains_with_sixteen_regions(world, tmp_path):
     out = stage.main(train_config(world, tmp_path / "run", method="par", regions=16))
     model = load_generator(out / "last.pth").model
     assert torch.equal(model.order("regions"), region_scan(8, 16))
     assert model.groups(None) == [1] * 16 + [16] * 3
-    with pytest.raises(InputError, match="regions"):
-        stage.main(train_config(world, tmp_path / "other", method="par", regions=9))
 
 
 @pytest.mark.parametrize("method", ["gpt", "randar"])
@@ -122,6 +116,25 @@ def test_wandb_gets_the_rows_of_the_log(world, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
     stage.main(train_config(world, tmp_path / "run", logger="wandb"))
     assert [step for step, _ in seen] == [2, 4]
+
+
+def test_devices_share_the_rows_of_a_step_and_draw_apart(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage.training, "descend", lambda *args: None)
+    cfg = train_config(world, tmp_path, order="random", drop_label=0.0)
+    codes, rows_B, seen = load_codes(world.codes, "train"), batch_rows(120, 8, 5, cfg.seed), []
+    model = METHODS["randar"](stage.model_config(cfg, codes))
+
+    def net(*inputs):
+        seen.append(inputs)
+        return model(*inputs)
+
+    for rank in (0, 1):
+        fabric = SimpleNamespace(device=torch.device("cpu"), global_rank=rank, world_size=2)
+        stage.train_step(cfg, fabric, net, model, None, [], codes, 0.0, 5)
+        own = codes.rows(rows_B[rank::2])
+        assert torch.equal(seen[rank][1], own.label_N)
+        assert (seen[rank][0].unsqueeze(1) == own.codes_NAT).all(2).any(1).all()
+    assert not torch.equal(seen[0][2], seen[1][2])
 
 
 SIZE = 4
