@@ -1,1 +1,1 @@
-"""Measures of samples, likelihood, calibration and robustness; one file each; no HTML."""
+"""Measures of samples, likelihood, calibration and robustness, one file each."""
