@@ -248,9 +248,8 @@ def fit(
     if fabric.is_global_zero:
         begin(out, head, ema.module, tokenizer, order, rows, step)
     peak = machine.matmul_peak(fabric.device) * cfg.devices
-    flops = training.flops(model, cfg.batch // cfg.devices)
-    if before:  # a step has the images under other labels too, and the frozen model's forward pass
-        flops *= 8 / 3
+    # an alignment has the images under other labels too, and runs the frozen model forward
+    flops = training.flops(model, cfg.batch // cfg.devices) * (8 / 3 if before else 1)
     meter = machine.Meter(flops, config.tokens, peak)
     bar = tqdm(initial=step, total=cfg.steps, unit="step", disable=not fabric.is_global_zero)
     ece = next((row[ECE] for row in reversed(rows) if ECE in row), 0.0)
