@@ -184,7 +184,9 @@ def locked(folder: Path) -> Iterator[None]:
     with open(folder / ".lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if os.stat(file.name).st_ino != os.fstat(file.fileno()).st_ino:
+                raise BlockingIOError  # unlinked by who held it: the next one locks another file
+        except (BlockingIOError, FileNotFoundError):
             file.seek(0)
             raise InputError(
                 f"{folder} is being written by process {file.read(20).strip() or 'unknown'}; "
