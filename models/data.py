@@ -89,10 +89,19 @@ def save_splits(
     """Write both splits in canonical order.
 
     `arrays` holds images uint8 (N, 32, 32, 3) and labels int64 (N,) of each split. Raises
-    InputError for fewer than two classes, and OSError if the folder cannot be written.
+    InputError unless there are two or more classes with images in both, and OSError if the folder
+    cannot be written.
     """
     if len(classes) < 2:
         raise InputError(f"expected images of at least 2 classes, found {len(classes)}")
+    for split, (images_NHWC, labels_N) in arrays.items():
+        assert images_NHWC.dtype == np.uint8 and images_NHWC.shape[1:] == IMAGE_SHAPE
+        if outside := set(labels_N.tolist()) - set(range(len(classes))):
+            raise InputError(
+                f"expected labels in 0..{len(classes) - 1}, found {outside} in {split}"
+            )
+        if missing := set(range(len(classes))) - set(labels_N.tolist()):
+            raise InputError(f"class {classes[min(missing)]!r} has no {split} images")
     names = {"classes": list(classes), "dataset": dataset}
     for split, (images_NHWC, labels_N) in arrays.items():
         row_N = canonical_rows(images_NHWC, labels_N)

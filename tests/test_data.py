@@ -220,6 +220,18 @@ def test_load_split_refuses_a_changed_torn_or_missing_file(split_folder, name):
             load_split(split_folder, "train")
 
 
+def test_save_splits_refuses_labels_outside_the_classes_and_empty_ones(tmp_path):
+    arrays = tiny_images()
+    images, labels = arrays["test"]
+    for message, test in (
+        ("labels in 0..9, found", (images, labels + 1)),
+        ("'truck' has no", (images[:9], labels[:9])),
+    ):
+        with pytest.raises(InputError, match=message):
+            save_splits(tmp_path, arrays | {"test": test}, CLASSES["cifar10"], "cifar10", "t", {})
+    assert bytes_in(tmp_path) == {}
+
+
 class Page(http.server.BaseHTTPRequestHandler):
     """Serves the server's `content`, and hangs up after `cut` bytes of it."""
 

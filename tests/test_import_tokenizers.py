@@ -125,7 +125,7 @@ def test_tokenizers_are_imported_strictly(kind, tmp_path):
         less = {key: value for key, value in weights.items() if key != name}
         with pytest.raises(InputError, match=name):
             imported(less, tmp_path / "w.pt")
-    with pytest.raises(InputError, match="Unexpected .*odd"):
+    with pytest.raises(InputError, match="unexpected: odd"):
         imported(weights | {"odd": torch.ones(1)}, tmp_path / "w.pt")
     with pytest.raises(InputError, match="is a tokenizer itself"):
         imported(weights, tmp_path / "w.pt", tokenizer=tmp_path / "other.pth")

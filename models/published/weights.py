@@ -129,8 +129,22 @@ def restore(published: Published, heads: int | None = None, grid: int | None = N
             network = build(model, config) if model in METHODS else build_tokenizer(model, config)
     except InputError as e:
         raise InputError(f"{path} looks like {model}: {e}") from None
-    try:
-        network.load_state_dict(weights, assign=True)
-    except RuntimeError as e:
-        raise InputError(f"{path} is no {model} as published: {one_line(e, 200)}") from None
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    problems = {
+        "missing": [name for name in expected if name not in weights],
+        "unexpected": [name for name in weights if name not in expected],
+        "wrong": [
+            f"{name} is {weights[name].dtype} {shapes[name]}, expected {shape}"
+            for name, shape in expected.items()
+            if name in weights and (shapes[name] != shape or not weights[name].is_floating_point())
+        ],
+    }
+    lines = [
+        f"{kind}: {', '.join(names[:3])}" + f" and {len(names) - 3} more" * (len(names) > 3)
+        for kind, names in problems.items()
+        if names
+    ]
+    if lines:
+        raise InputError(f"{path} is no {model} as published; {'; '.join(lines)}")
+    network.load_state_dict(weights, assign=True)
     return network.eval()
