@@ -22,7 +22,7 @@ from tqdm import tqdm
 from metrics.pictures import plot_first_images, save_figure
 from models import command
 from models.artifacts import ROOT, as_written
-from models.command import InputError, one_line, run
+from models.command import InputError, answered_within, one_line, run
 from models.data import (
     CLASSES,
     SPLITS,
@@ -64,7 +64,8 @@ def download(url: str, md5: str, archive: Path) -> Path:
     from torchvision.datasets.utils import download_url
 
     try:
-        download_url(url, archive.parent, archive.name, md5)
+        with answered_within(30):
+            download_url(url, archive.parent, archive.name, md5)
     except (OSError, RuntimeError, ValueError) as e:
         archive.unlink(missing_ok=True)
         raise InputError(

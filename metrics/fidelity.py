@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from models import artifacts
 from models.artifacts import ROOT, load_array, sha256_of
-from models.command import InputError
+from models.command import InputError, answered_within
 
 FEATURES = ROOT / "results/features"
 """features of real images are kept here, by content; those of samples are not"""
@@ -115,10 +115,10 @@ def inception_extractor(weights: Path, layer: str = "2048", device="cpu") -> Fea
     return FeatureExtractor(run, digest, layer, None, layer, "FID")
 
 
-def download_inception(url: str | None = None) -> Path | None:
+def download_inception(url: str | None = None, timeout: float = 10.0) -> Path | None:
     """Return the standard Inception weights from torch's hub folder, downloaded once if need be.
 
-    None when they are not there and cannot be had.
+    None when they are not there and cannot be had within `timeout` seconds of silence.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
@@ -129,7 +129,8 @@ def download_inception(url: str | None = None) -> Path | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = path.stem.rsplit("-", 1)[-1]
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
+        with answered_within(timeout):
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
         return path
     except (OSError, RuntimeError, http.client.HTTPException):  # no network, or another file
         return None

@@ -182,7 +182,7 @@ def show_measure(name: str, value: Any) -> str:
 
 def real(row: dict, name: str) -> str:
     """Return a measure of real images in place of samples; of fewer, an FID has another name."""
-    pairs = zip(row.get("samples", {}), row.get("control", {}).items(), strict=False)
+    pairs = zip(row.get("samples", {}), row.get("control", {}).items(), strict=True)
     own, value = dict(pairs).get(name, (name, None))
     return show_measure(name, value) + f" ({own})" * (own != name)
 
@@ -245,6 +245,10 @@ def keep_run(folder: Path, kept: Path, training: Path | None = None) -> dict[str
     return {name: len(text) for name, text in texts.items()}
 
 
+LARGEST_SAMPLES = 4 << 30
+"""bytes of an .npz, unpacked: more than a million images"""
+
+
 def write_samples(out: Path, images_NHWC: np.ndarray, label_N: np.ndarray, classes: list) -> None:
     """Write samples.npz (arr_0 uint8 NHWC, arr_1 labels: ADM's convention) and samples.png."""
     packed = io.BytesIO()
@@ -265,10 +269,12 @@ def read_samples(
     mend = "give an .npz as eval_c2i.py writes it"
     artifacts.expect_file(path, "samples", mend)
     with artifacts.as_written(path, "samples with an arr_0", mend), np.load(path) as packed:
+        if sum(member.file_size for member in packed.zip.infolist()) > LARGEST_SAMPLES:
+            raise ValueError(f"unpacked, it is of more than {LARGEST_SAMPLES} bytes")
         if damaged := packed.zip.testzip():  # numpy reads what the header says, and no checksum
             raise ValueError(f"{damaged} is not what was written")
         images_NHWC, label_N = packed["arr_0"], packed.get("arr_1")
-    size = size or images_NHWC.shape[1]
+        size = size or images_NHWC.shape[1]
     if images_NHWC.dtype != np.uint8 or images_NHWC.shape[1:] != (size, size, 3):
         raise InputError(
             f"{path}: expected arr_0 uint8 (N, {size}, {size}, 3), "

@@ -155,10 +155,12 @@ def map_array(path: Path, what: str, mend: str) -> np.ndarray:
         raise InputError(f"{path} is torn or no .npy file ({one_line(e, 150)}); {mend}") from None
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, limit: int = 1 << 24) -> dict:
     """Read a JSON file that holds an object. Raises ValueError for anything else in it."""
     if not path.is_file():  # a pipe would be waited for
         raise ValueError(f"{path} is no file")
+    if path.stat().st_size > limit:
+        raise ValueError(f"{path}: expected at most {limit} bytes of JSON, found more")
     try:
         contents = json.loads(path.read_bytes())
     except RecursionError:

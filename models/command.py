@@ -165,7 +165,6 @@ def run(main: Callable[[Any], Any], config: type[Config]) -> None:
         stream.reconfigure(errors="replace")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {one_line(message)}\n"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    socket.setdefaulttimeout(20)  # a silent server would hang a download
     usage = io.StringIO()
     with one_line_errors():
         script, here = Path(main.__code__.co_filename).resolve(), Path(__file__).resolve()
@@ -180,6 +179,17 @@ def run(main: Callable[[Any], Any], config: type[Config]) -> None:
             raise InputError(_unboxed(usage.getvalue())) from None
         keep_freed_memory()
         main(cfg)
+
+
+@contextlib.contextmanager
+def answered_within(seconds: float) -> Iterator[None]:
+    """Let a download wait no longer for a silent server: the libraries that fetch set no limit."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def keep_freed_memory() -> None:

@@ -140,7 +140,7 @@ def test_samples_of_others_are_measured_like_ours(runs, config, tmp_path):
     assert unlabelled["samples"]["FD_shapes"] == ours["samples"]["FD_shapes"]
 
 
-def test_samples_that_are_none_are_refused(runs, config, tmp_path):
+def test_samples_that_are_none_are_refused(runs, config, tmp_path, monkeypatch):
     images, file = np.zeros((12, 32, 32, 3), np.uint8), tmp_path / "theirs.npz"
 
     def refused(message, **changes):
@@ -164,6 +164,9 @@ def test_samples_that_are_none_are_refused(runs, config, tmp_path):
     ):
         np.savez(file, **arrays)
         refused(message)
+    np.savez_compressed(file, arr_0=images)
+    monkeypatch.setattr("metrics.report.LARGEST_SAMPLES", images.nbytes)  # and a header
+    refused(f"unpacked, it is of more than {images.nbytes} bytes")
 
 
 def test_an_exported_checkpoint_is_small_and_carries_how_to_sample(world, runs, config, tmp_path):

@@ -72,6 +72,14 @@ def inception(tmp_path_factory) -> Path:
     return folder
 
 
+def test_a_set_is_at_distance_zero_from_itself_and_noise_moves_it_away(extractor, images):
+    noise = np.random.default_rng(0).normal(0, 1, images.shape)
+    noisy = [(images + sd * noise).clip(0, 255).round().astype(np.uint8) for sd in (0, 4, 16, 64)]
+    distances = [measure(x_NHWC, images, extractor)["FD_c10"] for x_NHWC in noisy]
+    assert abs(distances[0]) < 1e-6 * distances[1]
+    assert distances == sorted(distances)
+
+
 def linear_extractor(matrix_PF: torch.Tensor) -> FeatureExtractor:
     """Pixels times a matrix, so that the features of Gaussian pixels are Gaussian."""
 
@@ -234,18 +242,17 @@ def test_inception_is_downloaded_once(hub, tmp_path):
         server.shutdown()
     assert download_inception(f"{url}/{good}") == hub / good  # the server is gone
     assert [path.read_bytes() for path in hub.iterdir()] == [content]
+    assert socket.getdefaulttimeout() is None
 
 
 @pytest.mark.parametrize("answer", [None, b"nonsense\r\n\r\n"])
-def test_no_inception_is_no_error(hub, answer, request):
-    request.addfinalizer(partial(socket.setdefaulttimeout, None))
+def test_no_inception_is_no_error(hub, answer):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        socket.setdefaulttimeout(0.5)  # as every command has one
         url = f"http://127.0.0.1:{server.getsockname()[1]}/weights-00000000.pth"
         if answer:
             threading.Thread(target=lambda: server.accept()[0].sendall(answer), daemon=True).start()
         start = time.monotonic()
-        assert download_inception(url) is None
+        assert download_inception(url, timeout=0.5) is None
         assert time.monotonic() - start < 10
-    assert download_inception(url) is None  # nobody listens
+    assert download_inception(url, timeout=0.5) is None  # nobody listens
     assert list(hub.iterdir()) == []
