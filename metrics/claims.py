@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from metrics.calibration import mean_of
-from metrics.report import Run, interval, show, table
+from metrics.report import Run, interval, own_bits, show, table
 
 Runs = dict[str, Run]
 Wanted = Literal["less", "more", "kept"]
@@ -83,12 +83,6 @@ def frechet(run: Run) -> dict:
     """Return FD_c10, with its sd over sampling seeds."""
     over = run.at("metrics.over_seeds.FD_c10")
     return over | {"seeds": len(run.at("metrics.seeds"))}
-
-
-def own_bits(run: Run) -> dict:
-    """Return the bits of a test image in the order that the model was trained in, or ended in."""
-    bits = run.at("metrics.bits_per_image")
-    return bits.get(run.at("metrics.trained_order")) or bits[run.at("metrics.plan.order")]
 
 
 def overfitting(run: Run) -> dict:

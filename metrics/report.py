@@ -187,6 +187,12 @@ def real(row: dict, name: str) -> str:
     return show_measure(name, value) + f" ({own})" * (own != name)
 
 
+def own_bits(run: Run) -> dict | None:
+    """Return the bits of a test image in the order that the model was trained in, or ended in."""
+    bits = run.at("metrics.bits_per_image")
+    return bits.get(run.at("metrics.trained_order")) or bits.get(run.at("metrics.plan.order"))
+
+
 def below(runs: Sequence[Run], text: str, *files: str) -> str:
     """Return what stands under a table: `text`, and the notes of the files that it shows."""
     notes = dict.fromkeys(run.files[f].get("note") for run in runs for f in files if f in run.files)

@@ -8,7 +8,7 @@ import itertools
 import torch
 
 from metrics.calibration import mean_of
-from metrics.report import Run, below, names, real, shared, show, show_measure, table
+from metrics.report import Run, below, names, own_bits, real, shared, show, show_measure, table
 from models.orders import CHOSEN
 
 Runs = dict[str, Run]
@@ -179,14 +179,14 @@ def methods(runs: Runs) -> str:
     measures = [x for x in names(every, "metrics.samples") if x.startswith(SHOWN)]
     for run in every:
         method, order = run.at("metrics.method"), run.at("metrics.trained_order")
-        bits, plan = run.at("metrics.bits_per_image"), run.at("metrics.plan")
-        own, several = bits.get(order, bits.get(plan["order"])), bits.get("random", {})
+        plan, several = run.at("metrics.plan"), run.at("metrics.bits_per_image").get("random", {})
         row = [method, order, show(run.at("metrics.cluster_weight") or None, 0)]
-        row += [show(run.at("metrics.parameters"), 0), show(training_tflop(run), 0), show(own, 1)]
-        row += [show(several, 1) if several.get("orders", 1) > 1 else ""]
+        row += [show(run.at("metrics.parameters"), 0), show(training_tflop(run), 0)]
+        row += [show(own_bits(run), 1), show(several, 1) if several.get("orders", 1) > 1 else ""]
         row += [f"{plan['cfg_scale']:g}", show(run.at("metrics.network_calls"), 0)]
         rows.append([*row, *(of_samples(run, name) for name in measures)])
-    shared(every, f"metrics.control.{measures[0]}")
+    for name in measures:
+        shared(every, f"metrics.control.{name}")
     rows.append([REAL, *[""] * 8, *(real(every[0].at("metrics"), name) for name in measures)])
     head = ["method", "order", "cluster term", "parameters", "training, TFLOP"]
     head += ["bits per test image, own order", "mean of 8 random orders", "guidance"]
