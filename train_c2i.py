@@ -21,7 +21,7 @@ from models.artifacts import ROOT, header, sha256_of, write_text
 from models.checkpoint import KIND, locked, resume, save_generator, start_from
 from models.cluster_loss import cluster_cross_entropy
 from models.command import InputError, run
-from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout
+from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout, swap_codes
 from models.method import DROPOUTS, SIZES, ModelConfig
 from models.methods import METHODS, build, check_order
 from models.orders import OrderName
@@ -70,6 +70,8 @@ class TrainConfig(command.Config):
     """of tokens, residuals and feed-forward outputs"""
     drop_label: command.Fraction = 0.1
     """share of labels replaced by the null label, for guidance"""
+    context_noise: command.Fraction = 0.0
+    """share of the codes read while training that are wrong: a sampler reads its own mistakes"""
     ema: command.Fraction = 0.999
     """decay of the averaged weights, warmed up; they are the ones that are evaluated and used"""
     cluster_weight: command.Amount = 0.0
@@ -169,12 +171,15 @@ def train_step(
         other_B = torch.randperm(len(label_B), generator=generator, device=fabric.device)
         codes_BT, order_BS = codes_BT.repeat(2, 1), order_BS.repeat(2, 1)
         label_B = torch.cat((label_B, label_B[other_B]))
-    logits_BSV = net(codes_BT, label_B, order_BS)
+    read_BT = codes_BT
+    if cfg.context_noise:
+        read_BT = swap_codes(codes_BT, cfg.context_noise, model.config.vocab_size, generator)
+    logits_BSV = net(read_BT, label_B, order_BS)
     if before is None:
         loss, parts = model.loss(logits_BSV, codes_BT, order_BS)
     else:
         with torch.no_grad(), fabric.autocast():
-            before_BSV = before(codes_BT, label_B, order_BS)
+            before_BSV = before(read_BT, label_B, order_BS)
         loss = cfg.cca.loss(logits_BSV, before_BSV, codes_BT.gather(1, order_BS))
         own = (x[: len(rows_B)] for x in (logits_BSV.detach(), codes_BT, order_BS))
         _, parts = model.loss(*own)

@@ -9,7 +9,6 @@ misreads a share rho of what it wrote, and the samples show what comes of it.
 Images: corrupted as in `metrics/corruptions.py`, encoded to the nearest codes.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,40 +21,12 @@ from metrics.evaluation import sampled_codes
 from metrics.fidelity import psnr
 from metrics.likelihood import logit_batches
 from metrics.sample_calibration import class_log_p
+from models.data import swap_codes
 from models.method import Method
 from models.sampling import Plan
 from models.tokenizer import Tokenizer, decode_codes, encode_images
 
 RHOS = (0.0, 0.05, 0.1, 0.2, 0.4)
-
-
-def nearest_codes(codebook_VC: torch.Tensor, count: int = 8) -> torch.Tensor:
-    """Return the `count` codes with the nearest vectors, without the code itself: (V, count)."""
-    distance_VV = torch.cdist(codebook_VC.float(), codebook_VC.float())
-    return distance_VV.fill_diagonal_(math.inf).topk(count, largest=False).indices
-
-
-def corrupt_context(
-    codes_NT: torch.Tensor,
-    rho: float,
-    codebook_size: int,
-    neighbours_VK: torch.Tensor | None = None,
-    seed: int = 0,
-) -> torch.Tensor:
-    """Return codes with each replaced by another at probability `rho`; the input is unchanged.
-
-    By any other code, all alike, or by one of its K neighbours. The cells that a small rho replaces
-    are among those of a larger one, with the same new codes, so that rhos can be compared.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    replaced_NT = torch.rand(codes_NT.shape, generator=generator) < rho
-    if neighbours_VK is None:
-        step_NT = torch.randint(1, codebook_size, codes_NT.shape, generator=generator)
-        other_NT = (codes_NT + step_NT) % codebook_size
-    else:
-        nth_NT = torch.randint(neighbours_VK.shape[1], codes_NT.shape, generator=generator)
-        other_NT = neighbours_VK[codes_NT, nth_NT]
-    return torch.where(replaced_NT, other_NT, codes_NT)
 
 
 def context_report(
@@ -74,8 +45,10 @@ def context_report(
     the contract is causal, so a step never reads the code in its own cell.
     """
     clean_N, rows = None, []
+    others = model.config.vocab_size if neighbours_VK is None else neighbours_VK
     for rho in rhos:
-        corrupted_NT = corrupt_context(codes_NT, rho, model.config.vocab_size, neighbours_VK, seed)
+        generator = torch.Generator().manual_seed(seed)  # a larger rho replaces these and others
+        corrupted_NT = swap_codes(codes_NT, rho, others, generator)
         inputs = (corrupted_NT, label_N, order_NS, batch, f"rho {rho:g}", codes_NT)
         bits_NS = (tokens := collect(logit_batches(model, *inputs))).nats_NS / LN2
         clean_N = bits_NS.sum(1) if clean_N is None else clean_N

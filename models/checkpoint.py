@@ -30,7 +30,8 @@ RENAMED = {
 }
 """Fields of files that were written before they had the names of today, old -> new."""
 NO_ALIGNMENT = {"weight": 0.0, "beta": 0.25}
-ADDED = {"config": {"order_seed": 0, "compile": False, "init": None, "cca": NO_ALIGNMENT}}
+NOT_THEN = {"compile": False, "init": None, "cca": NO_ALIGNMENT, "context_noise": 0.0}
+ADDED = {"config": {"order_seed": 0} | NOT_THEN}
 """Fields that such files lack, with the value that says what was done then."""
 
 

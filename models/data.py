@@ -244,6 +244,24 @@ def draw_batch(
     return codes.codes_NAT[rows_B, view_B], torch.where(drop_B, null, codes.label_N[rows_B])
 
 
+def swap_codes(
+    codes_NT: torch.Tensor, rate: float, others: int | torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Return codes with each swapped for another at probability `rate`; the input is unchanged.
+
+    `others` is the vocabulary's size, for any other code, all alike, or others_VK, for one of K
+    each. With a generator of one seed a smaller rate swaps among the cells of a larger one, for the
+    same codes.
+    """
+    draw = {"generator": generator, "device": generator.device}
+    swapped_NT = torch.rand(codes_NT.shape, **draw) < rate
+    if isinstance(others, int):
+        other_NT = (codes_NT + torch.randint(1, others, codes_NT.shape, **draw)) % others
+    else:
+        other_NT = others[codes_NT, torch.randint(others.shape[1], codes_NT.shape, **draw)]
+    return torch.where(swapped_NT, other_NT, codes_NT)
+
+
 def split_heldout(codes: Codes, heldout: int, seed: int) -> tuple[Codes, Codes]:
     """Return (train, held-out): `heldout` images at random, with all their views, kept apart.
 

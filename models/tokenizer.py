@@ -107,6 +107,12 @@ def tokenizer_of(path: Path, codes: Codes) -> Tokenizer | None:
     return tokenizer.to(codes.label_N.device) if fits else None
 
 
+def nearest_codes(codebook_VC: torch.Tensor, count: int = 8) -> torch.Tensor:
+    """Return the `count` codes with the nearest vectors, without the code itself: (V, count)."""
+    distance_VV = torch.cdist(codebook_VC.float(), codebook_VC.float())
+    return distance_VV.fill_diagonal_(torch.inf).topk(count, largest=False).indices
+
+
 def to_float(images_NHWC: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
     """Turn uint8 (N, H, W, 3) into float (N, 3, H, W) in [0, 1], channels last in memory."""
     return torch.from_numpy(images_NHWC).to(device).permute(0, 3, 1, 2).float() / 255

@@ -124,21 +124,6 @@ class CosineQuantizer(nn.Module):
         """Return codes_NT, int64 in [0, V): the code of largest cosine. Moves nothing."""
         return (F.normalize(vectors_NTC.float(), dim=-1) @ self.codebook_VC.T).argmax(-1)
 
-    @torch.no_grad()
-    def perturb(
-        self, codes_NT: torch.Tensor, rate: float, neighbours: int, generator: torch.Generator
-    ) -> torch.Tensor:
-        """Swap a share `rate` of the codes for one of their nearest `neighbours` in the codebook.
-
-        As RobusTok (Qiu et al., "Robust Latent Matters", arXiv 2503.08354): a generator makes such
-        mistakes, and the encoder never does.
-        """
-        draw = {"generator": generator, "device": codes_NT.device}
-        near_VK = (self.codebook_VC @ self.codebook_VC.T).topk(neighbours + 1).indices[:, 1:]
-        pick_NT = torch.randint(neighbours, codes_NT.shape, **draw)
-        swapped_NT = torch.rand(codes_NT.shape, **draw) < rate
-        return torch.where(swapped_NT, near_VK[codes_NT, pick_NT], codes_NT)
-
 
 def check_codes(codes_NT: torch.Tensor, codebook_size: int) -> None:
     """Raise ValueError for a code outside [0, codebook_size)."""

@@ -10,22 +10,28 @@ from helpers import tiny
 from metrics import robustness
 from metrics.calibration import Predictions
 from metrics.likelihood import orders_for
-from metrics.robustness import MisreadContext, context_report, corrupt_context, misread_samples
+from metrics.robustness import MisreadContext, context_report, misread_samples
+from models.data import swap_codes
 from models.method import Method, ModelConfig
 from models.methods import METHODS
 from models.orders import sample_chance
 from models.published.baseline_vqvae import BaselineConfig, BaselineVQVAE
 from models.published.vq16 import VQ16, VQ16Config
 from models.sampling import Plan, sample_codes
+from models.tokenizer import nearest_codes
 from models.vqvae import VQVAE, VQVAEConfig
 
 CODES = 7
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def test_a_share_of_codes_is_replaced_by_others():
     codes_NT = torch.randint(CODES, (500, 16))
     before_NT = codes_NT.clone()
-    found = {rho: corrupt_context(codes_NT, rho, CODES, seed=3) for rho in (0.0, 0.1, 0.5, 1.0)}
+    found = {rho: swap_codes(codes_NT, rho, CODES, seeded(3)) for rho in (0.0, 0.1, 0.5, 1.0)}
     assert torch.equal(codes_NT, before_NT) and torch.equal(found[0.0], codes_NT)
     assert (found[1.0] != codes_NT).all()
     for rho, corrupted_NT in found.items():
@@ -35,16 +41,16 @@ def test_a_share_of_codes_is_replaced_by_others():
     assert torch.equal(found[0.1][few_NT], found[0.5][few_NT])
     counts_V = torch.bincount((found[1.0] - codes_NT).flatten() % CODES, minlength=CODES)
     assert counts_V[0] == 0 and counts_V[1:].min() > 1200  # 8000 / 6 each
-    assert not torch.equal(found[0.5], corrupt_context(codes_NT, 0.5, CODES, seed=4))
+    assert not torch.equal(found[0.5], swap_codes(codes_NT, 0.5, CODES, seeded(4)))
 
 
 def test_neighbours_are_the_nearest_other_codes():
     codebook_VC = torch.tensor([[0.0], [1.0], [1.5], [5.0], [5.1]])
-    neighbours_VK = robustness.nearest_codes(codebook_VC, 2)
+    neighbours_VK = nearest_codes(codebook_VC, 2)
     expected = [{1, 2}, {2, 0}, {1, 0}, {4, 2}, {3, 2}]
     assert [set(row) for row in neighbours_VK.tolist()] == expected
     codes_NT = torch.randint(5, (200, 16))
-    corrupted_NT = corrupt_context(codes_NT, 1.0, 5, neighbours_VK)
+    corrupted_NT = swap_codes(codes_NT, 1.0, neighbours_VK, seeded(0))
     for code, allowed in enumerate(expected):
         assert set(corrupted_NT[codes_NT == code].tolist()) == allowed
 
@@ -70,7 +76,7 @@ def test_a_model_that_trusts_its_context_is_overconfident_by_what_was_replaced()
     clean, wrong = context_report(Repeats(), codes_NT, codes_NT[:, 0] * 0, order_NS, (0.0, 0.5))
     bits = 2 - 15 * math.log2(0.97)
     assert clean["bits_per_image"]["value"] == pytest.approx(bits)
-    corrupted_NT = corrupt_context(codes_NT, 0.5, 4)
+    corrupted_NT = swap_codes(codes_NT, 0.5, 4, seeded(0))
     misled = (corrupted_NT[:, :-1] != codes_NT[:, :-1]).sum(1).double().mean().item()
     cost = misled * math.log2(97)
     assert wrong["more_bits_per_image"]["value"] == pytest.approx(cost)

@@ -110,19 +110,6 @@ def test_pixels_round_and_psnr_and_perplexity_are_their_formulas():
     assert found == {"codebook_usage": 0.5, "perplexity": pytest.approx(8)}
 
 
-def test_codes_are_perturbed_to_near_ones_at_the_rate_asked_for():
-    quantizer = started().quantizer
-    codes_NT = torch.randint(32, (100, 64), generator=torch.Generator().manual_seed(0))
-    near_NT = quantizer.perturb(codes_NT, 0.25, 3, torch.Generator().manual_seed(1))
-    moved = near_NT != codes_NT
-    assert moved.double().mean() == pytest.approx(0.25, abs=0.02)
-    likeness_VV = quantizer.codebook_VC @ quantizer.codebook_VC.T
-    rank_VV = likeness_VV.argsort(descending=True).argsort()
-    assert rank_VV[codes_NT[moved], near_NT[moved]].unique().tolist() == [1, 2, 3]
-    again = quantizer.perturb(codes_NT, 0.25, 3, torch.Generator().manual_seed(1))
-    assert torch.equal(near_NT, again)
-
-
 def test_the_right_tokenizer_is_found_by_its_hash(world):
     sha256 = load_tokenizer(world.tokenizer)[1]["sha256"]
     assert find_tokenizer(sha256, world.tokenizer) == world.tokenizer

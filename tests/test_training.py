@@ -77,6 +77,30 @@ def test_a_run_writes_what_it_should(world, tmp_path):
     assert row["heldout_bits"] == pytest.approx(bits["heldout_bits"], abs=1e-6)
 
 
+def test_a_share_of_what_is_read_is_wrong_and_nothing_of_what_is_asked_for(
+    world, tmp_path, monkeypatch
+):
+    read, asked, gpt = [], [], METHODS["gpt"]
+    forward, loss = gpt.forward, gpt.loss
+
+    def reads(self, codes_BT, *inputs):
+        read.extend([codes_BT] if self.training else [])
+        return forward(self, codes_BT, *inputs)
+
+    def asks(self, logits_BSV, codes_BT, order_BS):
+        asked.append(codes_BT)
+        return loss(self, logits_BSV, codes_BT, order_BS)
+
+    monkeypatch.setattr(gpt, "forward", reads)
+    monkeypatch.setattr(gpt, "loss", asks)
+    for noise in (0.0, 0.25):
+        stage.main(train_config(world, tmp_path / f"{noise}", method="gpt", context_noise=noise))
+        wrong = (torch.cat(read[-4:]) != torch.cat(asked[-4:])).double().mean().item()
+        assert wrong == pytest.approx(noise, abs=0.04)
+    first = load_codes(world.codes, "train").codes_NAT.flatten(0, 1).tolist()
+    assert all(row in first for row in torch.cat(asked[-4:]).tolist())
+
+
 def test_compile_trains_the_compiled_network_or_says_why_not(world, tmp_path, monkeypatch, capsys):
     """Without a compiler: the same bits as without the flag. With one: what it made is called."""
     plain = stage.main(train_config(world, tmp_path / "plain"))

@@ -26,12 +26,13 @@ from models.artifacts import ROOT, header, sha256_of
 from models.checkpoint import load_state, same_run, save_state
 from models.classifier import PerceptualNet, load_perceptual, perceptual_distance
 from models.command import InputError, run
-from models.data import Split, evenly, load_split
+from models.data import Split, evenly, load_split, swap_codes
 from models.tokenizer import (
     CODES_OF,
     decode_codes,
     encode_images,
     load_tokenizer,
+    nearest_codes,
     save_tokenizer,
     to_float,
 )
@@ -63,7 +64,8 @@ class TokenizerConfig(command.Config):
     train: Literal["all", "decoder"] = "all"
     """decoder: encoder and codebook stay as in --init, and with them every code of an image"""
     perturb: command.Fraction = 0.0
-    """with --train decoder: share of the codes swapped for near ones, as generators mistake them"""
+    """with --train decoder: share of the codes swapped for near ones: a generator makes mistakes
+    that the encoder never does (RobusTok, arXiv 2503.08354)"""
     steps: command.Count = 12_000
     """optimizer steps"""
     batch: command.Batch = 32
@@ -138,7 +140,8 @@ def train_step(
     """Return the terms of the loss, weighted, by name; net is a VQVAE as Fabric wraps it."""
     codes_NT = net.module.encode(images_N3HW) if cfg.train == "decoder" else None
     if cfg.perturb:  # which needs --train decoder
-        codes_NT = net.module.quantizer.perturb(codes_NT, cfg.perturb, NEIGHBOURS, generator)
+        near_VK = nearest_codes(net.module.codebook_VC, NEIGHBOURS)
+        codes_NT = swap_codes(codes_NT, cfg.perturb, near_VK, generator)
     decoded_N3HW, _, commitment = net(images_N3HW, codes_NT)
     distance = F.mse_loss if cfg.loss == "l2" else F.l1_loss
     reconstruction = distance(decoded_N3HW.float() / SPREAD, images_N3HW / SPREAD)

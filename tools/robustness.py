@@ -21,7 +21,7 @@ from metrics.likelihood import orders_for
 from metrics.pictures import save_figure
 from metrics.plots import ROBUSTNESS, plot_robustness
 from metrics.report import Run, write_record
-from metrics.robustness import RHOS, context_report, misread_samples, nearest_codes, read_images
+from metrics.robustness import RHOS, context_report, misread_samples, read_images
 from metrics.tables import robustness
 from models import command
 from models.artifacts import ROOT
@@ -29,7 +29,7 @@ from models.command import InputError, run
 from models.data import Codes, Split, evenly, load_split
 from models.methods import check_order
 from models.sampling import Plan
-from models.tokenizer import decode_codes
+from models.tokenizer import decode_codes, nearest_codes
 
 
 @dataclass(frozen=True)
