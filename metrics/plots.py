@@ -236,6 +236,21 @@ def plot_trade(runs: Sequence[Run], x: str = "precision_c10", y: str = "recall_c
     return titled(figure, axes, "What guidance (the number at each point) gives and takes")
 
 
+def plot_tuning(runs: Sequence[Run]) -> "Figure":
+    """Draw the held-out bits of a tuning's trials against each setting; those cut are pale."""
+    runs = with_part(runs, "tuning.trials")
+    settings = [key for key in runs[0].at("tuning.best") if key not in ("bits", "pruned")]
+    figure, every = stacked(len(settings), 2.2)
+    for axes, key in zip(every, settings, strict=True):
+        for i, run in enumerate(runs):
+            rows = [row for row in run.at("tuning.trials") if row["bits"] is not None]
+            colours = [(f"C{i}", 0.3 if row["pruned"] else 1) for row in rows]
+            x, y = ([row[name] for row in rows] for name in (key, "bits"))
+            axes.scatter(x, y, c=colours, label=run.name)
+            axes.set(xlabel=key, ylabel="bits a code", xscale="log" if min(x) > 0 else "linear")
+    return titled(figure, every[0], "Trials of a tuning; pale: cut before their end")
+
+
 PANELS = {
     "bits per code": ["train_bits", "heldout_bits", "test_bits", "cluster_bits"],
     "learning rate": ["lr"],

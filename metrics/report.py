@@ -2,9 +2,9 @@
 
 A run is a folder of what measured it: metrics.json (eval_c2i.py), and perhaps calibration.json
 (tools/calibrate.py), robustness.json (tools/robustness.py), sweep.json (tools/sweep_cfg.py), and
-from its training config.json and the curve metrics.jsonl. A folder may also hold samples.npz and
-tokenizer.json, benchmark.json, quickstart.json, inpainting.json or features.json of the tools of
-that name. A file with a `note` has it printed under every table that shows the file.
+from its training config.json and the curve metrics.jsonl. A folder may also hold samples.npz, and
+tokenizer.json, benchmark.json, quickstart.json, inpainting.json, features.json or tuning.json of
+the tools of that name. A file with a `note` has it printed under every table that shows the file.
 """
 
 import io
@@ -26,7 +26,7 @@ from models.data import evenly
 
 KEPT = ROOT / "checkpoints/reports"
 FILES = ("metrics", "calibration", "robustness", "sweep", "config", "tokenizer", "benchmark")
-FILES += ("quickstart", "inpainting", "features")
+FILES += ("quickstart", "inpainting", "features", "tuning")
 LEFT_OUT = {"bits_per_step", "risk_coverage"} | {
     f"{name}_bits_per_step" for name in ("difference", "entropy", "held_out")
 }

@@ -1,11 +1,15 @@
 """tools/reference.py: every run's commands, and the table of two of them from start to end."""
 
+import json
 from functools import partial
 
 import pytest
 import tyro
 from helpers import script
 from test_commands import config_of as kind_of
+
+from models.artifacts import write_text
+from models.command import InputError
 
 tool = script("tools/reference.py")
 
@@ -55,3 +59,18 @@ def test_every_run_is_a_command_that_trains(config):
         (_, (path, *arguments)), _ = tool.stages(config(), name)
         cfg = tyro.cli(kind_of(path), args=arguments)
         assert (cfg.method, cfg.order) == order and cfg.steps == 2
+
+
+def test_a_tuned_run_trains_with_what_was_best(config, tmp_path):
+    best = {"lr": 0.0123, "weight_decay": 1.5, "dropout": 0.25, "context_noise": 0.125}
+    record = {"best": {"bits": 8.0, "pruned": False} | best}
+    write_text(tmp_path / "tuning_gpt_raster/tuning.json", json.dumps(record))
+    cfg = config(tuned=tmp_path)
+    (_, (path, *arguments)), _ = tool.stages(cfg, "gpt_raster")
+    trained = tyro.cli(kind_of(path), args=arguments)
+    assert {name: getattr(trained, name) for name in best} == best
+    with pytest.raises(InputError, match="found nothing; run: .* --method arpg --order random"):
+        tool.stages(cfg, "arpg_random")
+    write_text(tmp_path / "tuning_gpt_raster/tuning.json", "{}")
+    with pytest.raises(InputError, match="no tuning that is whole"):
+        tool.stages(cfg, "gpt_raster")

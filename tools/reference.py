@@ -16,7 +16,7 @@ from metrics.evaluation import MeasureConfig
 from metrics.report import read_run
 from metrics.tables import methods
 from models import command
-from models.artifacts import ROOT
+from models.artifacts import ROOT, as_written, expect_file, read_json
 from models.machine import Stage, run_stages
 from models.method import SIZES
 from models.training import OptimizerName
@@ -52,6 +52,8 @@ class ReferenceConfig(command.Config):
     optimizer: OptimizerName = "muon"
     lr: command.Share = 3e-3
     dropout: command.Fraction = 0.0
+    tuned: Path | None = None
+    """folder of tuning_<method>_<order> from tools/tune.py, whose best settings the runs take"""
     cluster_weight: command.Amount = 0.0
     heldout: command.Count = 2000
     seed: command.Seed = 0
@@ -75,11 +77,23 @@ def flags(cfg: ReferenceConfig, name: str, measured: bool, **more) -> list[str]:
     return [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
 
 
+def best_settings(cfg: ReferenceConfig, name: str) -> dict[str, float]:
+    """Return what a run was tuned to. Raises InputError if it was not, under the same model."""
+    if cfg.tuned is None:
+        return {}
+    (method, order), path = RUNS[name], cfg.tuned / f"tuning_{name}" / "tuning.json"
+    rerun = f"run: uv run tools/tune.py --method {method} --order {order} --out {path.parent}"
+    expect_file(path, "a tuning", rerun)
+    with as_written(path, "tuning", rerun):
+        best = dict(read_json(path)["best"])
+        return {key: float(best[key]) for key in best.keys() - {"bits", "pruned"}}
+
+
 def stages(cfg: ReferenceConfig, name: str) -> list[Stage]:
     """Return training and search of one run; what follows needs the guidance that it finds."""
     budget = ("model", "steps", "batch", "optimizer", "lr", "dropout", "cluster_weight", "heldout")
     more = {key: getattr(cfg, key) for key in (*budget, "codes")}
-    more |= dict(zip(("method", "order"), RUNS[name], strict=True))
+    more |= dict(zip(("method", "order"), RUNS[name], strict=True)) | best_settings(cfg, name)
     search = flags(cfg, name, True, num_samples=cfg.swept, final=0)
     search += ["--cfg-scale", *map(str, cfg.cfg_scale)]
     return [

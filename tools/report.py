@@ -7,7 +7,8 @@ uv run tools/report.py --keep RUNS ...    numbers of RUNS -> checkpoints/reports
 
 A run is a folder that eval_c2i.py wrote, results/<run>, with what tools/calibrate.py,
 robustness.py and sweep_cfg.py wrote beside it. --keep also takes the folders of
-tools/measure_tokenizer.py, measure_inpainting.py, features.py, benchmark.py and quickstart.py.
+tools/tune.py, measure_tokenizer.py, measure_inpainting.py, features.py, benchmark.py and
+quickstart.py.
 Pictures: notebooks/results.ipynb.
 """
 
@@ -93,6 +94,23 @@ def probes(runs: Runs) -> str:
     return table(["linear probe on", *runs], rows) + below(every, text, "features")
 
 
+def tuning(runs: Runs) -> str:
+    """Return what every method's search found; all of equal trials and operations."""
+    every, rows = list(runs.values()), []
+    settings = [name for name in names(every, "tuning.best") if name not in ("bits", "pruned")]
+    for one in every:
+        best, trials = one.at("tuning.best"), one.at("tuning.trials")
+        cut = f"{len(trials)} ({sum(row['pruned'] for row in trials)})"
+        about = (one.at(f"tuning.{key}") for key in ("method", "order", "steps"))
+        cells = [*map(str, about), cut]
+        cells += [show(row["bits"], 3) for row in (trials[0], best)]
+        rows.append(cells + [f"{best[name]:.2g}" for name in settings])
+    head = ["method", "order", "steps", "trials (cut)", "bits a held-out code, first trial", "best"]
+    budget = shared(every, "tuning.config.tflop"), shared(every, "tuning.config.batch")
+    text = "{:g} TFLOP a trial, in steps of {} images.".format(*budget)
+    return table([*head, *settings], rows) + below(every, text, "tuning")
+
+
 PAIR, INCEPTION, SHORTER, AGAIN = (
     {f"{order} order": f"randar_{order}_nano_{run}" for order in ("raster", "random")}
     for run in ("8epochs", "8epochs_768", "perceptual", "seed1")
@@ -136,6 +154,7 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
     ("Robustness of the pair trained again", robustness, AGAIN),
     ("Guidance in the weights of the random-order model", quality, ALIGNED),
     ("Every method at one budget", methods, ("nano_*", *SHORTER.values())),
+    ("What trainings were tuned to", tuning, ("tuning",)),
     ("Fewer network calls than codes", calls, ("nano_arpg_*", SHORTER["random order"], "chosen_*")),
     ("Completing test images", inpainting, COMPLETED),
     ("Completing shapes", inpainting, SHAPES),
