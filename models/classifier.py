@@ -107,10 +107,7 @@ def fit_classifier(
 
     `state` is written every SAVE_EVERY steps, resumed if it is there, and left to be deleted.
     """
-    edges = ((0, 0), (PAD, PAD), (PAD, PAD), (0, 0))
-    padded_NHWC = torch.tensor(
-        np.pad(train.images_NHWC, edges, mode="reflect"), device=fabric.device
-    )
+    padded_NHWC = padded(train.images_NHWC, PAD).to(fabric.device)
     label_N = torch.tensor(train.labels_N, device=fabric.device)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=cfg.lr, momentum=0.9, weight_decay=5e-4, nesterov=True
@@ -140,17 +137,23 @@ def fit_classifier(
             save_state(state, head, step + 1, [], parts)
 
 
+def padded(images_NHWC: np.ndarray, pad: int) -> torch.Tensor:
+    """Return images with `pad` pixels more on every side: those inside of the edge, mirrored."""
+    edges = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+    return torch.from_numpy(np.pad(images_NHWC, edges, mode="reflect"))
+
+
 def crop_and_flip(
-    padded_NHWC: torch.Tensor, pick_B: torch.Tensor, generator: torch.Generator
+    padded_NHWC: torch.Tensor, pick_B: torch.Tensor, generator: torch.Generator, pad: int = PAD
 ) -> torch.Tensor:
     """Cut a window out of each picked image, half of them mirrored: uint8 (B, 3, H, W).
 
-    `padded_NHWC` has PAD pixels more on every side than what is cut.
+    `padded_NHWC` has `pad` pixels more on every side than what is cut.
     """
     B, device = len(pick_B), padded_NHWC.device
-    top_B, left_B = torch.randint(2 * PAD + 1, (2, B), generator=generator, device=device)
+    top_B, left_B = torch.randint(2 * pad + 1, (2, B), generator=generator, device=device)
     mirrored_B = torch.rand(B, generator=generator, device=device) < 0.5
-    cell_W = torch.arange(padded_NHWC.shape[1] - 2 * PAD, device=device)
+    cell_W = torch.arange(padded_NHWC.shape[1] - 2 * pad, device=device)
     row_BH = top_B[:, None] + cell_W
     column_BW = left_B[:, None] + torch.where(mirrored_B[:, None], cell_W.flip(0), cell_W)
     crop_BHWC = padded_NHWC[pick_B[:, None, None], row_BH[:, :, None], column_BW[:, None, :]]

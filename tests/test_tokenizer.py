@@ -1,5 +1,6 @@
 """The tokenizer: what it promises, and the search for codes that decode better."""
 
+import itertools
 import json
 import shutil
 from types import SimpleNamespace
@@ -12,10 +13,13 @@ from helpers import script
 
 from metrics.fidelity import codebook_use, psnr
 from models.command import InputError
+from models.data import SPLITS, load_codes, load_split
 from models.tokenizer import (
+    encode_images,
     error_around,
     find_tokenizer,
     load_tokenizer,
+    mirror,
     search_codes,
     to_float,
     to_uint8,
@@ -175,3 +179,25 @@ def test_stage_3_searches_and_says_what_it_gained(world, tmp_path):
         for folder in (tmp_path, world.codes)
     )
     assert found > plain
+
+
+def test_more_views_are_of_moved_images_and_of_train_images_only(world, tmp_path):
+    stage = script("tools/extract_latent_codes.py")
+    options = {"tokenizer": world.tokenizer, "data": world.data}
+    stage.main(stage.ExtractConfig(**options, out=tmp_path / "codes", views=5))
+    found, plain = (
+        {split: load_codes(folder, split).codes_NAT for split in SPLITS}
+        for folder in (tmp_path / "codes", world.codes)
+    )
+    assert torch.equal(found["test"], plain["test"])
+    assert found["train"].shape[1] == 5 and torch.equal(found["train"][:, :2], plain["train"])
+    images_NHWC = load_split(world.data, "train").images_NHWC[:8]
+    wide_NHWC = np.pad(images_NHWC, ((0, 0), (3, 3), (3, 3), (0, 0)), mode="reflect")
+    model, places = load_tokenizer(world.tokenizer)[0], []
+    for top, left in itertools.product(range(7), range(7)):
+        moved_NHWC = wide_NHWC[:, top : top + 32, left : left + 32]
+        places += [encode_images(model, moved_NHWC), encode_images(model, mirror(moved_NHWC))]
+    codes_NPT = torch.stack(places, dim=1)
+    same_NAP = (found["train"][:8, 2:, None] == codes_NPT[:, None]).all(-1)
+    assert same_NAP.any(-1).all()
+    assert len({tuple(view) for view in found["train"][:, 2:].flatten(0, 1).tolist()}) > 300

@@ -1,10 +1,11 @@
 #!/usr/bin/env -S uv run
 """Stage 3: encode every image and its mirror image. Images + tokenizer -> data/codes/*.npy.
 
-The speeds it prints count an image and its mirror image as one image, and the encoding only.
+The speeds it prints count an image with all its views as one image, and the encoding only.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,11 +17,15 @@ from tqdm import tqdm
 from metrics.fidelity import codebook_use, psnr
 from models import command
 from models.artifacts import ROOT, header
+from models.classifier import crop_and_flip, padded
 from models.command import InputError, run
 from models.data import SPLITS, evenly, load_split, save_codes
 from models.machine import pick_device
 from models.tokenizer import decode_codes, encode_images, load_tokenizer, mirror
 from models.vqvae import VQVAE
+
+SHIFT = 3
+"""pixels that a view may be moved by"""
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,22 @@ class ExtractConfig(command.Config):
     search: Annotated[int, command.Range(0, 100)] = 0
     """sweeps over the grid that try each cell's second nearest code and keep what decodes better:
     one gains about half a dB and takes nine times as long"""
+    views: Annotated[int, command.Range(2, 64)] = 2
+    """of a train image: itself, its mirror image, then others that are moved by up to 3 pixels (the
+    edge filled with its mirror image), half of them mirrored: other codes, for longer trainings"""
     batch: command.Batch = 64
     """images encoded at once; 64 stay in a core's cache, a GPU is faster with more"""
     device: command.DeviceName = "auto"
+
+
+def views_of(images_NHWC: np.ndarray, count: int) -> Iterator[np.ndarray]:
+    """Yield `count` >= 2 views of images, each uint8 (N, H, W, 3)."""
+    yield from (images_NHWC, mirror(images_NHWC))
+    wide_NHWC, generator = padded(images_NHWC, SHIFT), torch.Generator().manual_seed(0)
+    for _ in range(count - 2):
+        rows_N = torch.arange(len(images_NHWC))
+        moved_N3HW = crop_and_flip(wide_NHWC, rows_N, generator, SHIFT)
+        yield moved_N3HW.permute(0, 2, 3, 1).numpy()
 
 
 def main(cfg: ExtractConfig) -> None:
@@ -60,12 +78,13 @@ def main(cfg: ExtractConfig) -> None:
     encoded, speed = {}, {}
     for split, images in splits.items():
         since = time.time()
-        parts = np.array_split(images.images_NHWC, max(1, len(images.labels_N) // cfg.batch))
-        views_NAT = [  # of each image, and of its mirror image
-            torch.stack([encode_images(model, v, cfg.batch, cfg.search) for v in (p, mirror(p))], 1)
-            for p in tqdm(parts, desc=split, unit="batch")
-        ]
-        encoded[split] = torch.cat(views_NAT)
+        count, views_NAT = cfg.views if split == "train" else 2, []
+        for view_NHWC in views_of(images.images_NHWC, count):
+            parts = np.array_split(view_NHWC, max(1, len(view_NHWC) // cfg.batch))
+            bar = tqdm(parts, f"{split}, view {len(views_NAT) + 1} of {count}", unit="batch")
+            codes = [encode_images(model, part, cfg.batch, cfg.search) for part in bar]
+            views_NAT.append(torch.cat(codes))
+        encoded[split] = torch.stack(views_NAT, dim=1)
         speed[split] = len(images.labels_N) / (time.time() - since)
     test_NHWC = splits["test"].images_NHWC
     shown = evenly(len(test_NHWC), 10_000)

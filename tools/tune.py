@@ -63,7 +63,7 @@ class TuneConfig(command.Config):
     """default results/tuning_<method>_<order>"""
     trials: command.Count = 16
     tflop: Annotated[float, command.Range(1e-6, 1e9)] = 40.0
-    """10^12 operations of a trial: 3,000 steps of 64 of a nano RandAR are 190"""
+    """10^12 operations of a trial: 3,000 steps of 64 of a nano RandAR are 167"""
     batch: command.Batch = 64
     optimizer: OptimizerName = "muon"
     lr: command.Share = 3e-3
@@ -123,7 +123,6 @@ class Trials:
                 continue
             heldout = {"bits": self.heldout}
             bits = split_bits(ema.module, heldout, cfg.policy.asked)["bits"]
-            model.train()
             bar.set_postfix(bits=f"{bits:.3f}")
             if not math.isfinite(bits):
                 raise optuna.TrialPruned
