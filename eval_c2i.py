@@ -31,7 +31,8 @@ from models.artifacts import ROOT, sha256_of
 from models.checkpoint import Generator
 from models.command import InputError, run
 from models.machine import device_name, peak_memory, pick_device, pick_precision
-from models.orders import CHOSEN, Grouping
+from models.method import Grouping
+from models.orders import CHOSEN
 from models.sampling import Plan, Schedule
 
 
@@ -73,6 +74,13 @@ class EvalConfig(SamplingConfig):
     """default 1: all codes"""
     choice_temperature: command.Amount | None = None
     """noise in an order that the model chooses; default 8; 0: always the surest cells first"""
+    revise: command.Fraction | None = None
+    """share of the cells that are drawn anew afterwards, given all others: those that were least
+    likely given what came before them; default 0"""
+    rounds: command.Count | None = None
+    """of revising; default 1"""
+    revise_scale: command.Amount | None = None
+    """guidance scale of revising; default: --cfg-scale, but 2 at most"""
     labels: tuple[command.Natural, ...] = ()
     """sample these classes only; default all"""
     random_orders: Annotated[int, command.Range(1, 1000)] = 1
@@ -150,7 +158,7 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
         "train_steps": header["config"]["steps"],
         "plan": asdict(plan),
         "precision": precision,
-        "network_calls": len(plan.groups(model)[0]),
+        "network_calls": plan.calls(model),
         "num_samples": cfg.num_samples,
         "seeds": list(seeds),
         "images_per_second": speed,

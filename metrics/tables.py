@@ -205,22 +205,22 @@ def training_tflop(run: Run) -> float | None:
 
 def calls(runs: Runs) -> str:
     """Return what fewer network calls than codes cost: rows of sweeps, or single evaluations."""
-    rows, controls = [], {}
-    found = [
-        (run.at("metrics.method"), row)
-        for run in runs.values()
-        for row in run.at("sweep.rows", True) or [run.at("metrics")]
-        if row["plan"]["decode_steps"]
-    ]
+    rows, controls, found = [], {}, []
+    for run in runs.values():
+        measured = run.at("sweep.rows", True) or [run.at("metrics")]
+        found += [(run.at("metrics.method"), x) for x in measured if x["plan"]["decode_steps"]]
     every = dict.fromkeys(name for _, row in found for name in row["samples"])
     measures = [name for name in every if name.startswith(SHOWN)]
     for method, row in found:
         plan, count = row["plan"], show(row["num_samples"], 0)
         samples = row["samples"] | row.get("over_seeds", {})
-        noise = f", noise {plan['choice_temperature']:g}" if plan["order"] in CHOSEN else ""
-        counts = (show(plan[key], 0) for key in ("decode_steps", "cfg_scale"))
+        how = f", noise {plan['choice_temperature']:g}" if plan["order"] in CHOSEN else ""
+        if plan.get("revise"):
+            how += f", then {plan['revise']:.1%} anew, {plan['rounds']} times"
+        number = row.get("network_calls", plan["decode_steps"])
+        counts = (show(x, 0) for x in (number, plan["cfg_scale"]))
         shown = (show_measure(name, samples.get(name)) for name in measures)
-        rows.append([method, plan["order"] + noise, *counts, count, *shown])
+        rows.append([method, plan["order"] + how, *counts, count, *shown])
         controls[count] = [real(row, name) for name in measures]
     rows.sort(key=lambda row: (row[0], -int(row[2]), row[4], row[1]))
     rows += [[REAL, "", "", "", count, *cells] for count, cells in controls.items()]

@@ -5,11 +5,14 @@ tests in tests/test_methods.py are written over all of them.
 
 All differ from their authors' code in: the order is an argument; known codes can be committed
 first; the null label is put in by the training script; a last code that nothing reads is not fed,
-with the same logits; logits are fp32 or wider in every mode; there is no stochastic depth.
+with the same logits; logits are fp32 or wider in every mode; there is no stochastic depth. Group
+sizes are RandAR's (Pang et al., arXiv 2412.01827) and ARPG's (Li et al., arXiv 2503.10568).
 """
 
+import itertools
+import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +20,9 @@ from torch import nn
 
 from models import command
 from models.command import InputError
-from models.orders import SCANS, Grouping, groups_of, scan
+from models.orders import SCANS, scan
+
+Grouping = Literal["cosine", "arpg_cosine", "arccos"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,44 @@ SIZES = {
     "large": {"layers": 12, "heads": 8, "width": 512},
 }
 """The presets of --model: 1.3, 5.6, 15 and 42 million parameters at V = 1024."""
+
+
+def groups_of(tokens: int, steps: int, grouping: Grouping) -> list[int]:
+    """Return how many codes each step decodes: `steps` sizes >= 1, sum `tokens`.
+
+    cosine is RandAR's schedule, arpg_cosine and arccos are ARPG's. Raises InputError unless
+    1 <= steps <= tokens.
+    """
+    if not 1 <= steps <= tokens:
+        raise InputError(f"expected decode steps in 1..{tokens}, got {steps}")
+    if grouping == "cosine":
+        return cosine_groups(tokens, steps)
+    sizes, done = [], 0
+    for step in range(1, steps):
+        if grouping == "arccos":  # flat, with a large last step
+            ratio = (2 / math.pi) * math.acos(step / steps)
+        else:  # growing
+            ratio = math.cos((math.pi / 2) * step / steps)
+        left = max(1, min(tokens - done - 1, math.floor(tokens * ratio)))
+        sizes.append(tokens - done - left)
+        done += sizes[-1]
+    return [*sizes, tokens - done]
+
+
+def cosine_groups(tokens: int, steps: int) -> list[int]:
+    """Return how many codes each step decodes, few first: RandAR's schedule for steps >= 2.
+
+    The float64 order of operations is part of it: at (t + 1) / steps = 2/3 the cosine hits
+    tokens / 2, and another order gives other sizes. One step decodes everything (RandAR's formula
+    would need two).
+    """
+    if steps == 1:
+        return [tokens]
+    done = [0, 1]
+    for t in range(1, steps):
+        target = math.floor((1 - math.cos((math.pi / 2) * (t + 1) / steps)) * tokens + 1)
+        done.append(min(tokens, max(done[-1] + 1, target)))
+    return [after - before for before, after in itertools.pairwise(done)]
 
 
 class Cache:

@@ -4,13 +4,12 @@
     rank = order.argsort()                             order = rank.argsort()
 
 The scans are those of taming-transformers' permuter (Esser et al., arXiv 2012.09841), which RAR
-(Yu et al., arXiv 2411.00776) compares, and PAR's regions (Wang et al., arXiv 2412.15119). Group
-sizes are RandAR's (Pang et al., arXiv 2412.01827) and ARPG's (Li et al., arXiv 2503.10568).
+(Yu et al., arXiv 2411.00776) compares, and PAR's regions (Wang et al., arXiv 2412.15119).
 """
 
-import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,8 +18,6 @@ import torch
 
 from models.artifacts import map_array
 from models.command import InputError
-
-Grouping = Literal["cosine", "arpg_cosine", "arccos"]
 
 
 def _rows_columns(grid: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,12 +220,14 @@ def shuffled_order(
     return base_T.expand(shape).scatter(1, drawn_Bm.sort(1).values, base_T[drawn_Bm])
 
 
-def sample_chance(seed: int, samples: range, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+def sample_chance(
+    seed: int, samples: range, tokens: int, *more: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (uniform_BS in [0, 1) float64, random order_BS int64), each sample its own stream.
 
-    Row i depends on (seed, samples[i]) only: an image does not depend on the batch it is in.
+    Row i depends on (seed, samples[i], more) only: an image does not depend on its batch.
     """
-    streams = [np.random.default_rng([seed, sample]) for sample in samples]
+    streams = [np.random.default_rng([seed, sample, *more]) for sample in samples]
     uniform_BS = np.stack([stream.random(tokens) for stream in streams])
     order_BS = np.stack([stream.permutation(tokens) for stream in streams])
     return torch.from_numpy(uniform_BS), torch.from_numpy(order_BS)
@@ -237,6 +236,15 @@ def sample_chance(seed: int, samples: range, tokens: int) -> tuple[torch.Tensor,
 def known_first(order_BS: torch.Tensor, open_T: torch.Tensor) -> torch.Tensor:
     """Return order_BS with the cells that are not open, bool (T,), before those that are."""
     return order_BS.gather(1, open_T[order_BS].int().argsort(dim=1, stable=True))
+
+
+def doubtful_last(
+    order_BS: torch.Tensor, log_p_BS: torch.Tensor, open_T: torch.Tensor, cells: int
+) -> torch.Tensor:
+    """Return order_BS with those `cells` of the open cells last that have the least log_p_BS."""
+    log_p_BS = log_p_BS.masked_fill(~open_T[order_BS], math.inf)
+    doubtful_BS = log_p_BS.argsort(1).argsort(1) < cells
+    return order_BS.gather(1, doubtful_BS.int().argsort(dim=1, stable=True))
 
 
 def random_fraction_at(progress: float, start: float, end: float) -> float:
@@ -249,39 +257,37 @@ def random_fraction_at(progress: float, start: float, end: float) -> float:
     return 0.0 if progress >= end else 1 - (progress - start) / (end - start)
 
 
-def groups_of(tokens: int, steps: int, grouping: Grouping) -> list[int]:
-    """Return how many codes each step decodes: `steps` sizes >= 1, sum `tokens`.
+@dataclass(frozen=True)
+class Choice:
+    """How a method chooses the cells that it writes next, among all that are open."""
 
-    cosine is RandAR's schedule, arpg_cosine and arccos are ARPG's. Raises InputError unless
-    1 <= steps <= tokens.
-    """
-    if not 1 <= steps <= tokens:
-        raise InputError(f"expected decode steps in 1..{tokens}, got {steps}")
-    if grouping == "cosine":
-        return cosine_groups(tokens, steps)
-    sizes, done = [], 0
-    for step in range(1, steps):
-        if grouping == "arccos":  # flat, with a large last step
-            ratio = (2 / math.pi) * math.acos(step / steps)
-        else:  # growing
-            ratio = math.cos((math.pi / 2) * step / steps)
-        left = max(1, min(tokens - done - 1, math.floor(tokens * ratio)))
-        sizes.append(tokens - done - left)
-        done += sizes[-1]
-    return [*sizes, tokens - done]
+    policy: Chosen
+    temperature: float
+    uniform_BkT: torch.Tensor
+    noise_BkT: torch.Tensor
+    """what the codes of step k are drawn by, in [0, 1), and Gumbel noise, float64"""
 
+    def __call__(self, step: int, logits_BlV: torch.Tensor, codes_Bl: torch.Tensor) -> torch.Tensor:
+        """Return the places of the open cells, (B, l), those first that the model is surest of.
 
-def cosine_groups(tokens: int, steps: int) -> list[int]:
-    """Return how many codes each step decodes, few first: RandAR's schedule for steps >= 2.
+        confidence: log p of the code drawn (MaskGIT, arXiv 2202.04200), entropy: less of it,
+        margin: between the two likeliest. The noise fades with what is open, as MaskGIT's.
+        """
+        log_p_BlV = logits_BlV.log_softmax(-1)
+        p_BlV = log_p_BlV.exp()
+        if self.policy == "confidence":
+            sure_Bl = log_p_BlV.gather(2, codes_Bl.unsqueeze(2)).squeeze(2)
+        elif self.policy == "margin":
+            sure_Bl = -p_BlV.topk(2).values.diff().squeeze(2)
+        else:
+            sure_Bl = (p_BlV * log_p_BlV).sum(-1)
+        share = codes_Bl.shape[1] / self.noise_BkT.shape[2]
+        noise_Bl = self.temperature * share * self.noise_BkT[:, step, : codes_Bl.shape[1]]
+        return (sure_Bl.double() + noise_Bl).argsort(1, descending=True)
 
-    The float64 order of operations is part of it: at (t + 1) / steps = 2/3 the cosine hits
-    tokens / 2, and another order gives other sizes. One step decodes everything (RandAR's formula
-    would need two).
-    """
-    if steps == 1:
-        return [tokens]
-    done = [0, 1]
-    for t in range(1, steps):
-        target = math.floor((1 - math.cos((math.pi / 2) * (t + 1) / steps)) * tokens + 1)
-        done.append(min(tokens, max(done[-1] + 1, target)))
-    return [after - before for before, after in itertools.pairwise(done)]
+    @classmethod
+    def of(cls, policy: Chosen, temperature: float, seed: int, samples: range, shape, device):
+        """Return the choice of samples, each with a stream of its own; shape: (steps, tokens)."""
+        streams = (np.random.default_rng([seed, sample, 2]) for sample in samples)
+        chance = zip(*((one.random(shape), one.gumbel(size=shape)) for one in streams), strict=True)
+        return cls(policy, temperature, *(torch.from_numpy(np.stack(x)).to(device) for x in chance))

@@ -14,8 +14,8 @@ import torch
 
 from models import command
 from models.command import InputError
-from models.method import Method
-from models.orders import CHOSEN, Chosen, Grouping, groups_of, known_first, sample_chance
+from models.method import Grouping, Method, groups_of
+from models.orders import CHOSEN, Choice, doubtful_last, known_first, sample_chance
 from models.tokenizer import Tokenizer, decode_codes
 
 Schedule = Literal["constant", "linear", "linear_after", "power_cosine"]
@@ -77,35 +77,6 @@ def pick(
     threshold_Bn1 = (uniform_Bn.double() * mass_BnV[..., -1]).unsqueeze(-1)
     codes_Bn = torch.searchsorted(mass_BnV, threshold_Bn1, right=True).squeeze(-1)
     return codes_Bn.clamp(max=logits_BnV.shape[-1] - 1)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How a method chooses the cells that it writes next, among all that are open."""
-
-    policy: Chosen
-    temperature: float
-    uniform_BkT: torch.Tensor
-    noise_BkT: torch.Tensor
-    """what the codes of step k are drawn by, in [0, 1), and Gumbel noise, float64"""
-
-    def __call__(self, step: int, logits_BlV: torch.Tensor, codes_Bl: torch.Tensor) -> torch.Tensor:
-        """Return the places of the open cells, (B, l), those first that the model is surest of.
-
-        confidence: log p of the code drawn (MaskGIT, arXiv 2202.04200), entropy: less of it,
-        margin: between the two likeliest. The noise fades with what is open, as MaskGIT's.
-        """
-        log_p_BlV = logits_BlV.log_softmax(-1)
-        p_BlV = log_p_BlV.exp()
-        if self.policy == "confidence":
-            sure_Bl = log_p_BlV.gather(2, codes_Bl.unsqueeze(2)).squeeze(2)
-        elif self.policy == "margin":
-            sure_Bl = -p_BlV.topk(2).values.diff().squeeze(2)
-        else:
-            sure_Bl = (p_BlV * log_p_BlV).sum(-1)
-        share = codes_Bl.shape[1] / self.noise_BkT.shape[2]
-        noise_Bl = self.temperature * share * self.noise_BkT[:, step, : codes_Bl.shape[1]]
-        return (sure_Bl.double() + noise_Bl).argsort(1, descending=True)
 
 
 @torch.no_grad()
@@ -171,6 +142,13 @@ def generate(
     return _in_place(codes_Bq, order_BS)
 
 
+@torch.no_grad()
+def log_p(model: Method, codes_BT, label_B, order_BS) -> torch.Tensor:
+    """Return ln p of each code given those before it, (B, S) along the orders."""
+    logits_BSV, target_BS = model(codes_BT, label_B, order_BS), codes_BT.gather(1, order_BS)
+    return logits_BSV.log_softmax(-1).gather(2, target_BS.unsqueeze(2)).squeeze(2)
+
+
 def _in_place(codes_Bq: torch.Tensor, order_BS: torch.Tensor) -> torch.Tensor:
     """Return codes_BT of the first q cells of each order, -1 in cells still to come."""
     return torch.full_like(order_BS, -1).scatter(1, order_BS[:, : codes_Bq.shape[1]], codes_Bq)
@@ -200,6 +178,12 @@ class Plan(command.Config):
     top_p: Annotated[float, command.Range(1e-6, 1)] = 1.0
     choice_temperature: command.Amount = 8.0
     """of the noise in an order that the model chooses; 0: always the surest cells first"""
+    revise: command.Fraction = 0.0
+    """share of the cells that are drawn anew given all others: those least likely as they came"""
+    rounds: command.Count = 1
+    """of revising"""
+    revise_scale: command.Amount | None = None
+    """guidance scale of revising; None: that of sampling, but 2 at most"""
 
     def groups(self, model: Method, known: int = 0) -> tuple[list[int], list[float]]:
         """Return each step's number of codes and its guidance scale, for this method.
@@ -217,6 +201,13 @@ class Plan(command.Config):
             done += size
         return sizes, scales
 
+    def calls(self, model: Method) -> int:
+        """Return the network calls of a sample; a round of revising takes one to find its cells."""
+        calls, tokens = len(self.groups(model)[0]), model.config.tokens
+        if cells := round(self.revise * tokens):
+            calls += self.rounds * (1 + len(self.groups(model, tokens - cells)[0]))
+        return calls
+
 
 def sample_codes(
     model: Method, label_N: torch.Tensor, plan: Plan, seed: int, first: int = 0
@@ -228,18 +219,6 @@ def sample_codes(
     tokens = model.config.tokens
     nothing_NT = torch.zeros(len(label_N), tokens, dtype=torch.int64)
     return fill(model, nothing_NT, torch.ones(tokens, dtype=torch.bool), label_N, plan, seed, first)
-
-
-def chosen(
-    plan: Plan, seed: int, samples: range, shape: tuple[int, int], device: torch.device
-) -> Choice | None:
-    """Return the chance of samples, `shape` (steps, tokens) each, whose order the model chooses."""
-    if plan.order not in CHOSEN:
-        return None
-    streams = (np.random.default_rng([seed, sample, 2]) for sample in samples)
-    chance = zip(*((one.random(shape), one.gumbel(size=shape)) for one in streams), strict=True)
-    uniform_BkT, noise_BkT = (torch.from_numpy(np.stack(x)).to(device) for x in chance)
-    return Choice(plan.order, plan.choice_temperature, uniform_BkT, noise_BkT)
 
 
 def fill(
@@ -256,17 +235,20 @@ def fill(
     """Return codes_NT with the open cells, bool (T,), drawn anew given all others and the label.
 
     The others are committed first, all at once, in the plan's order, then the open ones follow in
-    it. With every cell open it is `sample_codes`, with none the codes as they are. Raises
-    InputError for a method that is not told which cell comes next; with `past` such a one can do it
-    too: every cell has its turn, and an open one is drawn given those before it only.
+    it; with `plan.revise`, those of them that are least likely given what came before are then
+    drawn again given all others. With every cell open it is `sample_codes`, with none the codes as
+    they are. Raises InputError for a method that is not told which cell comes next; with `past`
+    such a one can do it too: every cell has its turn, and an open one is drawn given those before
+    it only.
     """
     config, device = model.config, next(model.parameters()).device
     samples = range(first, first + len(label_N))
     uniform_BS, order_BS = sample_chance(seed, samples, config.tokens)
     if plan.order not in ("random", *CHOSEN):
         order_BS = model.order(plan.order).expand_as(order_BS)
-    known = config.tokens - int(open_T.sum())
-    if known and not (model.any_order or past):
+    opened = int(open_T.sum())
+    known, cells = config.tokens - opened, min(opened, round(plan.revise * config.tokens))
+    if not model.any_order and ((known and not past) or cells):
         raise InputError(
             f"{type(model).__name__} generates in {config.scan} order only: it cannot be given the "
             "cells to keep; take a checkpoint of a method with any order"
@@ -274,14 +256,30 @@ def fill(
     if past and plan.order in CHOSEN:
         raise InputError(f"expected an order that gives every cell its turn, got {plan.order}")
     order_BS = order_BS if past else known_first(order_BS, open_T)
-    if known == config.tokens:
+    if not opened:
         return codes_NT.to(device)
-    known_BS = codes_NT.cpu().masked_fill(open_T, -1).gather(1, order_BS).to(device)
     sizes, scales = plan.groups(model, 0 if past else known)
-    choice = chosen(plan, seed, samples, (len(sizes), config.tokens), device)
-    start = label_N.to(device), order_BS.to(device), uniform_BS.to(device), sizes, scales
-    how = plan.temperature, plan.top_k, plan.top_p, known_BS if known else None, watch, choice
-    return generate(model, *start, *how)
+    choice = None
+    if plan.order in CHOSEN:
+        chance = seed, samples, (len(sizes), config.tokens), device
+        choice = Choice.of(plan.order, plan.choice_temperature, *chance)
+    codes_NT, label_N, order_BS, open_T = (
+        x.to(device) for x in (codes_NT, label_N, order_BS, open_T)
+    )
+    known_BS = codes_NT.masked_fill(open_T, -1).gather(1, order_BS) if known else None
+    how = plan.temperature, plan.top_k, plan.top_p
+    start = label_N, order_BS, uniform_BS.to(device), sizes, scales
+    codes_NT = generate(model, *start, *how, known_BS, watch, choice)
+    again = min(2.0, plan.cfg_scale) if plan.revise_scale is None else plan.revise_scale
+    for turn in range(plan.rounds if cells else 0):
+        order_BS = doubtful_last(order_BS, log_p(model, codes_NT, label_N, order_BS), open_T, cells)
+        known_BS = codes_NT.gather(1, order_BS)
+        known_BS[:, -cells:] = -1
+        uniform_BS, _ = sample_chance(seed, samples, config.tokens, 3, turn)
+        sizes, _ = plan.groups(model, config.tokens - cells)
+        start = label_N, order_BS, uniform_BS.to(device), sizes, [again] * len(sizes)
+        codes_NT = generate(model, *start, *how, known_BS, watch)
+    return codes_NT
 
 
 @dataclass(frozen=True)

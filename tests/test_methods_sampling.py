@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import draw, order_of, orders_of, tiny
 
 from models import sampling
 from models.command import InputError
+from models.method import groups_of
 from models.methods import METHODS, check_order
-from models.orders import CHOSEN, groups_of, sample_chance
+from models.orders import CHOSEN, known_first, sample_chance
 from models.sampling import Plan, fill, generate, pick, sample_codes
 
 CODES, GRID, BATCH = 7, 4, 3
@@ -23,16 +25,74 @@ def name(request) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
-def test_a_sample_is_the_same_whatever_batch_it_is_in(name, cfg):
+@pytest.mark.parametrize(("cfg", "revise"), [(1.0, 0.0), (3.0, 0.0), (3.0, 0.25)])
+def test_a_sample_is_the_same_whatever_batch_it_is_in(name, cfg, revise):
     model = tiny(name)
     label_N = torch.tensor([0, 1, 2, 0, 1])
-    plan = Plan(order=order_of(model), cfg_scale=cfg)
+    plan = Plan(order=order_of(model), cfg_scale=cfg, revise=revise * model.any_order, rounds=2)
     together = sample_codes(model, label_N, plan, seed=3)
     apart = [sample_codes(model, label_N[i : i + 1], plan, 3, first=i) for i in range(5)]
     assert torch.equal(together, torch.cat(apart))
     assert not torch.equal(together, sample_codes(model, label_N, plan, seed=4))
     assert not torch.equal(together[0], together[3])  # one class, two streams
+
+
+@pytest.mark.parametrize("known", [0, 6])
+@pytest.mark.parametrize("cells", [1, 5])
+def test_what_was_least_likely_is_drawn_anew_given_all_others(name, known, cells):
+    model, label_N, open_T = tiny(name), torch.tensor([0, 1, 2]), torch.arange(TOKENS) >= known
+    given_NT = torch.arange(3 * TOKENS).view(3, -1) % CODES
+    plan = Plan(order="random", cfg_scale=2.0, temperature=0.0)  # the likeliest code, always
+    once = replace(plan, revise=cells / TOKENS, revise_scale=3.0)
+    inputs = given_NT, open_T, label_N
+    if not model.any_order:
+        with pytest.raises(InputError, match="cannot be given the cells to keep"):
+            fill(model, *inputs, replace(once, order=model.config.scan), 4, past=True)
+        return
+    before_NT, after_NT = (fill(model, *inputs, one, 4) for one in (plan, once))
+    order_NS = known_first(sample_chance(4, range(3), TOKENS)[1], open_T)
+    logits_NSV, target_NS = model(before_NT, label_N, order_NS), before_NT.gather(1, order_NS)
+    log_p_NS = -F.cross_entropy(logits_NSV.transpose(1, 2), target_NS, reduction="none")
+    for i in range(3):
+        ranked = sorted(range(known, TOKENS), key=lambda s: log_p_NS[i, s].item())
+        anew = order_NS[i][sorted(ranked[:cells])]
+        kept = order_NS[i][[s for s in range(TOKENS) if s not in ranked[:cells]]]
+        assert torch.equal(before_NT[i, kept], after_NT[i, kept])
+        order_1S = torch.cat((kept, anew)).unsqueeze(0)
+        logits = [model(after_NT[i : i + 1], label, order_1S)[0, -cells:] for label in (
+            label_N[i : i + 1], torch.tensor([model.null_label]))]  # fmt: skip
+        guided_nV = logits[1] + 3 * (logits[0] - logits[1])
+        assert torch.equal(after_NT[i, anew], guided_nV.argmax(-1))
+
+
+def test_rounds_of_revising_go_on_with_other_chance_and_count_as_calls(name, monkeypatch):
+    model, label_N = tiny(name), torch.zeros(20, dtype=torch.int64)
+    if not model.any_order:
+        return
+    drawn_by = []
+
+    def noted(logits_BnV, uniform_Bn, *how):
+        drawn_by.extend(uniform_Bn.flatten().tolist())
+        return pick(logits_BnV, uniform_Bn, *how)
+
+    plan = Plan(order="random", revise=0.25)
+    none, once, twice = (
+        sample_codes(model, label_N, one, seed=1)
+        for one in (replace(plan, revise=0.0), plan, replace(plan, rounds=2))
+    )
+    monkeypatch.setattr(sampling, "pick", noted)
+    assert torch.equal(twice, sample_codes(model, label_N, replace(plan, rounds=2), seed=1))
+    assert len(set(drawn_by)) == 20 * (16 + 4 + 4)
+    for before, after in ((none, once), (once, twice)):
+        assert 0 < (before != after).sum(1).float().mean() <= 4
+        assert (before != after).sum(1).max() <= 4
+    default, same, more = (
+        sample_codes(model, label_N, replace(plan, cfg_scale=40.0, revise_scale=scale), seed=1)
+        for scale in (None, 2.0, 40.0)
+    )
+    assert torch.equal(default, same) and not torch.equal(default, more)
+    assert plan.calls(model) == 16 + 5 and replace(plan, rounds=2).calls(model) == 16 + 10
+    assert replace(plan, revise=0.01, rounds=9).calls(model) == 16
 
 
 @pytest.mark.parametrize("left", [0, 1, 5, TOKENS - 1, TOKENS])

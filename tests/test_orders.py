@@ -9,17 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.command import InputError
-from models.method import ModelConfig
+from models.method import Grouping, ModelConfig, groups_of
 from models.methods import METHODS
-from models.orders import (
-    ORDERS,
-    Grouping,
-    groups_of,
-    mixed_order,
-    random_fraction_at,
-    region_scan,
-    scan,
-)
+from models.orders import ORDERS, mixed_order, random_fraction_at, region_scan, scan
 
 FOUR_BY_FOUR = {
     "raster": "0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15",

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.command import InputError
-from models.method import Cache, Method, ModelConfig
+from models.method import Cache, Method, ModelConfig, groups_of
 from models.methods import build
-from models.orders import CHOSEN, groups_of, sample_chance
-from models.sampling import BLOCK, Choice, Plan, fill, generate, guidance_at, guide, pick
+from models.orders import CHOSEN, Choice, sample_chance
+from models.sampling import BLOCK, Plan, fill, generate, guidance_at, guide, pick
 
 VOCABULARY, GRID = 50, 4
 TOKENS = GRID * GRID

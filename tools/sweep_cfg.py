@@ -110,7 +110,7 @@ def main(cfg: SweepConfig) -> dict:
                 return row
         sample, label_N, began = sampler(), torch.arange(count) % classes, time.time()
         images_NHWC = evaluation.sample_images(sample, label_N, plan, seed, cfg.batch)
-        key["network_calls"] = len(plan.groups(subject.model)[0])
+        key["network_calls"] = plan.calls(subject.model)
         key["images_per_second"] = count / (time.time() - began)
         rows.append(key | reference.report(images_NHWC, label_N.numpy()))
         write()
