@@ -216,7 +216,7 @@ def calls(runs: Runs) -> str:
         samples = row["samples"] | row.get("over_seeds", {})
         how = f", noise {plan['choice_temperature']:g}" if plan["order"] in CHOSEN else ""
         if plan.get("revise"):
-            how += f", then {plan['revise']:.1%} anew, {plan['rounds']} times"
+            how += f", rounds of {plan['revise']:.1%} drawn anew: {plan['rounds']}"
         number = row.get("network_calls", plan["decode_steps"])
         counts = (show(x, 0) for x in (number, plan["cfg_scale"]))
         shown = (show_measure(name, samples.get(name)) for name in measures)

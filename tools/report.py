@@ -38,6 +38,7 @@ from metrics.tables import (
     calibration,
     calls,
     class_orders,
+    differences,
     inpainting,
     lines,
     methods,
@@ -111,6 +112,18 @@ def tuning(runs: Runs) -> str:
     return table([*head, *settings], rows) + below(every, text, "tuning")
 
 
+def wrong_codes(runs: Runs) -> str:
+    """Return what a wrong context costs the runs, one of them trained with wrong codes."""
+    every, path = list(runs.values()), "robustness.context.uniform"
+    rows = [
+        [f"{rho:.0%}", *(show(one.at(path, rho=rho)["bits_per_image"], 1) for one in every)]
+        for rho in (row["rho"] for row in every[0].at(path))
+    ]
+    text = f"Bits of {shared(every, 'robustness.images'):,} test images; in brackets: 95% interval."
+    parts = table(["share of the codes replaced", *runs], rows), differences(runs)
+    return "\n".join(parts) + below(every, text, "robustness")
+
+
 PAIR, INCEPTION, SHORTER, AGAIN = (
     {f"{order} order": f"randar_{order}_nano_{run}" for order in ("raster", "random")}
     for run in ("8epochs", "8epochs_768", "perceptual", "seed1")
@@ -126,6 +139,7 @@ FIXED = {
     "on 4,096 codes": "fixed_vqvae_cifar10_4096",
 }
 READ_RASTER = {"random order, read in raster order": "randar_random_nano_8epochs_read_raster"}
+NOISE = {"raster order, 10% wrong codes in training": "noise_randar_raster"} | SHORTER
 ALIGNED = {
     "guided": "randar_random_nano_perceptual",
     "not guided": "randar_random_nano_unguided",
@@ -149,6 +163,8 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
     ("The pair trained for half as long", quality, SHORTER),
     ("Calibration of the pair trained for half as long", calibration, SHORTER),
     ("Robustness of the pair trained for half as long", robustness, SHORTER),
+    ("Trained with wrong codes in the context", quality, NOISE),
+    ("Wrong codes read by what was trained with them", wrong_codes, NOISE),
     ("The pair trained again, from another seed", quality, AGAIN),
     ("Calibration of the pair trained again", calibration, AGAIN),
     ("Robustness of the pair trained again", robustness, AGAIN),
