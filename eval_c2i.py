@@ -77,7 +77,7 @@ class EvalConfig(SamplingConfig):
     revise: command.Fraction | None = None
     """share of the cells that are drawn anew afterwards, given all others: those that were least
     likely given what came before them; default 0"""
-    rounds: command.Count | None = None
+    rounds: Annotated[int, command.Range(1, 100)] | None = None
     """of revising; default 1"""
     revise_scale: command.Amount | None = None
     """guidance scale of revising; default: --cfg-scale, but 2 at most"""

@@ -180,7 +180,7 @@ class Plan(command.Config):
     """of the noise in an order that the model chooses; 0: always the surest cells first"""
     revise: command.Fraction = 0.0
     """share of the cells that are drawn anew given all others: those least likely as they came"""
-    rounds: command.Count = 1
+    rounds: Annotated[int, command.Range(1, 100)] = 1
     """of revising"""
     revise_scale: command.Amount | None = None
     """guidance scale of revising; None: that of sampling, but 2 at most"""

@@ -34,7 +34,8 @@ SMALL = {"steps": 2, "batch": 20, "num_samples": 10, "images": 10, "epochs": 1, 
          "corrupted_images": 0, "random_orders": 1, "final": 0, "iterations": 3, "reference": 20,
          "cfg_scale": 1, "count_train": 10, "count_test": 10, "decode_steps": 4, "cluster_size": 2,
          "warmup": 0, "eval_every": 2, "save_every": 2, "init": "None", "perceptual": 0, "width": 8,
-         "inception_weights": "none", "device": "cpu", "model": "nano", "labels": None}  # fmt: skip
+         "inception_weights": "none", "device": "cpu", "model": "nano", "labels": None,
+         "trials": 1, "tflop": 1e-6, "views": 2, "rounds": 1}  # fmt: skip
 """values with which a command takes about a second"""
 HEAVY = (*SMALL, "devices", "seeds", "search", "logger", "url", "source", "model.width",
          "model.blocks", "model.codebook_size", "model.code_dim", "temperature")  # fmt: skip
