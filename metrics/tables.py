@@ -218,7 +218,7 @@ def calls(runs: Runs) -> str:
         if plan.get("revise"):
             how += f", rounds of {plan['revise']:.1%} drawn anew: {plan['rounds']}"
         number = row.get("network_calls", plan["decode_steps"])
-        counts = (show(x, 0) for x in (number, plan["cfg_scale"]))
+        counts = show(number, 0), f"{plan['cfg_scale']:g}"
         shown = (show_measure(name, samples.get(name)) for name in measures)
         rows.append([method, plan["order"] + how, *counts, count, *shown])
         controls[count] = [real(row, name) for name in measures]

@@ -54,7 +54,14 @@ TRUTHS = [
     (test_methods.test_probabilities_of_all_grids_sum_to_one, [()]),
     (test_methods.test_first_loss_is_log_of_the_codebook, [()]),
     (test_methods.test_one_batch_is_memorised, [()]),
-    (test_methods_sampling.test_a_sample_is_the_same_whatever_batch_it_is_in, [(1.0,), (3.0,)]),
+    (
+        test_methods_sampling.test_a_sample_is_the_same_whatever_batch_it_is_in,
+        [(1.0, 0.0), (3.0, 0.25)],
+    ),
+    (
+        test_methods_sampling.test_what_was_least_likely_is_drawn_anew_given_all_others,
+        [(0, 1), (6, 5)],
+    ),
     (test_methods_sampling.test_every_cell_is_asked_for_once_in_every_number_of_steps, [()]),
 ]
 
