@@ -25,6 +25,7 @@ from models.command import InputError
 from models.data import Codes, evenly
 from models.method import Method
 from models.orders import ORDERS, sample_chance
+from models.sampling import log_p
 
 RANDOM = "random_"
 """start of the name of a random order that is the same for all images"""
@@ -96,15 +97,13 @@ def likelihood(model: Method, test: Codes, order: str, random_orders: int = 1) -
     return {"mean": mean, "se": se, "orders": count}
 
 
-@torch.no_grad()
 def log_p_given_all(model: Method, codes_T: torch.Tensor, label: int) -> torch.Tensor:
     """Return log p of each code given all the others and the label, nats (T,)."""
     cell_T = torch.arange(len(codes_T), device=codes_T.device)
     # row t visits all the others before cell t
     order_TT = (cell_T == cell_T.unsqueeze(1)).int().argsort(dim=1, stable=True)
     label_T = torch.full_like(cell_T, label)
-    logits_TSV = model(codes_T.expand(len(cell_T), -1), label_T, order_TT)
-    return logits_TSV[:, -1].log_softmax(-1).gather(1, codes_T.unsqueeze(1)).squeeze(1)
+    return log_p(model, codes_T.expand(len(cell_T), -1), label_T, order_TT)[:, -1]
 
 
 def orders_for(model: Method, order: str, count: int, seed: int = 0) -> torch.Tensor:

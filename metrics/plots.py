@@ -239,14 +239,14 @@ def plot_trade(runs: Sequence[Run], x: str = "precision_c10", y: str = "recall_c
 def plot_tuning(runs: Sequence[Run]) -> "Figure":
     """Draw the held-out bits of a tuning's trials against each setting; those cut are pale."""
     runs = with_part(runs, "tuning.trials")
-    settings = [key for key in runs[0].at("tuning.best") if key not in ("bits", "pruned")]
+    settings = runs[0].at("tuning.best.settings")
     figure, every = stacked(len(settings), 2.2)
     for axes, key in zip(every, settings, strict=True):
         for i, run in enumerate(runs):
             rows = [row for row in run.at("tuning.trials") if row["bits"] is not None]
             colours = [(f"C{i}", 0.3 if row["pruned"] else 1) for row in rows]
-            x, y = ([row[name] for row in rows] for name in (key, "bits"))
-            axes.scatter(x, y, c=colours, label=run.name)
+            x = [row["settings"][key] for row in rows]
+            axes.scatter(x, [row["bits"] for row in rows], c=colours, label=run.name)
             axes.set(xlabel=key, ylabel="bits a code", xscale="log" if min(x) > 0 else "linear")
     return titled(figure, every[0], "Trials of a tuning; pale: cut before their end")
 

@@ -63,7 +63,7 @@ def test_every_run_is_a_command_that_trains(config):
 
 def test_a_tuned_run_trains_with_what_was_best(config, tmp_path):
     best = {"lr": 0.0123, "weight_decay": 1.5, "dropout": 0.25, "context_noise": 0.125}
-    record = {"best": {"bits": 8.0, "pruned": False} | best}
+    record = {"best": {"bits": 8.0, "pruned": False, "settings": best}}
     write_text(tmp_path / "tuning_gpt_raster/tuning.json", json.dumps(record))
     cfg = config(tuned=tmp_path)
     (_, (path, *arguments)), _ = tool.stages(cfg, "gpt_raster")

@@ -33,14 +33,13 @@ def test_the_best_of_all_trials_is_told_and_the_first_is_the_defaults(config, ca
     assert json.loads((config.out / "tuning.json").read_text()) == found
     assert (config.out / "tuning.png").read_bytes().startswith(b"\x89PNG")
     first, *others = found["trials"]
-    assert {name: first[name] for name in tool.SPACE} == {
-        name: getattr(config, name) for name in tool.SPACE
-    }
+    assert first["settings"] == {name: getattr(config, name) for name in tool.SPACE}
     for row in others:
         for name, space in tool.SPACE.items():
-            assert space["low"] <= row[name] <= space["high"] and row[name] != first[name]
+            x = row["settings"][name]
+            assert space["low"] <= x <= space["high"] and x != first["settings"][name]
     assert found["best"]["bits"] == min(row["bits"] for row in found["trials"])
-    assert f"--lr {found['best']['lr']:.3g} " in capsys.readouterr().out
+    assert f"--lr {found['best']['settings']['lr']:.3g} " in capsys.readouterr().out
 
 
 def test_the_table_shows_the_first_trial_the_best_one_and_its_settings(config):
@@ -54,7 +53,7 @@ def test_the_table_shows_the_first_trial_the_best_one_and_its_settings(config):
     assert cells["best"] == f"{best['bits']:.3f}" and cells["trials (cut)"] == "4 (0)"
     assert cells["bits a held-out code, first trial"] == f"{trials[0]['bits']:.3f}"
     assert {name: cells[name] for name in tool.SPACE} == {
-        name: f"{best[name]:.2g}" for name in tool.SPACE
+        name: f"{best['settings'][name]:.2g}" for name in tool.SPACE
     }
     assert any("1e-06 TFLOP a trial, in steps of 8 images" in line for line in below)
 
@@ -64,9 +63,7 @@ def test_what_is_tuned_is_what_is_trained_with(config, monkeypatch):
     monkeypatch.setattr(tool, "train_step", lambda cfg, *_: seen.append(cfg))
     found = tool.main(config)
     for trial, cfg in zip(found["trials"], seen[:: found["steps"]], strict=True):
-        assert {name: getattr(cfg, name) for name in tool.SPACE} == {
-            name: trial[name] for name in tool.SPACE
-        }
+        assert {name: getattr(cfg, name) for name in tool.SPACE} == trial["settings"]
         assert (cfg.steps, cfg.method, cfg.batch) == (found["steps"], "gpt", 8)
 
 
@@ -84,7 +81,7 @@ def test_all_methods_take_as_many_operations(config):
 def test_a_cut_study_makes_the_trials_of_a_whole_one(config, tmp_path, monkeypatch):
     """Killed in its first trial, and asked for more trials afterwards."""
     whole = tool.main(replace(config, out=tmp_path / "whole"))["trials"]
-    assert len({row["lr"] for row in whole}) == 4
+    assert len({row["settings"]["lr"] for row in whole}) == 4
     with monkeypatch.context() as patch:
         cut_at(patch, tool, "train_step", 3)
         with pytest.raises(KeyboardInterrupt):

@@ -52,6 +52,8 @@ class ExtractConfig(command.Config):
 def views_of(images_NHWC: np.ndarray, count: int) -> Iterator[np.ndarray]:
     """Yield `count` >= 2 views of images, each uint8 (N, H, W, 3)."""
     yield from (images_NHWC, mirror(images_NHWC))
+    if count == 2:
+        return
     wide_NHWC, generator = padded(images_NHWC, SHIFT), torch.Generator().manual_seed(0)
     for _ in range(count - 2):
         rows_N = torch.arange(len(images_NHWC))

@@ -85,8 +85,7 @@ def best_settings(cfg: ReferenceConfig, name: str) -> dict[str, float]:
     rerun = f"run: uv run tools/tune.py --method {method} --order {order} --out {path.parent}"
     expect_file(path, "a tuning", rerun)
     with as_written(path, "tuning", rerun):
-        best = dict(read_json(path)["best"])
-        return {key: float(best[key]) for key in best.keys() - {"bits", "pruned"}}
+        return {key: float(x) for key, x in read_json(path)["best"]["settings"].items()}
 
 
 def stages(cfg: ReferenceConfig, name: str) -> list[Stage]:

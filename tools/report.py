@@ -98,14 +98,14 @@ def probes(runs: Runs) -> str:
 def tuning(runs: Runs) -> str:
     """Return what every method's search found; all of equal trials and operations."""
     every, rows = list(runs.values()), []
-    settings = [name for name in names(every, "tuning.best") if name not in ("bits", "pruned")]
+    settings = names(every, "tuning.best.settings")
     for one in every:
         best, trials = one.at("tuning.best"), one.at("tuning.trials")
         cut = f"{len(trials)} ({sum(row['pruned'] for row in trials)})"
         about = (one.at(f"tuning.{key}") for key in ("method", "order", "steps"))
         cells = [*map(str, about), cut]
         cells += [show(row["bits"], 3) for row in (trials[0], best)]
-        rows.append(cells + [f"{best[name]:.2g}" for name in settings])
+        rows.append(cells + [f"{best['settings'][name]:.2g}" for name in settings])
     head = ["method", "order", "steps", "trials (cut)", "bits a held-out code, first trial", "best"]
     budget = shared(every, "tuning.config.tflop"), shared(every, "tuning.config.batch")
     text = "{:g} TFLOP a trial, in steps of {} images.".format(*budget)

@@ -49,6 +49,11 @@ STARTUP = 4
 """trials that nothing is cut in"""
 
 
+def searched(name: str) -> command.Range:
+    """Return the range of a flag, which that of the first trial has to be in."""
+    return command.Range(SPACE[name]["low"], SPACE[name]["high"])
+
+
 @dataclass(frozen=True)
 class TuneConfig(command.Config):
     """Tune what a method is trained with."""
@@ -66,11 +71,11 @@ class TuneConfig(command.Config):
     """10^12 operations of a trial: 3,000 steps of 64 of a nano RandAR are 167"""
     batch: command.Batch = 64
     optimizer: OptimizerName = "muon"
-    lr: command.Share = 3e-3
-    """of the first trial, as the next two"""
-    weight_decay: command.Amount = 0.05
-    dropout: command.Fraction = 0.0
-    context_noise: command.Fraction = 0.0
+    lr: Annotated[float, searched("lr")] = 3e-3
+    """of the first trial, as the next three"""
+    weight_decay: Annotated[float, searched("weight_decay")] = 0.05
+    dropout: Annotated[float, searched("dropout")] = 0.0
+    context_noise: Annotated[float, searched("context_noise")] = 0.0
     heldout: command.Count = 2000
     seed: command.Seed = 0
     """of the training, alike in every trial, and of the search"""
@@ -79,10 +84,6 @@ class TuneConfig(command.Config):
     def check(self) -> None:
         if self.order == "adaptive":
             raise InputError("expected --order of no calibration: adaptive cannot be tuned")
-        for name, space in SPACE.items():
-            if not space["low"] <= getattr(self, name) <= space["high"]:
-                flag = "--" + name.replace("_", "-")
-                raise InputError(f"expected {flag} in [{space['low']:g}, {space['high']:g}]")
 
 
 FREE = ("codes", "out", "trials", "device")
@@ -176,8 +177,8 @@ def main(cfg: TuneConfig) -> dict:
             study.sampler = sampler
             study.optimize(trials.bits, n_trials=1)
         rows = [
-            {"bits": one.value, "pruned": one.state.name == "PRUNED"} | one.params
-            for one in finished(study)
+            {"bits": t.value, "pruned": t.state.name == "PRUNED", "settings": t.params}
+            for t in finished(study)
         ]
         whole = [row for row in rows if not row["pruned"]]
         if not whole:
@@ -187,7 +188,7 @@ def main(cfg: TuneConfig) -> dict:
         record = write_record(out / "tuning.json", numbers, cfg, trials.head["inputs"])
         save_figure(plot_tuning([Run(name, {"tuning": record}, [])]), out / "tuning.png")
     best, first = record["best"], record["trials"][0]["bits"]
-    flags = " ".join(f"--{key.replace('_', '-')} {best[key]:.3g}" for key in SPACE)
+    flags = " ".join(f"--{key.replace('_', '-')} {x:.3g}" for key, x in best["settings"].items())
     print(f"{best['bits']:.4f} bits a held-out code, in the first trial {show(first, 4)}: {flags}")
     print(f"-> {out}")
     return record
