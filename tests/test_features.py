@@ -16,7 +16,7 @@ tool = script("tools/features.py")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_features_are_the_means_of_what_each_block_returns(method):
+def test_features_are_the_means_of_what_each_block_returns_where_it_predicts(method):
     model = tiny(method)
     codes_BT, _, order_BS = draw(model)
     features_BLD = tool.layer_features(model, codes_BT, order_BS, 2, "test")
@@ -29,7 +29,26 @@ def test_features_are_the_means_of_what_each_block_returns(method):
     returned = []
     last.register_forward_hook(lambda _, __, x_BSD: returned.append(x_BSD))
     model(codes_BT, torch.full((3,), model.null_label), order_BS)
-    torch.testing.assert_close(features_BLD[:, -1], returned[0].mean(1).float())
+    torch.testing.assert_close(features_BLD[:, -1], returned[0][:, -16:].mean(1).float())
+
+
+def test_the_second_reading_has_seen_every_code_in_every_layer():
+    """The code visited last is not fed the first time; RandAR's blocks see it wherever they ask."""
+    model = tiny("randar")
+    codes_BT, _, order_BS = draw(model)
+    other_BT = codes_BT.scatter(1, order_BS[:, -1:], (codes_BT.gather(1, order_BS[:, -1:]) + 1) % 7)
+    once, twice = (order_BS, order_BS.repeat(1, 2))
+    torch.testing.assert_close(
+        *(tool.layer_features(model, x, once, 3, "test") for x in (codes_BT, other_BT))
+    )
+    returned = []
+    model.layers[0].register_forward_hook(lambda _, __, x_BSD: returned.append(x_BSD))
+    before, after = (tool.layer_features(model, x, twice, 3, "test") for x in (codes_BT, other_BT))
+    changed_BS = (returned[0] - returned[1]).abs().amax(2) > 1e-6
+    asked_BT = changed_BS[:, 33::2]  # slots of [c, p, x, .., p, x, p, x, ..]
+    assert asked_BT.shape[1] == 16 and asked_BT.all() and not changed_BS[:, :32].any()
+    torch.testing.assert_close(before[:, 0], returned[0][:, 33::2].mean(1).float())
+    assert ((before - after).abs().amax(2) > 1e-6).all()
 
 
 def test_a_probe_learns_a_linear_map_and_no_more():
@@ -65,8 +84,10 @@ def test_the_command_writes_features_and_what_they_tell(cheap, world, tmp_path, 
     assert "| codes, counted | " in capsys.readouterr().out
 
 
-def test_an_order_that_the_method_cannot_follow_is_refused(cheap, monkeypatch):
+def test_what_the_method_cannot_read_is_refused(cheap, monkeypatch):
     monkeypatch.setattr(tool, "layer_features", lambda *args: pytest.fail("it ran"))
     other = next(name for name in ORDERS if name != "raster")
     with pytest.raises(InputError, match="raster"):
         tool.main(cheap(tool.FeaturesConfig, "gpt", order=other))
+    with pytest.raises(InputError, match="only RandAR reads twice"):
+        tool.main(cheap(tool.FeaturesConfig, "arpg", passes=2))

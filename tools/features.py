@@ -3,14 +3,17 @@
 
 checkpoint + codes -> results/<run>/{features.json, features_train.npy, features_test.npy}
 
-An image is read once, in the order that the model was trained in or another. Its features are the
-mean over slots of what each block returns (as iGPT, Chen et al., "Generative Pretraining from
-Pixels", 2020), its class is told by a linear map of them. The label is the null label: under its
-own, the features would repeat it. Beside them stands what counting the codes tells.
+An image is read in the order that the model was trained in or another. Its features are the mean of
+what each block returns (as iGPT, Chen et al., "Generative Pretraining from Pixels", 2020) at the
+slots that predict, its class is told by a linear map of them. With `--passes 2` the image is read
+twice in one causal pass, and the features are of the second time, when every slot has seen all of
+it (RandAR, arXiv 2412.01827). The label is the null label: under its own, the features would repeat
+it. Beside them stands what counting the codes tells.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +25,11 @@ from metrics.likelihood import logit_batches, orders_for
 from metrics.report import show, table, write_record
 from models import artifacts, command
 from models.artifacts import ROOT
-from models.command import run
+from models.command import InputError, run
 from models.data import Codes, evenly, load_codes_of
 from models.method import Method
 from models.methods import check_order
+from models.randar import RandAR
 
 DECAY = 1e-3
 """of the probe's weights, on standardised features: with 10,000 images it matters little"""
@@ -39,6 +43,8 @@ class FeaturesConfig(GeneratorConfig):
     """of train and test images, from stage 3"""
     order: OrderFlag = None
     """of reading; default: the one it was trained in (anneal, adaptive: the scan)"""
+    passes: Annotated[int, command.Range(1, 2)] = 1
+    """2: each image twice over, features of the second time (RandAR only)"""
     train_images: command.Images = 10_000
     """that the linear maps are fitted to, evenly spaced"""
     images: command.Images = 2000
@@ -48,13 +54,19 @@ class FeaturesConfig(GeneratorConfig):
 def layer_features(
     model: Method, codes_NT: torch.Tensor, order_NS: torch.Tensor, batch: int, name: str
 ) -> torch.Tensor:
-    """Return float32 (N, L, D) on the CPU: the mean over slots of each block's output."""
+    """Return float32 (N, L, D) on the CPU: the mean of what each block returns where it predicts.
+
+    With orders (N, 2T), each cell twice, it is the second time only.
+    """
+    steps, tokens = order_NS.shape[1], codes_NT.shape[1]
     parts = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
     blocks, means = [block for part in parts for block in part], []
-    hooks = [
-        block.register_forward_hook(lambda _, __, x_BSD: means.append(x_BSD.float().mean(1).cpu()))
-        for block in blocks
-    ]
+
+    def add_mean(_, __, x_BSD: torch.Tensor) -> None:
+        predicting_BTD = x_BSD.flip(1)[:, :: x_BSD.shape[1] // steps][:, :tokens]
+        means.append(predicting_BTD.float().mean(1).cpu())
+
+    hooks = [block.register_forward_hook(add_mean) for block in blocks]
     label_N = torch.full((len(codes_NT),), model.null_label)
     try:
         for _ in logit_batches(model, codes_NT, label_N, order_NS, batch, name):
@@ -91,6 +103,8 @@ def main(cfg: FeaturesConfig) -> dict:
     subject = cfg.load()
     model, order = subject.model, str(cfg.order or subject.order)
     check_order(subject.header["method"], order, model.config.scan)
+    if cfg.passes > 1 and not isinstance(model, RandAR):
+        raise InputError(f"only RandAR reads twice: expected --passes 1, got {cfg.passes}")
     counts, splits = {"train": cfg.train_images, "test": cfg.images}, {}
     for split, count in counts.items():
         codes = load_codes_of(subject.header, cfg.codes, split, cfg.checkpoint)
@@ -101,7 +115,7 @@ def main(cfg: FeaturesConfig) -> dict:
     def of(split: str, codes: Codes) -> dict[str, torch.Tensor]:
         """Return {what a probe reads: (N, F)} of a split, and write the layers' share of it."""
         codes_NT, vocab_size = codes.codes_NAT[:, 0], model.config.vocab_size
-        order_NS = orders_for(model, order, len(codes_NT), cfg.seed)
+        order_NS = orders_for(model, order, len(codes_NT), cfg.seed).repeat(1, cfg.passes)
         layers_NLD = layer_features(model, codes_NT, order_NS, cfg.batch, split)
         head = artifacts.header("layer features", "tools/features.py", cfg, inputs)
         artifacts.save_array(subject.out / f"features_{split}.npy", layers_NLD.numpy(), head)
@@ -115,7 +129,7 @@ def main(cfg: FeaturesConfig) -> dict:
         name: mean_of((probe(x_NF, label_N, features["test"][name]) == label_M).double())
         for name, x_NF in features["train"].items()
     }
-    numbers = subject.description | {"order": order, "images": len(label_M)}
+    numbers = subject.description | {"order": order, "passes": cfg.passes, "images": len(label_M)}
     numbers |= {"train_images": len(label_N), "accuracy": accuracy}
     record = write_record(subject.out / "features.json", numbers, cfg, inputs)
     rows = [[name, show(value, 1, percent=True)] for name, value in accuracy.items()]
