@@ -22,16 +22,16 @@ def config(cheap):
 
 @pytest.mark.parametrize("method", ["randar", "gpt", "par"])  # any order, serial, in groups
 def test_the_command_measures_every_kind_of_method(config, tmp_path, capsys, method):
-    found = tool.main(config(method, class_orders=3))
+    found = tool.main(config(method, class_orders=3, class_views=True))
     assert json.loads((tmp_path / "out/calibration.json").read_text()) == found
     for name in ("reliability", "class_reliability", "likelihood_by_order", "steps", "risk"):
         assert (tmp_path / f"out/{name}.png").read_bytes().startswith(b"\x89PNG")
     assert found["tokens"]["overall"]["tokens"] == 16 * 64
     by_step = found["tokens"]["by_step"]
     assert [row["tokens"] // 16 for row in by_step.values()] == [8, 25, 31]
-    several = found["class_orders"]
-    assert [*several] == (["1", "2"] if METHODS[method].any_order else ["1"])
-    assert several["1"]["logs"] != several.get("2", {}).get("logs")
+    several = found["class_orders"]  # of six draws, or two: each order reads the mirrored image too
+    assert [*several] == (["1", "2", "4"] if METHODS[method].any_order else ["1", "2"])
+    assert several["1"]["logs"] != several["2"]["logs"] != several.get("4", {}).get("logs")
     own = METHODS[method].scans[0]
     bits = found["orders"]["bits_per_image"]
     held_out = found["entropy"]["held_out_bits_per_image"]["value"]

@@ -47,6 +47,8 @@ class CalibrateConfig(GeneratorConfig):
     """K, random orders whose likelihood is measured, for methods that take any"""
     class_orders: Annotated[int, command.Range(1, 64)] = 1
     """orders, the trained one and random ones, of which 1, 2, 4, .. tell the class together"""
+    class_views: bool = False
+    """in each of them all views of an image that stage 3 stored too: the mirrored one, ..."""
     num_samples: command.Images = 500
     """own samples, sample i of class i modulo 10"""
 
@@ -71,13 +73,15 @@ def token_stage(cfg: CalibrateConfig, model: Method, test: Codes, order_NS: torc
     return {"overall": overall, "by_step": by_step, "temperature": scaled}, tokens
 
 
-def class_stage(cfg: CalibrateConfig, subject: Subject, codes_NT: torch.Tensor) -> torch.Tensor:
-    """Return ln p(codes | label) for every label, (K, N, classes), each time in another order."""
+def class_stage(cfg: CalibrateConfig, subject: Subject, codes_NAT: torch.Tensor) -> torch.Tensor:
+    """Return ln p(codes | label) for every label, (K, N, classes): order by order, each view."""
     found, count = [], cfg.class_orders if subject.model.any_order else 1
     for k in range(count):
         order = subject.order if k == 0 else "random"
-        order_NS = orders_for(subject.model, order, len(codes_NT), cfg.seed + k)
-        found.append(sample_calibration.class_log_p(subject.model, codes_NT, order_NS, cfg.batch))
+        order_NS = orders_for(subject.model, order, len(codes_NAT), cfg.seed + k)
+        for codes_NT in codes_NAT.unbind(1) if cfg.class_views else [codes_NAT[:, 0]]:
+            how = subject.model, codes_NT, order_NS, cfg.batch
+            found.append(sample_calibration.class_log_p(*how))
     return torch.stack(found)
 
 
@@ -117,7 +121,7 @@ def main(cfg: CalibrateConfig) -> dict:
     codes_NT, label_N = test.codes_NAT[:, 0], test.label_N
     order_NS = orders_for(model, subject.order, len(label_N), cfg.seed)
     tokens, held_out = token_stage(cfg, model, test, order_NS)
-    log_p_KNC = class_stage(cfg, subject, codes_NT)
+    log_p_KNC = class_stage(cfg, subject, test.codes_NAT)
     own, quality = sample_stage(cfg, subject, judge)
     numbers = subject.description | {
         "order": subject.order,
