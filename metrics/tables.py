@@ -91,14 +91,14 @@ CALIBRATION = {
 
 
 def class_orders(runs: Runs) -> str:
-    """Return what the class by Bayes gains by averaging over random orders."""
+    """Return what the class by Bayes gains by averaging over readings in several orders."""
     every, kinds = list(runs.values()), ("probabilities", "logs")
     rows = [
         [k, *(show(run.at(f"calibration.class_orders.{k}.{kind}.accuracy", True), 1, True)
               for run in every for kind in kinds)]
         for k in names(every, "calibration.class_orders")
     ]  # fmt: skip
-    head = ["random orders", *(f"{name}, mean of {kind}" for name in runs for kind in kinds)]
+    head = ["readings", *(f"{name}, mean of {kind}" for name in runs for kind in kinds)]
     text = "Class accuracy by Bayes; in brackets: 95% interval over images."
     return table(head, rows) + below(every, text, "calibration")
 

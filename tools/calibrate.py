@@ -46,9 +46,9 @@ class CalibrateConfig(GeneratorConfig):
     random_orders: Annotated[int, command.Range(0, 1000)] = 8
     """K, random orders whose likelihood is measured, for methods that take any"""
     class_orders: Annotated[int, command.Range(1, 64)] = 1
-    """orders, the trained one and random ones, of which 1, 2, 4, .. tell the class together"""
+    """orders, the trained one and random ones; 1, 2, 4, .. readings tell the class together"""
     class_views: bool = False
-    """in each of them all views of an image that stage 3 stored too: the mirrored one, ..."""
+    """in each of them all views of an image that stage 3 stored too, as the mirrored one"""
     num_samples: command.Images = 500
     """own samples, sample i of class i modulo 10"""
 

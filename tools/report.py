@@ -139,6 +139,14 @@ FIXED = {
     "on 4,096 codes": "fixed_vqvae_cifar10_4096",
 }
 READ_RASTER = {"random order, read in raster order": "randar_random_nano_8epochs_read_raster"}
+READ_TWICE = {
+    f"{order} order, read twice": f"randar_{order}_nano_8epochs_twice"
+    for order in ("raster", "random")
+}
+READINGS = {
+    "in an order each": "class_orders_randar_random",
+    "two in an order, the second of the mirror image": "class_views_randar_random",
+}
 NOISE = {"raster order, 10% wrong codes in training": "noise_randar_raster"} | SHORTER
 ALIGNED = {
     "guided": "randar_random_nano_perceptual",
@@ -158,8 +166,8 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
     ("The shipped pair read in every order", by_order, PAIR),
     ("Calibration of the shipped pair", calibration, PAIR),
     ("Robustness of the shipped pair", robustness, PAIR | READ_RASTER),
-    ("What features of a layer tell of the class", probes, PAIR | READ_RASTER),
-    ("Class told in several orders", class_orders, {"random order": "class_orders_randar_random"}),
+    ("What features of a layer tell of the class", probes, PAIR | READ_RASTER | READ_TWICE),
+    ("Class told in several readings", class_orders, READINGS),
     ("The pair trained for half as long", quality, SHORTER),
     ("Calibration of the pair trained for half as long", calibration, SHORTER),
     ("Robustness of the pair trained for half as long", robustness, SHORTER),
