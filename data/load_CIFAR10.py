@@ -61,13 +61,17 @@ Source = tuple[dict[str, tuple[np.ndarray, np.ndarray]], tuple[str, ...], str]
 
 def download(url: str, md5: str, archive: Path) -> Path:
     """Return the archive, fetching it unless it is there. Raises InputError if that fails."""
-    from torchvision.datasets.utils import download_url
+    from torchvision.datasets.utils import check_integrity, download_url
 
+    if check_integrity(archive, md5):
+        return archive
+    part = archive.with_name(archive.name + ".part")  # what is there may be of use to somebody
     try:
         with answered_within(30):
-            download_url(url, archive.parent, archive.name, md5)
+            download_url(url, part.parent, part.name, md5)
+        part.replace(archive)
     except (OSError, RuntimeError, ValueError) as e:
-        archive.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise InputError(
             f"download of {url} failed ({e}); run the same command again, or give a local copy "
             "with --source"

@@ -282,7 +282,11 @@ def test_a_download_is_checked_kept_and_fetched_again_if_damaged(tmp_path, serve
 def test_a_cut_or_wrong_download_is_one_line_and_the_next_one_mends_it(tmp_path, served, cut):
     server, options = served
     server.cut = cut
+    options["downloads"].mkdir()
+    (options["downloads"] / ARCHIVE).write_bytes(b"of another kind")
     refused(f"download of {options['url']} failed .* --source", tmp_path, **options)
+    (left,) = options["downloads"].iterdir()
+    assert (left.name, left.read_bytes()) == (ARCHIVE, b"of another kind")
     server.cut = None
     refused("failed .* --source", tmp_path, **options | {"md5": "0" * 32})
     assert_tiny(load(tmp_path / "out", **options))
