@@ -20,7 +20,7 @@ from models.data import SPLITS, load_codes, save_codes
 from models.methods import METHODS
 from models.orders import region_scan, scan, shuffled_order
 from models.sampling import Plan, sample_codes
-from models.training import Adaptive, Anneal, OrderPolicy, start_logger
+from models.training import Adaptive, Anneal, OrderPolicy, batch_rows, start_logger
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 stage = script("train_c2i.py")
@@ -134,30 +134,30 @@ def test_two_processes_train_as_one(world, tmp_path):
     line = [sys.executable, ROOT / "train_c2i.py", *flags, "--devices=2", f"--out={tmp_path}/2"]
     threads = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(line, check=True, capture_output=True, env=threads)
-    one, two = (
-        torch.load(tmp_path / run / "last.pth", weights_only=True)["optimizers"][0]["state"]
-        for run in "12"
-    )
+    one, two = (last(tmp_path / run)["optimizers"][0]["state"] for run in "12")
     assert one.keys() == two.keys()
     for name in one:
         first, second = (state[name]["exp_avg"] for state in (one, two))
         assert (first - second).norm() < 0.1 * first.norm()  # bf16 rounds halves of a sum otherwise
 
 
-def test_devices_draw_apart(world, tmp_path, monkeypatch):
+def test_devices_share_the_rows_of_a_step_and_draw_apart(world, tmp_path, monkeypatch):
     monkeypatch.setattr(stage.training, "descend", lambda *args: None)
-    cfg = train_config(world, tmp_path, order="random")
-    codes, orders = load_codes(world.codes, "train"), []
+    cfg = train_config(world, tmp_path, order="random", drop_label=0.0)
+    codes, rows_B, seen = load_codes(world.codes, "train"), batch_rows(120, 8, 5, cfg.seed), []
     model = METHODS["randar"](stage.model_config(cfg, codes))
 
     def net(*inputs):
-        orders.append(inputs[2])
+        seen.append(inputs)
         return model(*inputs)
 
     for rank in (0, 1):
         fabric = SimpleNamespace(device=torch.device("cpu"), global_rank=rank, world_size=2)
         stage.train_step(cfg, fabric, net, model, None, [], codes, 0.0, 5)
-    assert not torch.equal(*orders)
+        own = codes.rows(rows_B[rank::2])
+        assert torch.equal(seen[rank][1], own.label_N)
+        assert (seen[rank][0].unsqueeze(1) == own.codes_NAT).all(2).any(1).all()
+    assert not torch.equal(seen[0][2], seen[1][2])
 
 
 SIZE = 4

@@ -76,10 +76,11 @@ def token_stage(cfg: CalibrateConfig, model: Method, test: Codes, order_NS: torc
 def class_stage(cfg: CalibrateConfig, subject: Subject, codes_NAT: torch.Tensor) -> torch.Tensor:
     """Return ln p(codes | label) for every label, (K, N, classes): order by order, each view."""
     found, count = [], cfg.class_orders if subject.model.any_order else 1
+    views_NAT = codes_NAT if cfg.class_views else codes_NAT[:, :1]
     for k in range(count):
         order = subject.order if k == 0 else "random"
         order_NS = orders_for(subject.model, order, len(codes_NAT), cfg.seed + k)
-        for codes_NT in codes_NAT.unbind(1) if cfg.class_views else [codes_NAT[:, 0]]:
+        for codes_NT in views_NAT.unbind(1):
             how = subject.model, codes_NT, order_NS, cfg.batch
             found.append(sample_calibration.class_log_p(*how))
     return torch.stack(found)

@@ -129,7 +129,7 @@ def main(cfg: FeaturesConfig) -> dict:
         name: mean_of((probe(x_NF, label_N, features["test"][name]) == label_M).double())
         for name, x_NF in features["train"].items()
     }
-    numbers = subject.description | {"order": order, "passes": cfg.passes, "images": len(label_M)}
+    numbers = subject.description | {"order": order, "images": len(label_M)}
     numbers |= {"train_images": len(label_N), "accuracy": accuracy}
     record = write_record(subject.out / "features.json", numbers, cfg, inputs)
     rows = [[name, show(value, 1, percent=True)] for name, value in accuracy.items()]

@@ -139,10 +139,7 @@ FIXED = {
     "on 4,096 codes": "fixed_vqvae_cifar10_4096",
 }
 READ_RASTER = {"random order, read in raster order": "randar_random_nano_8epochs_read_raster"}
-READ_TWICE = {
-    f"{order} order, read twice": f"randar_{order}_nano_8epochs_twice"
-    for order in ("raster", "random")
-}
+READ_TWICE = {f"{title}, read twice": f"{run}_twice" for title, run in PAIR.items()}
 READINGS = {
     "in an order each": "class_orders_randar_random",
     "two in an order, the second of the mirror image": "class_views_randar_random",
