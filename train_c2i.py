@@ -248,7 +248,7 @@ def fit(
     last = out / "last.pth"
     step, rows = resume(last, head, FREE, model, ema, optimizers)
     train, heldout = split_heldout(train, cfg.heldout, cfg.seed)
-    tokenizer, order = tokenizer_of(cfg.tokenizer, test), cfg.policy.asked
+    tokenizer, order = tokenizer_of(cfg.tokenizer, test), cfg.policy.sampled
     log = training.start_logger(cfg.logger if fabric.is_global_zero else "none", out, head)
     if fabric.is_global_zero:
         begin(out, head, ema.module, tokenizer, order, rows, step)

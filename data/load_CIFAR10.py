@@ -83,9 +83,11 @@ def read_archive(archive: Path, md5: str | None, kind: Any) -> Source:
     """Read an official archive. Raises InputError unless it has this MD5 (None: the official)."""
     from torchvision.datasets.utils import calculate_md5
 
-    expected, found = md5 or kind.tgz_md5, calculate_md5(archive)
-    if found != expected:
-        raise InputError(f"{archive}: expected MD5 {expected}, found {found}; get the archive anew")
+    expected, digest = md5 or kind.tgz_md5, calculate_md5(archive)
+    if digest != expected:
+        raise InputError(
+            f"{archive}: expected MD5 {expected}, found {digest}; get the archive anew"
+        )
     with tempfile.TemporaryDirectory() as folder:
         with as_written(archive, ".tar.gz", "get it anew"):
             shutil.unpack_archive(archive, folder, "gztar", filter="data")

@@ -49,14 +49,14 @@ class Claim:
     digits: int = 1
     percent: bool = False
 
-    def difference(self, kept: Runs) -> dict[str, float] | None:
+    def difference(self, runs: Runs) -> dict[str, float] | None:
         """Return {value, low, high}; of a quality its share of what it is compared with.
 
         None if a run is not there.
         """
-        if any(name not in kept for name in self.runs):
+        if any(name not in runs for name in self.runs):
             return None
-        new, old = (self.number(kept[name]) for name in self.runs)
+        new, old = (self.number(runs[name]) for name in self.runs)
         if isinstance(new, torch.Tensor):
             return mean_of(new - old)
         apart, base = minus(new, old), interval(old)["value"] if self.wanted == "kept" else 1.0
@@ -143,11 +143,11 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def claims(kept: Runs) -> str:
+def claims(runs: Runs) -> str:
     """Return the table of all claims, those without runs too."""
     rows = []
     for claim in CLAIMS:
-        difference = claim.difference(kept)
+        difference = claim.difference(runs)
         value = show(difference, claim.digits, claim.percent)
         rows.append([claim.text, claim.paper, claim.measure, value, claim.verdict(difference)])
     text = (

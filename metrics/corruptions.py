@@ -215,8 +215,8 @@ def official(
 def _mapped(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Map {name}.npy, uint8 of this shape."""
     path = folder / f"{name}.npy"
-    mend = "unpack CIFAR-10-C.tar of https://zenodo.org/records/2535967 and give its folder"
-    array = map_array(path, "CIFAR-10-C", mend)
+    fix = "unpack CIFAR-10-C.tar of https://zenodo.org/records/2535967 and give its folder"
+    array = map_array(path, "CIFAR-10-C", fix)
     if array.dtype != np.uint8 or array.shape != shape:
         raise InputError(
             f"{path}: expected uint8 {shape}, five severities of the test images one after "

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from metrics.extractor import judge_of
+from metrics.extractor import extractor_of
 from metrics.fidelity import FEATURES, LEAST, FeatureExtractor, features_of, fidelity, inception_of
 from metrics.report import at_once
 from models import command
@@ -207,18 +207,18 @@ class MeasureConfig:
         for name, count in (("reference", len(train_NHWC)), ("test", len(test.labels_N))):
             if count < LEAST:
                 raise InputError(f"expected at least {LEAST} {name} images, got {count}")
-        extractors = [judge_of(test.dataset, self.extractor, device)]
+        extractors = [extractor_of(test.dataset, self.extractor, device)]
         if str(self.inception_weights) != "none":
             extractors.append(inception_of(self.inception_weights, self.fid_features, device))
         return Reference(train_NHWC, test, tuple(e for e in extractors if e), device)
 
 
-def plan_of(generator: Generator, **asked) -> Plan:
+def plan_of(generator: Generator, **flags) -> Plan:
     """Return how to sample: as asked, where it is not None, else as the checkpoint recommends."""
-    asked = {name: value for name, value in asked.items() if value is not None}
-    if "order" in asked:
-        asked["order"] = str(asked["order"])
-    plan = Plan(**{"cfg_scale": 2.0, "order": generator.order} | generator.sampling | asked)
+    flags = {name: value for name, value in flags.items() if value is not None}
+    if "order" in flags:
+        flags["order"] = str(flags["order"])
+    plan = Plan(**{"cfg_scale": 2.0, "order": generator.order} | generator.sampling | flags)
     check_order(generator.header["method"], plan.order, generator.model.config.scan)
     plan.groups(generator.model)  # refuses a number of steps that the method cannot take
     return plan

@@ -90,7 +90,7 @@ def classifier_extractor(path: Path, device: torch.device | str = "cpu") -> Feat
     return FeatureExtractor(run, head["sha256"], "features", "logits", suffix)
 
 
-def judge_of(dataset: str, path: Path | None, device: torch.device) -> FeatureExtractor | None:
+def extractor_of(dataset: str, path: Path | None, device: torch.device) -> FeatureExtractor | None:
     """Return the offline classifier at `path`, else the data set's, if there is one."""
     shipped = ROOT / f"checkpoints/extractor_{dataset}.pth"
     return classifier_extractor(path or shipped, device) if path or shipped.exists() else None
@@ -106,7 +106,7 @@ def reconstruction_report(model: Tokenizer, test: Split, count: int) -> dict[str
     decoded_NHWC = decode_codes(model, codes_NT)
     report = {"psnr": float(psnr(images_NHWC, decoded_NHWC).mean()), "images": len(rows_N)}
     report |= codebook_use(codes_NT, model.config.codebook_size)
-    if judge := judge_of(test.dataset, None, device):
-        features = features_of(decoded_NHWC, judge, device, verbose=False, least=1)
-        report["label_accuracy"] = judge.label_accuracy(features, test.labels_N[rows_N])
+    if extractor := extractor_of(test.dataset, None, device):
+        features = features_of(decoded_NHWC, extractor, device, verbose=False, least=1)
+        report["label_accuracy"] = extractor.label_accuracy(features, test.labels_N[rows_N])
     return report

@@ -86,10 +86,10 @@ def inception_extractor(weights: Path, layer: str = "2048", device="cpu") -> Fea
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    what, mend = "Inception weights", "give torch-fidelity's state dict, --inception-weights PATH"
-    artifacts.expect_file(weights, what, mend)
-    state, digest = artifacts.safe_load(weights, mend)
-    with artifacts.as_written(weights, what, mend):
+    what, fix = "Inception weights", "give torch-fidelity's state dict, --inception-weights PATH"
+    artifacts.expect_file(weights, what, fix)
+    state, digest = artifacts.safe_load(weights, fix)
+    with artifacts.as_written(weights, what, fix):
         parts = [state[name] for name in state if name.startswith(NEEDED[layer])]
         complete = "fc.weight" in state and all(torch.isfinite(part).all() for part in parts)
         if not complete:
@@ -168,9 +168,9 @@ def features_of(
         stem = f"{inputs['images'][:16]}-{extractor.sha256[:16]}"
         files = {name: keep / f"{stem}-{name}.npy" for name in layers}
         with contextlib.suppress(InputError):  # missing or damaged: computed anew
-            found = {n: load_array(f, "features", "", np.float32, 2) for n, f in files.items()}
-            if all(head["inputs"] == inputs for _, head in found.values()):
-                return {name: torch.from_numpy(array_NF) for name, (array_NF, _) in found.items()}
+            saved = {n: load_array(f, "features", "", np.float32, 2) for n, f in files.items()}
+            if all(head["inputs"] == inputs for _, head in saved.values()):
+                return {name: torch.from_numpy(array_NF) for name, (array_NF, _) in saved.items()}
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
     size = 256 if device.type == "cuda" else 8  # what a core's cache holds
     with tqdm(total=len(images_NHWC), desc="features", unit="image", disable=not verbose) as bar:

@@ -216,17 +216,17 @@ def token_ece(model: Method, codes: Codes, order: str) -> float:
 
 def smoothed_bits(
     seen: tuple[torch.Tensor, torch.Tensor],
-    asked: tuple[torch.Tensor, torch.Tensor],
+    test: tuple[torch.Tensor, torch.Tensor],
     codebook_size: int,
     strength: float,
 ) -> float:
-    """Return the mean of -log2 p(code | context) over the pairs `asked`, learned from those `seen`.
+    """Return the mean of -log2 p(code | context) over the pairs `test`, learned from those `seen`.
 
     Both are (contexts, codes), int64 of one shape each.
     """
-    (context_M, code_M), (seen_L, told_L) = ([x.flatten() for x in pair] for pair in (asked, seen))
+    (context_M, code_M), (seen_L, next_L) = ([x.flatten() for x in pair] for pair in (test, seen))
     contexts = int(max(context_M.max(), seen_L.max())) + 1
-    pairs = torch.bincount(seen_L * codebook_size + told_L, minlength=contexts * codebook_size)
+    pairs = torch.bincount(seen_L * codebook_size + next_L, minlength=contexts * codebook_size)
     count_XV = pairs.view(contexts, codebook_size).double()
     overall_V = count_XV.sum(0) + 1
     overall_V /= overall_V.sum()
@@ -252,9 +252,12 @@ def baseline_bits(train: Codes, test: Codes) -> dict[str, float]:
     for name, context in contexts.items():
         seen_NT = context(train_NT, label_N)
         first, second = (seen_NT[:half], train_NT[:half]), (seen_NT[half:], train_NT[half:])
-        tried = {strength: smoothed_bits(first, second, size, strength) for strength in STRENGTHS}
-        asked = context(test_NT, test.label_N), test_NT
-        mean = smoothed_bits((seen_NT, train_NT), asked, size, min(tried, key=tried.get))
+        held_out = {
+            strength: smoothed_bits(first, second, size, strength) for strength in STRENGTHS
+        }
+        pairs = context(test_NT, test.label_N), test_NT
+        best = min(held_out, key=held_out.get)
+        mean = smoothed_bits((seen_NT, train_NT), pairs, size, best)
         bits[name] = tokens * mean
     return bits
 

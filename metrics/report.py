@@ -24,7 +24,7 @@ from models.artifacts import ROOT, read_json, write_text
 from models.command import InputError
 from models.data import evenly
 
-KEPT = ROOT / "checkpoints/reports"
+REPORTS = ROOT / "checkpoints/reports"
 FILES = ("metrics", "calibration", "robustness", "sweep", "config", "tokenizer", "benchmark")
 FILES += ("quickstart", "inpainting", "features", "tuning")
 LEFT_OUT = {"bits_per_step", "risk_coverage"} | {
@@ -124,11 +124,11 @@ def read_run(folder: Path) -> Run:
     return Run(folder.resolve().name, files, curve)
 
 
-def read_kept(kept: Path = KEPT) -> dict[str, Run]:
+def read_reports(reports: Path = REPORTS) -> dict[str, Run]:
     """Return all kept runs by name. Raises InputError if there are none."""
-    runs = [read_run(path) for path in sorted(kept.glob("*")) if path.is_dir()]
+    runs = [read_run(path) for path in sorted(reports.glob("*")) if path.is_dir()]
     if not runs:
-        raise InputError(f"no runs in {kept}; run: uv run tools/report.py --keep results/YOURS")
+        raise InputError(f"no runs in {reports}; run: uv run tools/report.py --keep results/YOURS")
     return {run.name: run for run in runs}
 
 
@@ -222,7 +222,7 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def keep_run(folder: Path, kept: Path, training: Path | None = None) -> dict[str, int]:
+def keep_run(folder: Path, reports: Path, training: Path | None = None) -> dict[str, int]:
     """Copy a run's numbers to `kept`/<its name>; return the bytes of each file.
 
     config.json and the curve may lie in the run folder `training`. Floats are rounded, the lists of
@@ -247,7 +247,7 @@ def keep_run(folder: Path, kept: Path, training: Path | None = None) -> dict[str
         if len(text) > LARGEST:
             raise InputError(f"{name} of {folder} takes {len(text):,} bytes: nothing was kept")
     for name, text in texts.items():
-        write_text(kept / run.name / name, text)
+        write_text(reports / run.name / name, text)
     return {name: len(text) for name, text in texts.items()}
 
 
@@ -272,9 +272,9 @@ def read_samples(
     Without a size they are of any. Raises InputError unless arr_0 is such an array, and arr_1, if
     there, labels in 0..classes-1.
     """
-    mend = "give an .npz as eval_c2i.py writes it"
-    artifacts.expect_file(path, "samples", mend)
-    with artifacts.as_written(path, "samples with an arr_0", mend), np.load(path) as packed:
+    fix = "give an .npz as eval_c2i.py writes it"
+    artifacts.expect_file(path, "samples", fix)
+    with artifacts.as_written(path, "samples with an arr_0", fix), np.load(path) as packed:
         if sum(member.file_size for member in packed.zip.infolist()) > LARGEST_SAMPLES:
             raise ValueError(f"unpacked, it is of more than {LARGEST_SAMPLES} bytes")
         if damaged := packed.zip.testzip():  # numpy reads what the header says, and no checksum

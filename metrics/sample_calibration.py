@@ -149,17 +149,17 @@ def order_ensembles(log_p_KNC: torch.Tensor, label_N: torch.Tensor, seed: int = 
 
     `probabilities` averages p(codes | label) over orders, `logs` its logarithm, before Bayes.
     """
-    found, count = {}, 1
+    reports, count = {}, 1
     while count <= len(log_p_KNC):
         some_kNC = log_p_KNC[:count]
         kinds = {"probabilities": some_kNC.logsumexp(0), "logs": some_kNC.mean(0)}
-        found[str(count)] = {}
+        reports[str(count)] = {}
         for kind, log_p_NC in kinds.items():
             report = calibration_report(collect([(log_p_NC[:, None], label_N[:, None])]), seed)
             wanted = ("accuracy", "mean_confidence", "nll_bits", "ece_equal_width")
-            found[str(count)][kind] = {name: report[name] for name in wanted}
+            reports[str(count)][kind] = {name: report[name] for name in wanted}
         count *= 2
-    return found
+    return reports
 
 
 def entropy_report(own: Predictions, held_out: Predictions, seed: int = 0) -> dict:

@@ -165,8 +165,8 @@ def differences(runs: Runs) -> str:
     shared(list(runs.values()), "robustness.inputs.test_codes")
     (first, *others), rows = runs, []
     for title, (path, which, key, *how) in DIFFERENCES.items():
-        found = [run.at(f"robustness.{path}", True, **which) or {} for run in runs.values()]
-        values = [torch.tensor(row.get(key, {}).get("of_images", [])) for row in found]
+        parts = [run.at(f"robustness.{path}", True, **which) or {} for run in runs.values()]
+        values = [torch.tensor(row.get(key, {}).get("of_images", [])) for row in parts]
         if all(map(len, values)):
             rows.append([title, *(show(mean_of(x - values[0]), *how) for x in values[1:])])
     head = (f"{name} - {first}" for name in others)
@@ -205,13 +205,13 @@ def training_tflop(run: Run) -> float | None:
 
 def calls(runs: Runs) -> str:
     """Return what fewer network calls than codes cost: rows of sweeps, or single evaluations."""
-    rows, controls, found = [], {}, []
+    rows, controls, samplings = [], {}, []
     for run in runs.values():
         measured = run.at("sweep.rows", True) or [run.at("metrics")]
-        found += [(run.at("metrics.method"), x) for x in measured if x["plan"]["decode_steps"]]
-    every = dict.fromkeys(name for _, row in found for name in row["samples"])
+        samplings += [(run.at("metrics.method"), x) for x in measured if x["plan"]["decode_steps"]]
+    every = dict.fromkeys(name for _, row in samplings for name in row["samples"])
     measures = [name for name in every if name.startswith(SHOWN)]
-    for method, row in found:
+    for method, row in samplings:
         plan, count = row["plan"], show(row["num_samples"], 0)
         samples = row["samples"] | row.get("over_seeds", {})
         how = f", noise {plan['choice_temperature']:g}" if plan["order"] in CHOSEN else ""
@@ -267,12 +267,14 @@ def tokenizers(runs: Runs) -> str:
     }
     control = {k: x for run in every for k, x in run.at("tokenizer.control").items()}
     columns[REAL] = Run(REAL, {"tokenizer": {"as_samples": control}}, [])
-    found = list(columns.values())
-    distances = [x for x in names(found, "tokenizer") if x.startswith(("rFD", "rFID"))]
+    shown_runs = list(columns.values())
+    distances = [x for x in names(shown_runs, "tokenizer") if x.startswith(("rFD", "rFID"))]
     rows = lines(columns, TOKENIZER | {name: (f"tokenizer.{name}", 3) for name in distances})
     shown = (*SHOWN, "recall")
-    for name in (x for x in names(found, "tokenizer.as_samples") if x.startswith(shown)):
-        cells = (show_measure(name, run.at(f"tokenizer.as_samples.{name}", True)) for run in found)
+    for name in (x for x in names(shown_runs, "tokenizer.as_samples") if x.startswith(shown)):
+        cells = (
+            show_measure(name, run.at(f"tokenizer.as_samples.{name}", True)) for run in shown_runs
+        )
         rows.append([f"{name}, decoded images as samples", *cells])
     return table(["", *columns], rows) + below(every, "In brackets: 95% interval.", "tokenizer")
 

@@ -125,7 +125,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def as_written(path: Path | str, what: str, mend: str) -> Iterator[None]:
+def as_written(path: Path | str, what: str, fix: str) -> Iterator[None]:
     """Turn what the contents of a file from outside make Python raise into one line.
 
     A header or a state dict can hold anything, so almost any exception can come of using it.
@@ -135,24 +135,24 @@ def as_written(path: Path | str, what: str, mend: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as e:
-        found = f"no {what} that is whole ({one_line(e, 150)})"
-        raise InputError(f"{path} holds {found}; {mend}") from None
+        reason = one_line(e, 150)
+        raise InputError(f"{path} holds no {what} that is whole ({reason}); {fix}") from None
 
 
-def expect_file(path: Path, what: str, mend: str) -> None:
+def expect_file(path: Path, what: str, fix: str) -> None:
     """Raise InputError unless there is a file, and no folder or pipe, which would be waited for."""
     if not Path(path).is_file():
-        found = "something that is no file" if os.path.lexists(path) else "nothing"
-        raise InputError(f"expected {what} at {path}, found {found}; {mend}")
+        there = "something that is no file" if os.path.lexists(path) else "nothing"
+        raise InputError(f"expected {what} at {path}, found {there}; {fix}")
 
 
-def map_array(path: Path, what: str, mend: str) -> np.ndarray:
+def map_array(path: Path, what: str, fix: str) -> np.ndarray:
     """Map an .npy: a header that claims more than the file holds is refused before it is read."""
-    expect_file(path, what, mend)
+    expect_file(path, what, fix)
     try:  # numpy raises many types for a torn header, tokenize.TokenError too
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as e:
-        raise InputError(f"{path} is torn or no .npy file ({one_line(e, 150)}); {mend}") from None
+        raise InputError(f"{path} is torn or no .npy file ({one_line(e, 150)}); {fix}") from None
 
 
 def read_json(path: Path, limit: int = 1 << 24) -> dict:
@@ -182,15 +182,15 @@ def save_array(path: Path, array: np.ndarray, head: dict) -> None:
     write_text(sidecar(path), json.dumps(head | values, indent=1) + "\n")
 
 
-def read_array(path: Path, what: str, mend: str) -> tuple[np.ndarray, dict]:
+def read_array(path: Path, what: str, fix: str) -> tuple[np.ndarray, dict]:
     """Read any .npy with a sidecar. Raises InputError unless it is the array described there."""
-    array = np.array(map_array(path, what, mend))
+    array = np.array(map_array(path, what, fix))
     try:
         head = read_json(sidecar(path))
     except (OSError, ValueError) as e:
-        raise InputError(f"{path} has no sidecar to read ({one_line(e, 200)}); {mend}") from None
+        raise InputError(f"{path} has no sidecar to read ({one_line(e, 200)}); {fix}") from None
     if sha256_of(array) != head.get("sha256"):
-        raise InputError(f"{path} is not the array its sidecar describes; {mend}")
+        raise InputError(f"{path} is not the array its sidecar describes; {fix}")
     return array, head
 
 
@@ -200,19 +200,15 @@ def load_array(path: Path, kind: str, rerun: str, dtype: type, ndim: int) -> tup
     Raises InputError, naming the command `rerun` that makes the file, if it is missing, torn,
     changed since it was written, of another kind, dtype or number of dimensions.
     """
-    path, mend = Path(path), f"run: {rerun}"
-    array, head = read_array(path, kind, mend)
+    path, fix = Path(path), f"run: {rerun}"
+    array, head = read_array(path, kind, fix)
     if head.get("kind") != kind:
-        raise InputError(
-            f"{path}: expected {kind}, found {one_line(head.get('kind'), 100)}; {mend}"
-        )
+        raise InputError(f"{path}: expected {kind}, found {one_line(head.get('kind'), 100)}; {fix}")
     if array.dtype != dtype or array.ndim != ndim:
-        found = f"{array.dtype} {array.shape}"
-        raise InputError(
-            f"{path}: expected {np.dtype(dtype)} of {ndim} dimensions, found {found}; {mend}"
-        )
+        expected = f"{np.dtype(dtype)} of {ndim} dimensions"
+        raise InputError(f"{path}: expected {expected}, found {array.dtype} {array.shape}; {fix}")
     if not isinstance(head.get("inputs"), dict):
-        raise InputError(f"{path}: its sidecar does not say its inputs; {mend}")
+        raise InputError(f"{path}: its sidecar does not say its inputs; {fix}")
     return array, head
 
 
@@ -231,9 +227,9 @@ def load_checkpoint(path: Path, kind: str, rerun: str) -> dict[str, Any]:
     expect_file(path, kind, f"run: {rerun}")
     contents, digest = safe_load(path, f"run: {rerun}")
     head = contents.get("header") if isinstance(contents, dict) else None
-    found = head.get("kind") if isinstance(head, dict) else "a file without our header"
-    if found != kind:
-        raise InputError(f"{path}: expected {kind}, found {found}; run: {rerun}")
+    is_kind = head.get("kind") if isinstance(head, dict) else "a file without our header"
+    if is_kind != kind:
+        raise InputError(f"{path}: expected {kind}, found {is_kind}; run: {rerun}")
     head = {"inputs": {}, "config": {}} | head | {"sha256": digest}
     if not isinstance(head["inputs"], dict) or not isinstance(head["config"], dict):
         raise InputError(f"{path}: its header does not say inputs and config; run: {rerun}")
@@ -243,10 +239,10 @@ def load_checkpoint(path: Path, kind: str, rerun: str) -> dict[str, Any]:
     return contents | {"header": head}
 
 
-def safe_load(path: Path, mend: str) -> tuple[Any, str]:
+def safe_load(path: Path, fix: str) -> tuple[Any, str]:
     """Read any .pth onto the CPU, once, without running what is in it: (contents, sha256).
 
-    Raises InputError, ending in what to do (`mend`), for a file that is torn, unsafe, or expands to
+    Raises InputError, ending in what to do (`fix`), for a file that is torn, unsafe, or expands to
     more than its own size.
     """
     raw = Path(path).read_bytes()
@@ -265,7 +261,7 @@ def safe_load(path: Path, mend: str) -> tuple[Any, str]:
     except Exception as e:  # torch raises many types for a torn, foreign or unsafe file
         reason = str(e).partition("WeightsUnpickler error: ")[2] or str(e)  # without torch's advice
         raise InputError(
-            f"{path} is broken or unsafe and was not loaded ({one_line(reason, 100)}); {mend}"
+            f"{path} is broken or unsafe and was not loaded ({one_line(reason, 100)}); {fix}"
         ) from None
     return contents, hashlib.sha256(raw).hexdigest()
 

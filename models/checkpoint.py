@@ -62,8 +62,8 @@ def resume(
     same_run(old, head, free, path)
     if "optimizers" not in saved:
         raise InputError(f"{path} was exported and cannot be trained on; choose another --out")
-    mend = "choose another --out, or delete the file to start over"
-    with as_written(path, "training state", mend):
+    fix = "choose another --out, or delete the file to start over"
+    with as_written(path, "training state", fix):
         model.load_state_dict(saved["weights"])
         ema.module.load_state_dict(saved["model"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
@@ -77,10 +77,10 @@ def load_state(path: Path, head: dict, free: Iterable[str], parts: dict) -> tupl
 
     Raises InputError unless it is of the run that `head` describes, but for the fields `free`.
     """
-    mend = f"rm {path}, then this command"
-    saved = load_checkpoint(path, f"{head['kind']} training state", mend)
+    fix = f"rm {path}, then this command"
+    saved = load_checkpoint(path, f"{head['kind']} training state", fix)
     same_run(saved["header"], head, free, path)
-    with as_written(path, "training state", f"run: {mend}"):
+    with as_written(path, "training state", f"run: {fix}"):
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         return int(saved["step"]), list(saved["rows"])

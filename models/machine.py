@@ -92,8 +92,8 @@ def device_name(device: torch.device) -> str:
 
 def processor() -> str:
     """Return the name of the CPU, as far as the system tells."""
-    about = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", about.read_text()) if about.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
 
 

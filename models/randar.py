@@ -24,11 +24,11 @@ from models.transformer import LayerCache, after_label, rotate, rotation_at
 class RandARCache(LlamaCache):
     """What has been fed. Final slots are [c, p_1, x_1, .. p_q, x_q] of q committed codes."""
 
-    asked: bool = False
+    next_is_fed: bool = False
     """the slot after them holds the instruction of the cell that is committed next"""
 
     def rewind(self, codes: int) -> None:
-        self.fed, self.asked = codes and 1 + 2 * codes, False
+        self.fed, self.next_is_fed = codes and 1 + 2 * codes, False
 
 
 class RandAR(Llama):
@@ -74,9 +74,9 @@ class RandAR(Llama):
             x_BLD = torch.cat((self.cls_embedding(cache.label_B), x_BLD), dim=1)
             cells_BL = after_label(cells_BL)
         cache.fed += x_BLD.shape[1]
-        if cache.asked and x_BLD.shape[1]:
+        if cache.next_is_fed and x_BLD.shape[1]:
             x_BLD, cells_BL, start = x_BLD[:, 1:], cells_BL[:, 1:], start + 1
-        cache.asked = True
+        cache.next_is_fed = True
         x_BLD = torch.cat((x_BLD, self._instructions(next_cells_Bn).to(x_BLD.dtype)), dim=1)
         cells_BL = torch.cat((cells_BL, next_cells_Bn), dim=1)
         last = slice(-next_cells_Bn.shape[1], None)

@@ -140,12 +140,12 @@ class RARCache(Cache):
     """of the slots, those that are written"""
     final: int = 0
     """of them in the layers' caches, with T of the code that followed"""
-    asked: bool = False
+    next_is_fed: bool = False
     """the slot after those is in them too, with T of the cell that is committed next"""
 
     def rewind(self, codes: int) -> None:
         self.fed = 2 + codes
-        self.final, self.asked = codes and 1 + codes, False
+        self.final, self.next_is_fed = codes and 1 + codes, False
 
 
 class RAR(Method):
@@ -248,8 +248,8 @@ class RAR(Method):
         cache.slots_BLD[:, fed : cache.fed] = self._codes(codes_Bm, cells_Bm)
         next_BS, start = torch.cat((cells_Bm, next_cells_Bn), dim=1), cache.final
         cache.final = cache.fed - 1
-        if cache.asked and cells_Bm.shape[1]:
+        if cache.next_is_fed and cells_Bm.shape[1]:
             next_BS, start = next_BS[:, 1:], start + 1
-        cache.asked = True
+        cache.next_is_fed = True
         x_BLD = self._told(cache.slots_BLD[:, start : cache.fed], next_BS)
         return self._run(x_BLD, cache.label_U, cache.row_B, 1, cache.layers, start)

@@ -72,10 +72,10 @@ def decodes(header: dict, sha256: str) -> bool:
     return sha256 in (header["sha256"], header.get(CODES_OF))
 
 
-def find_tokenizer(sha256: str | None, asked: Path | None = None) -> Path:
-    """Return the tokenizer file with this sha256: `asked`, or one the repo has.
+def find_tokenizer(sha256: str | None, given: Path | None = None) -> Path:
+    """Return the tokenizer file with this sha256: `given`, or one the repo has.
 
-    What is asked for may have a new decoder for its codes. Raises InputError if `asked` is another
+    What is given may have a new decoder for its codes. Raises InputError if `given` is another
     tokenizer, if none of the repo's is the one, or for a generator that was imported without one
     (None).
     """
@@ -86,15 +86,15 @@ def find_tokenizer(sha256: str | None, asked: Path | None = None) -> Path:
         )
     places = ("tokenizer_vq/*.pth", "checkpoints/*.pth", "data/*/tokenizer.pth")
     here = [path for place in places for path in sorted(ROOT.glob(place))]
-    for path in [asked] if asked else here:
+    for path in [given] if given else here:
         if not path.exists():
             raise InputError(f"expected a tokenizer at {path}, found nothing")
-        if sha256_of(path) == sha256 or (asked and decodes(load_tokenizer(path)[1], sha256)):
+        if sha256_of(path) == sha256 or (given and decodes(load_tokenizer(path)[1], sha256)):
             return path
-    tried = f"{asked} is not it" if asked else f"none of {', '.join(places)} is it"
+    searched = f"{given} is not it" if given else f"none of {', '.join(places)} is it"
     raise InputError(
-        f"the generator was trained on codes of tokenizer {sha256[:12]}.., and {tried}; give its "
-        "--tokenizer, or train on the codes of the one you have"
+        f"the generator was trained on codes of tokenizer {sha256[:12]}.., and {searched}; give "
+        "its --tokenizer, or train on the codes of the one you have"
     )
 
 

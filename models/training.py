@@ -130,7 +130,7 @@ class OrderPolicy:
         return "raster" if self.name in ("random", "adaptive") else self.name
 
     @property
-    def asked(self) -> str:
+    def sampled(self) -> str:
         """The order to measure and to sample in: `random` if it is all random, else the scan."""
         return "random" if self.name == "random" else self.scan
 

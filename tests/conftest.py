@@ -61,15 +61,15 @@ def clustered(world, tmp_path_factory) -> World:
 
 
 @pytest.fixture(scope="session")
-def judge(tmp_path_factory) -> Path:
+def extractor_file(tmp_path_factory) -> Path:
     """An untrained classifier of shapes: distances need no training to be distances."""
-    path = tmp_path_factory.mktemp("judge") / "extractor.pth"
+    path = tmp_path_factory.mktemp("extractor") / "extractor.pth"
     write_extractor(path, dataset="shapes")
     return path
 
 
 @pytest.fixture
-def cheap(world, judge, tmp_path):
+def cheap(world, extractor_file, tmp_path):
     """Configs of commands that measure the tiny world, without Inception; `changes` go first.
 
     Of an untrained generator, if a method is named: in its own order or `trained` in another.
@@ -77,7 +77,7 @@ def cheap(world, judge, tmp_path):
 
     def make(kind: type, method=None, trained=None, uniform=False, **changes):
         usual = {"tokenizer": world.tokenizer, "codes": world.codes, "data": world.data}
-        usual |= {"extractor": judge, "inception_weights": "none"}
+        usual |= {"extractor": extractor_file, "inception_weights": "none"}
         usual |= {"out": tmp_path / "out", "device": "cpu"}
         if method:
             path = tmp_path / "run/last.pth"

@@ -170,7 +170,7 @@ def train_config(world, out, **changes):
 
 
 def eval_config(world, checkpoint, out, **changes):
-    """An evaluation of 10 samples, without a judge unless `changes` give one."""
+    """An evaluation of 10 samples, without a classifier unless `changes` give one."""
     cfg = {"checkpoint": checkpoint, "tokenizer": world.tokenizer, "codes": world.codes}
     cfg |= {"data": world.data, "inception_weights": "none", "num_samples": 10, "batch": 10}
     return config_of(

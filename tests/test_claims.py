@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metrics.claims import CLAIMS, MARGIN, Claim, claims, frechet, minus, of_images, overfitting
-from metrics.report import Run, read_kept
+from metrics.report import Run, read_reports
 
 
 def test_the_interval_of_a_difference_is_that_of_two_means():
@@ -80,7 +80,7 @@ def test_overfitting_is_what_held_out_codes_cost_more_than_the_last_trained_ones
 
 
 def test_every_claim_has_its_row_with_or_without_runs():
-    kept = read_kept()
+    kept = read_reports()
     for runs in ({}, kept):
         rows = claims(runs).split("\n\n")[0].splitlines()[2:]
         assert [row.split(" | ")[0] for row in rows] == [f"| {claim.text}" for claim in CLAIMS]

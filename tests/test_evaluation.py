@@ -34,12 +34,12 @@ def runs(world, tmp_path_factory) -> dict:
 
 
 @pytest.fixture
-def config(world, judge, tmp_path):
+def config(world, extractor_file, tmp_path):
     """A cheap evaluation of a run; `changes` override it."""
 
     def make(run, **changes):
         cheap = {"checkpoint": run / "last.pth", "out": tmp_path / "out"}
-        cheap |= {"extractor": judge, "num_samples": 20, "batch": 20}
+        cheap |= {"extractor": extractor_file, "num_samples": 20, "batch": 20}
         return eval_config(world, **cheap | changes)
 
     return make
@@ -228,7 +228,7 @@ def test_codes_of_another_search_are_refused_with_the_command(runs, config, tmp_
 
 
 def test_impossible_evaluations_are_refused_before_sampling(
-    world, runs, config, tmp_path, judge, monkeypatch
+    world, runs, config, tmp_path, extractor_file, monkeypatch
 ):
     monkeypatch.setattr(stage, "sample_images", lambda *args: pytest.fail("it sampled"))
     nowhere = tmp_path / "nowhere.pth"
@@ -244,7 +244,7 @@ def test_impossible_evaluations_are_refused_before_sampling(
         ("randar", {"extractor": nowhere}, "train_extractor"),
         ("randar", {"checkpoint": nowhere}, "train_c2i"),
         ("randar", {"checkpoint": world.tokenizer}, "expected generator, found"),
-        ("randar", {"checkpoint": judge}, "expected generator, found"),
+        ("randar", {"checkpoint": extractor_file}, "expected generator, found"),
         ("randar", {"tokenizer": nowhere}, "found nothing"),
         ("randar", {"tokenizer": runs["gpt"] / "last.pth"}, "found generator|is not it"),
         ("randar", {"inception_weights": nowhere}, "expected Inception weights at"),

@@ -21,10 +21,10 @@ def config(cheap):
     return cheap(tool.MeasureTokenizerConfig, images=40)
 
 
-def test_the_command_measures_both_kinds_of_codes(world, config, tmp_path, judge, capsys):
+def test_the_command_measures_both_kinds_of_codes(world, config, tmp_path, extractor_file, capsys):
     folder, extractor = (
         other_codes(world, tmp_path / "codes", change=1),
-        classifier_extractor(judge),
+        classifier_extractor(extractor_file),
     )
     found = tool.main(changed(config, codes=folder))
     assert json.loads((tmp_path / "out/tokenizer.json").read_text()) == found

@@ -7,9 +7,9 @@ import pytest
 
 from metrics import plots
 from metrics.pictures import gif, stacked_frames
-from metrics.report import KEPT, Run, read_kept
+from metrics.report import REPORTS, Run, read_reports
 
-PAIR = [run for name, run in read_kept(KEPT).items() if name.endswith("nano_perceptual")]
+PAIR = [run for name, run in read_reports(REPORTS).items() if name.endswith("nano_perceptual")]
 
 
 @pytest.mark.parametrize(

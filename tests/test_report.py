@@ -6,7 +6,7 @@ import re
 import pytest
 from helpers import script
 
-from metrics.report import KEPT, LARGEST, LEFT_OUT, keep_run, read_kept, read_run, show
+from metrics.report import LARGEST, LEFT_OUT, REPORTS, keep_run, read_reports, read_run, show
 from models.artifacts import ROOT
 from models.command import InputError
 
@@ -17,7 +17,7 @@ def test_results_are_what_the_kept_numbers_make(tmp_path):
     tool.main(tool.ReportConfig(out=tmp_path / "RESULTS.md"))
     made = (tmp_path / "RESULTS.md").read_bytes()
     assert made == (ROOT / "RESULTS.md").read_bytes(), "run: uv run tools/report.py"
-    for path in KEPT.rglob("*.json"):
+    for path in REPORTS.rglob("*.json"):
         assert path.stat().st_size <= LARGEST
         assert not re.search(r"(?<![\w.:])(/|\.\./)\w", path.read_text()), path  # no other folder
 
@@ -75,7 +75,7 @@ def run(tmp_path):
 
 def test_kept_numbers_are_small_and_name_no_other_folder(run, tmp_path):
     keep_run(run, tmp_path / "kept")
-    kept = read_kept(tmp_path / "kept")["some_run"]
+    kept = read_reports(tmp_path / "kept")["some_run"]
     assert kept.at("metrics.samples.FD_c10") == 1.23457
     assert kept.at("metrics.command").endswith("--checkpoint a.pth --inception-weights b.pth")
     assert "risk_coverage" in LEFT_OUT and kept.files["calibration"] == {}
@@ -89,7 +89,7 @@ def test_kept_numbers_are_small_and_name_no_other_folder(run, tmp_path):
 
 def test_runs_stand_side_by_side_with_the_notes_of_their_files(run, capsys):
     (run / "calibration.json").unlink()
-    pair = [KEPT / name for name in tool.PAIR.values()]
+    pair = [REPORTS / name for name in tool.PAIR.values()]
     tool.main(tool.ReportConfig(runs=(run, *pair)))
     said = capsys.readouterr().out
     cells = [show(read_run(folder).at("metrics.samples.FD_c10")) for folder in pair]

@@ -158,7 +158,9 @@ def test_an_official_set_that_corrupts_nothing_gives_the_clean_row(world, config
                 assert row[name][end] == pytest.approx(clean[name][end], rel=1e-5, abs=1e-6), name
 
 
-def test_what_does_not_belong_together_is_refused(world, judge, config, tmp_path, monkeypatch):
+def test_what_does_not_belong_together_is_refused(
+    world, extractor_file, config, tmp_path, monkeypatch
+):
     monkeypatch.setattr(tool, "read_images", lambda *args: pytest.fail("it measured"))
 
     def refused(message: str, **changes) -> None:
@@ -171,7 +173,7 @@ def test_what_does_not_belong_together_is_refused(world, judge, config, tmp_path
     )
     refused("codes of another tokenizer", codes=another)
     refused("codes of other test images", codes=others)
-    refused("expected tokenizer, found extractor", tokenizer=judge)
+    refused("expected tokenizer, found extractor", tokenizer=extractor_file)
     nowhere = tmp_path / "nowhere"
     for flag in ("checkpoint", "tokenizer", "extractor", "codes", "data", "cifar10_c"):
         refused("nowhere", **{flag: nowhere})

@@ -53,7 +53,7 @@ def test_adaptive_shuffles_in_proportion_to_the_ece():
         order_BS = policy.draw(base_T, 2000, 0.9, ece, generator())
         return ((order_BS != base_T).sum(1) + 1).double().mean().item()
 
-    assert policy.asked == "raster"
+    assert policy.sampled == "raster"
     assert (policy.draw(base_T, 9, 0.9, 0.0, generator()) == base_T).all()
     assert moved(0.05) == pytest.approx(16, abs=0.2)  # half the threshold, half of 0.5
     assert moved(0.1) == moved(0.9) == pytest.approx(32, abs=0.2)

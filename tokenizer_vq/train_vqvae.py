@@ -135,7 +135,11 @@ def draw_images(images_NHWC, cfg: TokenizerConfig, step: int, generator) -> torc
 
 
 def train_step(
-    net, images_N3HW: torch.Tensor, judge: PerceptualNet | None, cfg: TokenizerConfig, generator
+    net,
+    images_N3HW: torch.Tensor,
+    perceptual: PerceptualNet | None,
+    cfg: TokenizerConfig,
+    generator,
 ) -> dict[str, torch.Tensor]:
     """Return the terms of the loss, weighted, by name; net is a VQVAE as Fabric wraps it."""
     codes_NT = net.module.encode(images_N3HW) if cfg.train == "decoder" else None
@@ -146,8 +150,10 @@ def train_step(
     distance = F.mse_loss if cfg.loss == "l2" else F.l1_loss
     reconstruction = distance(decoded_N3HW.float() / SPREAD, images_N3HW / SPREAD)
     terms = {"loss": reconstruction, "commitment": cfg.commitment * commitment}
-    if judge is not None:
-        terms["perceptual"] = cfg.perceptual * perceptual_distance(judge, decoded_N3HW, images_N3HW)
+    if perceptual is not None:
+        terms["perceptual"] = cfg.perceptual * perceptual_distance(
+            perceptual, decoded_N3HW, images_N3HW
+        )
     return terms
 
 
@@ -167,8 +173,8 @@ def main(cfg: TokenizerConfig) -> dict:
         print(f"{cfg.out.name} is finished already: test PSNR {saved['test']['psnr']:.2f} dB")
         return saved["test"]
     model, rows = fit(cfg, head, train, test)
-    kept = model.decoder if cfg.train == "decoder" else model  # rounding an encoder moves codes
-    kept.half().float()  # rounded to what the file holds
+    trained = model.decoder if cfg.train == "decoder" else model  # rounding an encoder moves codes
+    trained.half().float()  # rounded to what the file holds
     report = reconstruction_report(model.eval(), test, len(test.labels_N))
     rows[-1] |= report | machine.peak_memory(next(model.parameters()).device)
     write_log(cfg.log, rows)
@@ -176,7 +182,7 @@ def main(cfg: TokenizerConfig) -> dict:
     shown_NHWC = test.images_NHWC[evenly(len(test.labels_N), 16)]
     figure = plot_reconstructions(shown_NHWC, decode_codes(model, encode_images(model, shown_NHWC)))
     save_figure(figure, cfg.out.with_suffix(".reconstructions.png"))
-    kept.half()
+    trained.half()
     save_tokenizer(cfg.out, model, head | {"test": report})
     cfg.state.unlink(missing_ok=True)
     text = (
@@ -192,7 +198,9 @@ def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQ
     torch.manual_seed(cfg.seed)
     revive_below = 0.1 * cfg.batch * VQVAE.grid**2 / cfg.model.codebook_size
     model = VQVAE(cfg.model, revive_below).to(memory_format=torch.channels_last)
-    judge = load_perceptual(cfg.perceptual_weights).to(fabric.device) if cfg.perceptual else None
+    perceptual = (
+        load_perceptual(cfg.perceptual_weights).to(fabric.device) if cfg.perceptual else None
+    )
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.5, 0.99), weight_decay=1e-4)
     net, optimizer = fabric.setup(model, optimizer)
     if not cfg.state.exists():
@@ -207,7 +215,7 @@ def fit(cfg: TokenizerConfig, head: dict, train: Split, test: Split) -> tuple[VQ
         generator = seed_step(cfg.seed, step + 1, fabric.device)
         images_N3HW = draw_images(train.images_NHWC, cfg, step, generator)
         with fabric.autocast():
-            terms = train_step(net, images_N3HW, judge, cfg, generator)
+            terms = train_step(net, images_N3HW, perceptual, cfg, generator)
         lr = training.lr_at(step, cfg.lr, cfg.warmup, cfg.steps, floor=0.05)
         training.descend(fabric, net, [optimizer], sum(terms.values()), lr)
         ema.update_parameters(model)

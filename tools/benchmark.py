@@ -206,22 +206,22 @@ def all_cases(cfg: BenchmarkConfig, precisions: tuple[str, ...], device) -> Iter
     tokenizer = VQVAE(config).to(device).eval().to(memory_format=torch.channels_last)
     tokenizer.quantizer.start(torch.randn(1, config.codebook_size, config.code_dim, device=device))
     native = machine.pick_precision("auto", device)
-    about = {"method": "vqvae", "order": None, "network_calls": None}
-    about["parameters"] = training.parameters(tokenizer)
+    case = {"method": "vqvae", "order": None, "network_calls": None}
+    case["parameters"] = training.parameters(tokenizer)
     for row, work, flops in tokenizer_cases(tokenizer, device, max(cfg.batches)):
         precision = "fp32" if row["what"].endswith("search 0") else native
-        yield about | row | {"precision": precision}, work, flops
+        yield case | row | {"precision": precision}, work, flops
     for method in cfg.methods:
         kind = METHODS[method]
         config = ModelConfig(scan=kind.scans[0], **SIZES[cfg.model])
-        about = {"method": method, "order": "random" if kind.any_order else kind.scans[0]}
-        about["parameters"] = training.parameters(build(method, config))
+        case = {"method": method, "order": "random" if kind.any_order else kind.scans[0]}
+        case["parameters"] = training.parameters(build(method, config))
         for precision in precisions:
             how = (tokenizer, precision, device, max(cfg.batches))
             for row, work, flops in generator_cases(method, config, *how):
-                yield about | row | {"precision": precision}, work, flops
+                yield case | row | {"precision": precision}, work, flops
             if method in cfg.authors:
-                theirs = about | {"method": f"{method}, by its authors"}
+                theirs = case | {"method": f"{method}, by its authors"}
                 for row, work, flops in author_cases(
                     cfg.authors[method], cfg.against, config, *how
                 ):
@@ -259,15 +259,15 @@ def measure(cfg: BenchmarkConfig, precisions: tuple, threads: tuple, device) -> 
     cases = list(all_cases(cfg, precisions, device))
     for number in threads:
         torch.set_num_threads(number)
-        for precision in {about["precision"] for about, _, _ in cases}:
+        for precision in {case["precision"] for case, _, _ in cases}:
             peaks[precision, number] = matmul_peak(device, precision)
-    for about, work, flops in tqdm(cases, desc="warm-up", unit="case"):
+    for case, work, flops in tqdm(cases, desc="warm-up", unit="case"):
         for number in threads:
             torch.set_num_threads(number)
             for batch in cfg.batches:
                 seconds, taken = warmed_up(work, batch, device)
                 works.append((work, batch, max(1, round(LEAST / seconds)), number))
-                row = about | {"batch": batch, "threads": number, "gflop": flops / 1e9}
+                row = case | {"batch": batch, "threads": number, "gflop": flops / 1e9}
                 rows.append(row | {"memory_gb": taken, "rounds": []})
     for _ in range(cfg.rounds):
         for row, (work, batch, repeats, number) in zip(rows, tqdm(works, "round"), strict=True):

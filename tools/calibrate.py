@@ -15,7 +15,7 @@ import torch
 from metrics import sample_calibration
 from metrics.calibration import ClassBins, Predictions, calibration_report, collect
 from metrics.evaluation import GeneratorConfig, Subject
-from metrics.extractor import judge_of
+from metrics.extractor import extractor_of
 from metrics.fidelity import FeatureExtractor, features_of
 from metrics.likelihood import logit_batches, order_report, orders_for
 from metrics.pictures import save_figure
@@ -40,7 +40,7 @@ class CalibrateConfig(GeneratorConfig):
     codes: Path = ROOT / "data/codes"
     """test codes from stage 3"""
     extractor: Path | None = None
-    """judge of samples; default: checkpoints/extractor_<dataset>.pth if it is there"""
+    """extractor of samples; default: checkpoints/extractor_<dataset>.pth if it is there"""
     images: Annotated[int, command.Range(4, 10**7)] = 2000
     """test images used, evenly spaced"""
     random_orders: Annotated[int, command.Range(0, 1000)] = 8
@@ -75,28 +75,28 @@ def token_stage(cfg: CalibrateConfig, model: Method, test: Codes, order_NS: torc
 
 def class_stage(cfg: CalibrateConfig, subject: Subject, codes_NAT: torch.Tensor) -> torch.Tensor:
     """Return ln p(codes | label) for every label, (K, N, classes): order by order, each view."""
-    found, count = [], cfg.class_orders if subject.model.any_order else 1
+    log_p, count = [], cfg.class_orders if subject.model.any_order else 1
     views_NAT = codes_NAT if cfg.class_views else codes_NAT[:, :1]
     for k in range(count):
         order = subject.order if k == 0 else "random"
         order_NS = orders_for(subject.model, order, len(codes_NAT), cfg.seed + k)
         for codes_NT in views_NAT.unbind(1):
             how = subject.model, codes_NT, order_NS, cfg.batch
-            found.append(sample_calibration.class_log_p(*how))
-    return torch.stack(found)
+            log_p.append(sample_calibration.class_log_p(*how))
+    return torch.stack(log_p)
 
 
-def sample_stage(cfg: CalibrateConfig, subject: Subject, judge: FeatureExtractor | None):
+def sample_stage(cfg: CalibrateConfig, subject: Subject, extractor: FeatureExtractor | None):
     """Return the predictions along own samples, and {kind of confidence: does it tell quality}."""
     model, rows_N = subject.model, torch.arange(cfg.num_samples)
     label_N = rows_N % model.config.classes
     how = (model, label_N, subject.order, cfg.seed, cfg.batch)
     codes_NT, own = sample_calibration.own_samples(*how)
-    if judge is None:
+    if extractor is None:
         return own, {}
     images_NHWC = decode_codes(subject.tokenizer, codes_NT)
-    seen = features_of(images_NHWC, judge, subject.device)
-    quality_N = seen[judge.logits_layer].softmax(1)[rows_N, label_N]
+    seen = features_of(images_NHWC, extractor, subject.device)
+    quality_N = seen[extractor.logits_layer].softmax(1)[rows_N, label_N]
     order_NS = orders_for(model, subject.order, len(label_N), cfg.seed)
     log_p_NC = sample_calibration.class_log_p(model, codes_NT, order_NS, cfg.batch)
     confidences = {
@@ -115,15 +115,15 @@ def main(cfg: CalibrateConfig) -> dict:
     header, model = subject.header, subject.model
     test = load_codes_of(header, cfg.codes, "test", cfg.checkpoint)
     test = test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
-    judge = judge_of(header["dataset"], cfg.extractor, subject.device)
-    if judge is None:
+    extractor = extractor_of(header["dataset"], cfg.extractor, subject.device)
+    if extractor is None:
         print("no classifier: quality of samples not judged; run: uv run tools/train_extractor.py")
 
     codes_NT, label_N = test.codes_NAT[:, 0], test.label_N
     order_NS = orders_for(model, subject.order, len(label_N), cfg.seed)
     tokens, held_out = token_stage(cfg, model, test, order_NS)
     log_p_KNC = class_stage(cfg, subject, test.codes_NAT)
-    own, quality = sample_stage(cfg, subject, judge)
+    own, quality = sample_stage(cfg, subject, extractor)
     numbers = subject.description | {
         "order": subject.order,
         "images": len(label_N),
@@ -136,7 +136,7 @@ def main(cfg: CalibrateConfig) -> dict:
         "quality": quality,
     }
     inputs = subject.inputs | {"test_codes": test.header["sha256"]}
-    inputs |= {"extractor": judge.sha256} if judge else {}
+    inputs |= {"extractor": extractor.sha256} if extractor else {}
     record = write_record(subject.out / "calibration.json", numbers, cfg, inputs)
     report(record, math.log2(model.config.vocab_size), subject.out)
     return record

@@ -113,8 +113,8 @@ def corners(canvas: tuple[int, int], grid: int, overlap: int) -> list[tuple[int,
         moves = range(0, length, grid - overlap)
         moved = {start + sign * move for move in moves for sign in (-1, 1)}
         starts.append({min(max(at, 0), length - grid) for at in moved})
-    found = [(top, left) for top in starts[0] for left in starts[1]]
-    return sorted(found, key=lambda at: (math.dist(at, middle), at))
+    windows = [(top, left) for top in starts[0] for left in starts[1]]
+    return sorted(windows, key=lambda at: (math.dist(at, middle), at))
 
 
 def outpaint(cfg: EditConfig, subject: Subject, codes_T: torch.Tensor, label: int, plan: Plan):
@@ -171,8 +171,8 @@ def main(cfg: EditConfig) -> np.ndarray:
             raise InputError(f"{given} would be written over; choose another --out")
     original_HWC, own = read_subject(cfg, head["dataset"])
     label = chosen_label(cfg, subject, own)
-    asked = {"decode_steps": cfg.decode_steps, "cfg_scale": cfg.cfg_scale, "order": cfg.order}
-    plan = plan_of(subject, temperature=cfg.temperature, **asked)
+    flags = {"decode_steps": cfg.decode_steps, "cfg_scale": cfg.cfg_scale, "order": cfg.order}
+    plan = plan_of(subject, temperature=cfg.temperature, **flags)
     codes_T = encode_images(tokenizer, original_HWC[None])[0]
     before = {"original": original_HWC, "its codes": decode_codes(tokenizer, codes_T[None])[0]}
     if cfg.task == "outpaint":

@@ -64,14 +64,14 @@ def short(value: Any, length: int = 150) -> str:
 
 def files_here() -> dict[str, Path]:
     """Return the artifacts of the project by their sha256."""
-    found = {}
+    paths = {}
     for path in (path for place in PLACES for path in sorted(ROOT.glob(place))):
         if path.suffix == ".pth":
-            found[artifacts.sha256_of(path)] = path
+            paths[artifacts.sha256_of(path)] = path
             continue
         with contextlib.suppress(OSError, ValueError):  # without a header, or with a broken one
-            found[read_json(sidecar(path)).get("sha256")] = path
-    return found
+            paths[read_json(sidecar(path)).get("sha256")] = path
+    return paths
 
 
 def chain(header: dict, here: dict[str, Path], depth: int = 1) -> Iterator[str]:

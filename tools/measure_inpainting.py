@@ -60,7 +60,7 @@ def complete(
 
     Given all, in the order that the model was trained in; given the past, along its scan.
     """
-    model, found = subject.model, {}
+    model, codes = subject.model, {}
     ways = {PAST: Plan(model.config.scan, cfg_scale=scale)}
     if model.any_order:
         ways = {ALL: Plan(subject.order, cfg.decode_steps, cfg_scale=scale)} | ways
@@ -72,23 +72,23 @@ def complete(
                 parts.append(fill(model, *given, past=way == PAST).cpu())
                 first += len(label_B)
                 bar.update(len(label_B))
-        found[way] = torch.cat(parts)
-    return found
+        codes[way] = torch.cat(parts)
+    return codes
 
 
 def hidden_bits(
     subject: Subject, inputs: tuple, open_T: torch.Tensor, ways: list[str], seed: int
 ) -> dict[str, torch.Tensor]:
     """Return the bits per image, (N,), of the true codes of the hidden cells in each way."""
-    model, found = subject.model, {}
+    model, bits = subject.model, {}
     for way in ways:
         order = subject.order if way == ALL else model.config.scan
         order_NS = orders_for(model, order, len(inputs[0]), seed)
         if way == ALL:
             order_NS = known_first(order_NS, open_T)
         bits_NS = bits_per_code(model, *inputs, order_NS, name=f"bits {way}")
-        found[way] = (bits_NS * open_T[order_NS]).sum(1)
-    return found
+        bits[way] = (bits_NS * open_T[order_NS]).sum(1)
+    return bits
 
 
 def main(cfg: InpaintingConfig) -> dict:

@@ -113,8 +113,8 @@ def main(cfg: MeasureTokenizerConfig) -> dict:
     shown = evenly(len(rows_N), 16)
     figure = plot_reconstructions(images_NHWC[shown], decoded_NHWC[shown])
     save_figure(figure, out / "reconstructions.png")
-    found = Run(out.name, {"tokenizer": record}, [])
-    print(tokenizers({found.name: found}) + f"-> {out}")
+    result = Run(out.name, {"tokenizer": record}, [])
+    print(tokenizers({result.name: result}) + f"-> {out}")
     return record
 
 

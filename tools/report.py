@@ -21,12 +21,12 @@ import tyro
 
 from metrics.claims import claims
 from metrics.report import (
-    KEPT,
+    REPORTS,
     Run,
     below,
     keep_run,
     names,
-    read_kept,
+    read_reports,
     read_run,
     shared,
     show,
@@ -72,9 +72,9 @@ def minutes(runs: Runs) -> str:
         "4 train RandAR": (trained["steps"] * trained["batch"], generator | {"what": "training"}),
         "5 sample": (10_000, generator | {"what": "sampling", "network_calls": 64}),
     }
-    rows, found = [], every["benchmark"].at("benchmark.rows")
+    rows, measured = [], every["benchmark"].at("benchmark.rows")
     for stage, (images, row) in work.items():
-        rate = max(r["images_per_second"] for r in found if row.items() <= r.items())
+        rate = max(r["images_per_second"] for r in measured if row.items() <= r.items())
         rows.append([stage, f"{images:,}", show(images / rate / 60, 0)])
     at = every["quickstart"].at
     rows.append(["quickstart, all of it", "", show(at("quickstart.minutes"), 0)])
@@ -88,8 +88,8 @@ def minutes(runs: Runs) -> str:
 def probes(runs: Runs) -> str:
     """Return how often a linear map of a layer's features tells the class."""
     every = list(runs.values())
-    found = names(every, "features.accuracy")
-    rows = lines(runs, {name: (f"features.accuracy.{name}", 1, True) for name in found})
+    layers = names(every, "features.accuracy")
+    rows = lines(runs, {name: (f"features.accuracy.{name}", 1, True) for name in layers})
     counts = (f"{shared(every, f'features.{key}'):,}" for key in ("train_images", "images"))
     text = "{} train images, {} test images; in brackets: 95% interval.".format(*counts)
     return table(["linear probe on", *runs], rows) + below(every, text, "features")
@@ -102,8 +102,8 @@ def tuning(runs: Runs) -> str:
     for one in every:
         best, trials = one.at("tuning.best"), one.at("tuning.trials")
         cut = f"{len(trials)} ({sum(row['pruned'] for row in trials)})"
-        about = (one.at(f"tuning.{key}") for key in ("method", "order", "steps"))
-        cells = [*map(str, about), cut]
+        columns = (one.at(f"tuning.{key}") for key in ("method", "order", "steps"))
+        cells = [*map(str, columns), cut]
         cells += [show(row["bits"], 3) for row in (trials[0], best)]
         rows.append(cells + [f"{best['settings'][name]:.2g}" for name in settings])
     head = ["method", "order", "steps", "trials (cut)", "bits a held-out code, first trial", "best"]
@@ -196,7 +196,7 @@ class ReportConfig(command.Config):
     """folders results/<run>"""
     keep: bool = False
     """copy the numbers of RUNS to --kept"""
-    kept: Path = KEPT
+    kept: Path = REPORTS
     """the kept runs"""
     trainings: Path = ROOT / "checkpoints/runs"
     """where config and curve of a training are, if not in the folder of the run"""
@@ -218,22 +218,22 @@ def chosen(kept: Runs, which: dict[str, str] | Sequence[str]) -> Runs:
     }
 
 
-def results(kept: Path = KEPT) -> str:
+def results(kept: Path = REPORTS) -> str:
     """Return RESULTS.md of the kept runs; a section without runs is left out."""
-    runs, parts = read_kept(kept), [INTRODUCTION]
+    runs, parts = read_reports(kept), [INTRODUCTION]
     for title, make, which in SECTIONS:
-        found = chosen(runs, which)
-        parts += [f"## {title}\n", make(found)] if found else []
+        section = chosen(runs, which)
+        parts += [f"## {title}\n", make(section)] if section else []
     return "\n".join(parts)
 
 
 def side_by_side(runs: Sequence[Run]) -> str:
     """Return all tables of any runs, a column each, those that every run has the files for."""
-    found = {run.name: run for run in runs}
+    by_name = {run.name: run for run in runs}
     parts = ["# Runs side by side\n"]
     for make in (quality, by_order, calibration, class_orders, robustness):
         file = {quality: "metrics", robustness: "robustness"}.get(make, "calibration")
-        some = {name: run for name, run in found.items() if file in run.files}
+        some = {name: run for name, run in by_name.items() if file in run.files}
         with as_written(", ".join(some), "measurements", "measure them again"):
             parts += [f"## {make.__name__}\n", make(some)] if some else []
     return "\n".join(parts)

@@ -15,7 +15,7 @@ import torch
 from metrics.calibration import mean_of
 from metrics.corruptions import SEVERITIES, SOURCE, Versions, drawn, official
 from metrics.evaluation import GeneratorConfig, OrderFlag, Subject, codes_of_images
-from metrics.extractor import judge_of
+from metrics.extractor import extractor_of
 from metrics.fidelity import FeatureExtractor, features_of, fidelity
 from metrics.likelihood import orders_for
 from metrics.pictures import save_figure
@@ -39,7 +39,7 @@ class RobustnessConfig(GeneratorConfig):
     order: OrderFlag = None
     """of reading and sampling; default: the one it was trained in (anneal, adaptive: the scan)"""
     extractor: Path | None = None
-    """ruler and judge of images; default: checkpoints/extractor_<dataset>.pth"""
+    """ruler and extractor of images; default: checkpoints/extractor_<dataset>.pth"""
     codes: Path = ROOT / "data/codes"
     """test codes from stage 3, for the corrupted context"""
     data: Path | None = None
@@ -63,8 +63,8 @@ class Inputs:
 
     subject: Subject
     order: str
-    judge: FeatureExtractor
-    """ruler and judge of images"""
+    extractor: FeatureExtractor
+    """ruler and extractor of images"""
     test: Codes
     """the --images test codes"""
     split: Split
@@ -75,12 +75,12 @@ class Inputs:
     """how"""
 
     def features(self, images_NHWC: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return what the judge sees in uint8 images, however few they are."""
-        return features_of(images_NHWC, self.judge, self.subject.device, least=1)
+        """Return what the extractor sees in uint8 images, however few they are."""
+        return features_of(images_NHWC, self.extractor, self.subject.device, least=1)
 
     def distance(self, features: dict, others: dict) -> dict[str, float]:
         """Return {name of the distance: value} between the features of two sets."""
-        return fidelity(features, others, self.judge, frechet_only=True)
+        return fidelity(features, others, self.extractor, frechet_only=True)
 
 
 def load_inputs(cfg: RobustnessConfig) -> Inputs:
@@ -95,12 +95,12 @@ def load_inputs(cfg: RobustnessConfig) -> Inputs:
     versions = drawn(split.images_NHWC[rows_N], cfg.seed)
     if cfg.cifar10_c:
         versions = official(cfg.cifar10_c, split.images_NHWC, split.labels_N, rows_N)
-    if not (judge := judge_of(header["dataset"], cfg.extractor, subject.device)):
+    if not (extractor := extractor_of(header["dataset"], cfg.extractor, subject.device)):
         raise InputError(
             f"no classifier of {header['dataset']}; run: uv run tools/train_extractor.py"
         )
     test = test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
-    return Inputs(subject, order, judge, test, split, rows_N, versions)
+    return Inputs(subject, order, extractor, test, split, rows_N, versions)
 
 
 def image_stage(cfg: RobustnessConfig, inputs: Inputs) -> dict:
@@ -151,7 +151,7 @@ def sampling_stage(cfg: RobustnessConfig, inputs: Inputs) -> list[dict]:
     for rho in RHOS:
         codes_NT = misread_samples(subject.model, label_N, plan, rho, cfg.seed, cfg.batch)
         features = inputs.features(decode_codes(subject.tokenizer, codes_NT))
-        right_N = features[inputs.judge.logits_layer].argmax(1) == label_N
+        right_N = features[inputs.extractor.logits_layer].argmax(1) == label_N
         row = {"rho": rho, "label_accuracy": mean_of(right_N.double(), cfg.seed)}
         rows.append(row | inputs.distance(features, reference))
     return rows
@@ -170,7 +170,7 @@ def main(cfg: RobustnessConfig) -> dict:
         "sampling": sampling_stage(cfg, inputs),
     }
     hashes = {"test_codes": inputs.test.header["sha256"], "test_images": inputs.split.sha256}
-    hashes |= subject.inputs | {"extractor": inputs.judge.sha256}
+    hashes |= subject.inputs | {"extractor": inputs.extractor.sha256}
     record = write_record(subject.out / "robustness.json", numbers, cfg, hashes)
     run = Run(subject.out.name, {"robustness": record}, [])
     for picture in ROBUSTNESS:

@@ -109,8 +109,8 @@ class Trials:
         """Train with what the trial suggests; return bits a held-out code, or raise TrialPruned."""
         import optuna
 
-        found = {name: trial.suggest_float(name, **space) for name, space in SPACE.items()}
-        cfg = replace(self.cfg, steps=self.steps, **found)
+        settings = {name: trial.suggest_float(name, **space) for name, space in SPACE.items()}
+        cfg = replace(self.cfg, steps=self.steps, **settings)
         torch.manual_seed(cfg.seed)
         model = build(cfg.method, model_config(cfg, self.train)).to(self.fabric.device)
         optimizers = training.make_optimizers(model, cfg.optimizer, cfg.lr, cfg.weight_decay)
@@ -123,7 +123,7 @@ class Trials:
             if (step + 1) * CHECKS % cfg.steps >= CHECKS:
                 continue
             heldout = {"bits": self.heldout}
-            bits = split_bits(ema.module, heldout, cfg.policy.asked)["bits"]
+            bits = split_bits(ema.module, heldout, cfg.policy.sampled)["bits"]
             bar.set_postfix(bits=f"{bits:.3f}")
             if not math.isfinite(bits):
                 raise optuna.TrialPruned
