@@ -267,15 +267,14 @@ def tokenizers(runs: Runs) -> str:
     }
     control = {k: x for run in every for k, x in run.at("tokenizer.control").items()}
     columns[REAL] = Run(REAL, {"tokenizer": {"as_samples": control}}, [])
-    shown_runs = list(columns.values())
-    distances = [x for x in names(shown_runs, "tokenizer") if x.startswith(("rFD", "rFID"))]
+    every_column = list(columns.values())
+    distances = [x for x in names(every_column, "tokenizer") if x.startswith(("rFD", "rFID"))]
     rows = lines(columns, TOKENIZER | {name: (f"tokenizer.{name}", 3) for name in distances})
-    shown = (*SHOWN, "recall")
-    for name in (x for x in names(shown_runs, "tokenizer.as_samples") if x.startswith(shown)):
-        cells = (
-            show_measure(name, run.at(f"tokenizer.as_samples.{name}", True)) for run in shown_runs
-        )
-        rows.append([f"{name}, decoded images as samples", *cells])
+    for name in names(every_column, "tokenizer.as_samples"):
+        if name.startswith((*SHOWN, "recall")):
+            values = (run.at(f"tokenizer.as_samples.{name}", True) for run in every_column)
+            cells = (show_measure(name, value) for value in values)
+            rows.append([f"{name}, decoded images as samples", *cells])
     return table(["", *columns], rows) + below(every, "In brackets: 95% interval.", "tokenizer")
 
 
