@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from metrics.extractor import extractor_of
-from metrics.fidelity import FEATURES, LEAST, FeatureExtractor, features_of, fidelity, inception_of
+from metrics.fidelity import LEAST, FeatureExtractor, features_of, fidelity, inception_of
 from metrics.report import at_once
 from models import command
 from models.artifacts import ROOT, sha256_of
@@ -125,7 +125,7 @@ class Reference:
     @cached_property
     def features(self) -> list[dict[str, torch.Tensor]]:
         """Features of the train images, for each extractor; kept on disk."""
-        return [features_of(self.train_NHWC, e, self.device, FEATURES) for e in self.extractors]
+        return [features_of(self.train_NHWC, e, self.device, keep=True) for e in self.extractors]
 
     def names(self, samples: int) -> list[str]:
         """Return the names of all measures of so many samples; a distance comes first."""
@@ -145,7 +145,7 @@ class Reference:
 
         def by(i: int) -> dict[str, float]:
             extractor = self.extractors[i]
-            features = features_of(images_NHWC, extractor, self.device, FEATURES if real else None)
+            features = features_of(images_NHWC, extractor, self.device, keep=real)
             values = fidelity(features, self.features[i], extractor)
             if label_N is not None and "label_accuracy" in extractor.names(len(images_NHWC)):
                 values["label_accuracy"] = extractor.label_accuracy(features, label_N)

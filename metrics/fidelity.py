@@ -149,13 +149,13 @@ def features_of(
     images_NHWC: np.ndarray,
     extractor: FeatureExtractor,
     device: torch.device | str = "cpu",
-    keep: Path | None = None,
+    keep: bool = False,
     verbose: bool = True,
     least: int = LEAST,
 ) -> dict[str, torch.Tensor]:
     """Return {layer: float32 (N, F) on the CPU} of uint8 images (N, H, W, 3), N >= `least`.
 
-    With `keep`, a folder, they are read from there if the same weights saw the same images before,
+    With `keep` they are read from FEATURES if the same weights saw the same images before,
     and else written. Raises InputError for images of another type or shape.
     """
     shape, device = images_NHWC.shape, torch.device(device)
@@ -166,7 +166,7 @@ def features_of(
     if keep:
         inputs = {"images": sha256_of(images_NHWC), "extractor": extractor.sha256}
         stem = f"{inputs['images'][:16]}-{extractor.sha256[:16]}"
-        files = {name: keep / f"{stem}-{name}.npy" for name in layers}
+        files = {name: FEATURES / f"{stem}-{name}.npy" for name in layers}
         with contextlib.suppress(InputError):  # missing or damaged: computed anew
             saved = {n: load_array(f, "features", "", np.float32, 2) for n, f in files.items()}
             if all(head["inputs"] == inputs for _, head in saved.values()):

@@ -31,6 +31,14 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def features_elsewhere(tmp_path_factory):
+    """Features of tiny sets are kept, but not among those of the project."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("metrics.fidelity.FEATURES", tmp_path_factory.mktemp("features"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
     """Run stages 1 to 3 once, at a size that takes seconds."""

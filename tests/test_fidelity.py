@@ -29,8 +29,8 @@ from models.command import InputError
 make_shapes = script("data/shapes.py").make_shapes
 
 
-def measure(samples_NHWC, reference_NHWC, extractor, keep=None):
-    """Features of both, those of the reference kept in the folder `keep`, and what they give."""
+def measure(samples_NHWC, reference_NHWC, extractor, keep=False):
+    """What the features of both give, those of the reference kept if asked for."""
     samples = features_of(samples_NHWC, extractor, verbose=False)
     reference = features_of(reference_NHWC, extractor, keep=keep, verbose=False)
     return fidelity(samples, reference, extractor)
@@ -126,30 +126,31 @@ def test_copies_of_the_reference_are_nearest_to_it():
 
 
 def test_kept_features_are_of_this_content_and_these_weights(images, tmp_path, monkeypatch):
-    samples, keep = images[:100].copy(), tmp_path / "kept"
+    samples, folder = images[:100].copy(), tmp_path / "features"
+    monkeypatch.setattr("metrics.fidelity.FEATURES", folder)
     write_extractor(tmp_path / "small.pth")
     first = classifier_extractor(tmp_path / "small.pth")
-    before = measure(samples, images, first, keep)
-    kept = {path.name: path.read_bytes() for path in keep.iterdir()}
+    before = measure(samples, images, first, keep=True)
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert len(kept) == 4  # features and logits of the reference, each with its header
     with monkeypatch.context() as patched:  # whoever looks at an image again fails
         patched.setattr(Classifier, "forward", None)
-        features_of(images.copy(), first, keep=keep)
+        features_of(images.copy(), first, keep=True)
     write_extractor(tmp_path / "small.pth", seed=1)
     second = classifier_extractor(tmp_path / "small.pth")
-    assert measure(samples, images, second, keep) != before
-    for path in keep.iterdir():  # damaged ones are made anew, and nothing in them is run
+    assert measure(samples, images, second, keep=True) != before
+    for path in folder.iterdir():  # damaged ones are made anew, and nothing in them is run
         path.write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
-    assert measure(samples, images, first, keep) == before
-    assert kept.items() <= {path.name: path.read_bytes() for path in keep.iterdir()}.items()
-    measure(samples, images, second, keep)
+    assert measure(samples, images, first, keep=True) == before
+    assert kept.items() <= {path.name: path.read_bytes() for path in folder.iterdir()}.items()
+    measure(samples, images, second, keep=True)
     stem = next(iter(kept)).rsplit("-", 1)[0]
-    other = next(path for path in keep.iterdir() if not path.name.startswith(stem))
-    for path in keep.glob(f"{stem}-*"):  # whole, but of other weights under this name
+    other = next(path for path in folder.iterdir() if not path.name.startswith(stem))
+    for path in folder.glob(f"{stem}-*"):  # whole, but of other weights under this name
         path.write_bytes(
-            (keep / path.name.replace(stem, other.name.rsplit("-", 1)[0])).read_bytes()
+            (folder / path.name.replace(stem, other.name.rsplit("-", 1)[0])).read_bytes()
         )
-    assert measure(samples, images, first, keep) == before
+    assert measure(samples, images, first, keep=True) == before
 
 
 def test_other_arrays_are_refused(extractor, images):

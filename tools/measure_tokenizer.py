@@ -17,7 +17,7 @@ from tyro.conf import OmitArgPrefixes
 
 from metrics.calibration import mean_of
 from metrics.evaluation import MeasureConfig, Reference, codes_of_images
-from metrics.fidelity import FEATURES, codebook_use, features_of, fidelity, psnr
+from metrics.fidelity import codebook_use, features_of, fidelity, psnr
 from metrics.pictures import plot_reconstructions, save_figure
 from metrics.report import Run, write_record
 from metrics.tables import tokenizers
@@ -69,7 +69,7 @@ def measure(
     values = {"psnr": mean_of(torch.from_numpy(psnr(images_NHWC, decoded_NHWC)))}
     for extractor in reference.extractors:
         both = (
-            features_of(images, extractor, reference.device, FEATURES)
+            features_of(images, extractor, reference.device, keep=True)
             for images in (decoded_NHWC, images_NHWC)
         )
         distance = fidelity(*both, extractor, frechet_only=True)

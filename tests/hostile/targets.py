@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -128,7 +129,7 @@ def read_published_weights(name: str) -> Callable:
 
 
 def write_run(folder: Path) -> None:
-    kept = script("tools/report.py").KEPT / report.PAIR["raster order"]
+    kept = report.REPORTS / report.PAIR["raster order"]
     for path in kept.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
 
@@ -140,7 +141,8 @@ def write_features(folder: Path) -> None:
 def read_features(folder: Path) -> torch.Tensor:
     """Computed again where the kept file is damaged."""
     mean = FeatureExtractor(lambda x: {"mean": x.float().mean((2, 3))}, "0" * 64, "mean", None, "")
-    return features_of(images(), mean, keep=folder, verbose=False)["mean"]
+    with patch("metrics.fidelity.FEATURES", folder):
+        return features_of(images(), mean, keep=True, verbose=False)["mean"]
 
 
 def write_corruptions(folder: Path) -> None:
