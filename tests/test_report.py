@@ -37,7 +37,7 @@ def test_every_measured_figure_of_the_readme_stands_in_the_results():
 
 def test_the_tests_that_the_readme_names_are_there():
     names = re.findall(r"`(?:tests/)?([\w/]*test_\w+\.py)`", (ROOT / "README.md").read_text())
-    assert len(names) > 5 and all([*(ROOT / "tests").rglob(name)] for name in names), names
+    assert names and all([*(ROOT / "tests").rglob(name)] for name in names), names
 
 
 @pytest.mark.parametrize(
