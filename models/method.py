@@ -80,39 +80,24 @@ SIZES = {
 def groups_of(tokens: int, steps: int, grouping: Grouping) -> list[int]:
     """Return how many codes each step decodes: `steps` sizes >= 1, sum `tokens`.
 
-    cosine is RandAR's schedule, arpg_cosine and arccos are ARPG's. Raises InputError unless
-    1 <= steps <= tokens.
+    cosine is RandAR's schedule, few first; ARPG's are arpg_cosine, which grows too, and arccos,
+    flat with a large last step. Raises InputError unless 1 <= steps <= tokens.
     """
     if not 1 <= steps <= tokens:
         raise InputError(f"expected decode steps in 1..{tokens}, got {steps}")
-    if grouping == "cosine":
-        return cosine_groups(tokens, steps)
-    sizes, done = [], 0
+    done = [0]
     for step in range(1, steps):
-        if grouping == "arccos":  # flat, with a large last step
-            ratio = (2 / math.pi) * math.acos(step / steps)
-        else:  # growing
-            ratio = math.cos((math.pi / 2) * step / steps)
-        left = max(1, min(tokens - done - 1, math.floor(tokens * ratio)))
-        sizes.append(tokens - done - left)
-        done += sizes[-1]
-    return [*sizes, tokens - done]
-
-
-def cosine_groups(tokens: int, steps: int) -> list[int]:
-    """Return how many codes each step decodes, few first: RandAR's schedule for steps >= 2.
-
-    The float64 order of operations is part of it: at (t + 1) / steps = 2/3 the cosine hits
-    tokens / 2, and another order gives other sizes. One step decodes everything (RandAR's formula
-    would need two).
-    """
-    if steps == 1:
-        return [tokens]
-    done = [0, 1]
-    for t in range(1, steps):
-        target = math.floor((1 - math.cos((math.pi / 2) * (t + 1) / steps)) * tokens + 1)
-        done.append(min(tokens, max(done[-1] + 1, target)))
-    return [after - before for before, after in itertools.pairwise(done)]
+        # the float64 order of operations is part of it: where the cosine hits tokens / 2, at
+        # step / steps = 2/3, another gives other sizes
+        cosine = math.cos((math.pi / 2) * step / steps)
+        if grouping == "cosine":
+            target = math.floor((1 - cosine) * tokens + 1) if step > 1 else 1
+        elif grouping == "arpg_cosine":
+            target = tokens - math.floor(tokens * cosine)
+        else:
+            target = tokens - math.floor(tokens * ((2 / math.pi) * math.acos(step / steps)))
+        done.append(min(tokens - 1, max(done[-1] + 1, target)))
+    return [after - before for before, after in itertools.pairwise([*done, tokens])]
 
 
 class Cache:
