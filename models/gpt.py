@@ -9,6 +9,7 @@ The sequence is [c, x_1, .. x_{T-1}] and slot s predicts the code of step s. Eac
 Differs from it in what `method.py` says, and in: any scan can be the fixed order.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -27,23 +28,13 @@ from models.transformer import (
 )
 
 
-class ClassEmbedding(nn.Module):
-    """Labels, with one more row for the null label, to vectors (B, 1, D)."""
-
-    def __init__(self, classes: int, width: int):
-        super().__init__()
-        self.embedding_table = nn.Embedding(classes + 1, width)
-
-    def forward(self, label_B: torch.Tensor) -> torch.Tensor:
-        return self.embedding_table(label_B).unsqueeze(1)
-
-
 class Llama(Method):
     """LlamaGen's network, which RandAR and PAR have too: embeddings, blocks, head."""
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        self.cls_embedding = ClassEmbedding(config.classes, config.width)
+        table = nn.Embedding(config.classes + 1, config.width)  # its last row: the null label
+        self.cls_embedding = nn.Sequential(OrderedDict(embedding_table=table))
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.width)
         self.token_dropout = Dropout(config.token_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
@@ -96,7 +87,8 @@ class GPT(Llama):
         """Return logits_BSV; see Method. Raises ValueError unless every row is the fixed order."""
         self.check_order(order_BS)
         x_BSD = self.tok_embeddings(codes_BT.gather(1, order_BS)[:, :-1])
-        x_BSD = self.token_dropout(torch.cat((self.cls_embedding(label_B), x_BSD), dim=1))
+        x_BSD = torch.cat((self.cls_embedding(label_B[:, None]), x_BSD), dim=1)
+        x_BSD = self.token_dropout(x_BSD)
         return self.logits(x_BSD, after_label(order_BS[:, :-1]))
 
     def cache(self, label_B):
@@ -106,7 +98,7 @@ class GPT(Llama):
         self.check_one(next_cells_Bn)
         x_BmD, start = self.tok_embeddings(codes_Bm), cache.fed
         if start == 0:
-            x_BmD = torch.cat((self.cls_embedding(cache.label_B), x_BmD), dim=1)
+            x_BmD = torch.cat((self.cls_embedding(cache.label_B[:, None]), x_BmD), dim=1)
             cells_Bm = after_label(cells_Bm)
         cache.fed += x_BmD.shape[1]
         return self.logits(x_BmD, cells_Bm, slice(-1, None), cache.layers, start)

@@ -21,6 +21,7 @@ can also be decoded code by code.
 """
 
 import functools
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,23 +44,11 @@ def slot_cells(grid: int, regions: int, device: torch.device) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=32)
-def group_mask(tokens: int, regions: int, device: torch.device | None = None) -> torch.Tensor:
+def group_mask(tokens: int, regions: int, device: torch.device) -> torch.Tensor:
     """Return seen_SL, bool (T, T): the first block of `regions` causal, later ones whole."""
     slot_S = torch.arange(tokens, device=device)
     end_S = torch.where(slot_S < regions, slot_S + 1, (slot_S // regions + 1) * regions)
     return slot_S < end_S.unsqueeze(1)
-
-
-class SpecialTokens(nn.Module):
-    """The n - 1 learned vectors in the place of codes before the first parallel group."""
-
-    def __init__(self, regions: int, width: int):
-        super().__init__()
-        self.special_embeddings = nn.Embedding(regions - 1, width)
-
-    def forward(self, batch: int) -> torch.Tensor:
-        """Return all of them for each of `batch` images, (B, n - 1, D)."""
-        return self.special_embeddings.weight.expand(batch, -1, -1)
 
 
 @dataclass
@@ -103,8 +92,9 @@ class PAR(Llama):
                 f"got {config.regions}"
             )
         self.order("regions")  # refuses other numbers
-        self.spe_tok_embeddings = SpecialTokens(config.regions, config.width)
-        nn.init.normal_(self.spe_tok_embeddings.special_embeddings.weight, std=0.02)
+        specials = nn.Embedding(config.regions - 1, config.width)
+        nn.init.normal_(specials.weight, std=0.02)
+        self.spe_tok_embeddings = nn.Sequential(OrderedDict(special_embeddings=specials))
 
     def groups(self, steps, grouping="cosine"):
         """Return n groups of one, then groups of n; with `steps` = T, groups of one only."""
@@ -119,20 +109,13 @@ class PAR(Llama):
             f"got --decode-steps {steps}"
         )
 
-    def _run(
-        self,
-        label_B: torch.Tensor,
-        codes_BS: torch.Tensor,
-        start: int,
-        stop: int,
-        layers: list[LayerCache] | None = None,
-    ) -> torch.Tensor:
+    def _run(self, label_B, codes_BS, start, stop, layers=None) -> torch.Tensor:
         """Feed slots start..stop of the sequence, the codes being known so far; return logits."""
         regions, device = self.config.regions, label_B.device
         inputs_BLD = (
-            self.cls_embedding(label_B),
+            self.cls_embedding(label_B[:, None]),
             self.tok_embeddings(codes_BS[:, :regions]),
-            self.spe_tok_embeddings(len(label_B)),
+            self.spe_tok_embeddings.special_embeddings.weight.expand(len(label_B), -1, -1),
             self.tok_embeddings(codes_BS[:, regions:]),
         )
         x_BLD = self.token_dropout(torch.cat(inputs_BLD, dim=1)[:, start:stop])

@@ -56,7 +56,7 @@ class RandAR(Llama):
     def forward(self, codes_BT, label_B, order_BS):
         """Return logits_BSV, taken at the instruction slots; see Method."""
         x_BLD, cells_BL = self._pairs(codes_BT.gather(1, order_BS), order_BS)
-        x_BLD = torch.cat((self.cls_embedding(label_B), x_BLD[:, :-1]), dim=1)
+        x_BLD = torch.cat((self.cls_embedding(label_B[:, None]), x_BLD[:, :-1]), dim=1)
         return self.logits(x_BLD, after_label(cells_BL[:, :-1]), slice(1, None, 2))
 
     def cache(self, label_B):
@@ -71,7 +71,7 @@ class RandAR(Llama):
         """
         (x_BLD, cells_BL), start = self._pairs(codes_Bm, cells_Bm), cache.fed
         if start == 0:
-            x_BLD = torch.cat((self.cls_embedding(cache.label_B), x_BLD), dim=1)
+            x_BLD = torch.cat((self.cls_embedding(cache.label_B[:, None]), x_BLD), dim=1)
             cells_BL = after_label(cells_BL)
         cache.fed += x_BLD.shape[1]
         if cache.next_is_fed and x_BLD.shape[1]:
