@@ -17,6 +17,7 @@ and slot instead of per image and slot, the codes having no part in it. There is
 embeddings, as in theirs: `token_dropout` has no effect.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +44,8 @@ class RARAttention(nn.Module):
 
     def forward(self, x_BSD: torch.Tensor, cache: LayerCache | None, start: int) -> torch.Tensor:
         """Let slot s see slots <= s of x and, with a cache, its slots before `start`."""
-        qkv = (split_heads(part, self.heads) for part in self.qkv(x_BSD).chunk(3, dim=-1))
-        q_BHSK, k_BHSK, v_BHSK = qkv
+        parts = self.qkv(x_BSD).chunk(3, dim=-1)
+        q_BHSK, k_BHSK, v_BHSK = (split_heads(part, self.heads) for part in parts)
         q_BHSK, k_BHSK = self.q_norm(q_BHSK), self.k_norm(k_BHSK)
         if cache is not None:
             k_BHSK, v_BHSK = cache.write(start, k_BHSK, v_BHSK)
@@ -52,27 +53,11 @@ class RARAttention(nn.Module):
         return self.dropout(self.proj(attend(q_BHSK, k_BHSK, v_BHSK, slots)))
 
 
-class MLP(nn.Module):
-    """fc2(GELU(fc1 x)) with the exact GELU, and dropout after both."""
-
-    def __init__(self, width: int, hidden: int, dropout: float):
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x_BSD: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x_BSD)))))
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What modulates the slots of one pass, kept once per distinct label."""
-
-    c_USD: torch.Tensor
-    """E[y] + S[s] of U labels"""
-    row_B: torch.Tensor
-    """which of the U each image has"""
+def mlp(width: int, hidden: int, dropout: float) -> nn.Sequential:
+    """Return fc2(GELU(fc1 x)) with the exact GELU, and dropout after both."""
+    parts = OrderedDict(fc1=nn.Linear(width, hidden), gelu=nn.GELU(), dropout1=Dropout(dropout))
+    parts |= {"fc2": nn.Linear(hidden, width), "dropout2": Dropout(dropout)}
+    return nn.Sequential(parts)
 
 
 class Modulation(nn.Sequential):
@@ -82,12 +67,12 @@ class Modulation(nn.Sequential):
         super().__init__(nn.SiLU(), nn.Linear(width, parts * width))
         self.parts = parts
 
-    def forward(self, condition: Condition) -> tuple[torch.Tensor, ...]:
-        """Return `parts` tensors (B, S, D).
+    def forward(self, c_USD: torch.Tensor, row_B: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return `parts` tensors (B, S, D) of E[y] + S[s] of U labels; row_B: which an image has.
 
         The product runs over U labels, not B images: it is a third of a block's multiplications.
         """
-        return super().forward(condition.c_USD)[condition.row_B].chunk(self.parts, dim=-1)
+        return super().forward(c_USD)[row_B].chunk(self.parts, dim=-1)
 
 
 class RARBlock(nn.Module):
@@ -99,13 +84,11 @@ class RARBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=EPS)
         self.attn = RARAttention(width, config.heads, config.residual_dropout)
         self.norm2 = nn.LayerNorm(width, eps=EPS)
-        self.mlp = MLP(width, hidden, config.ffn_dropout)
+        self.mlp = mlp(width, hidden, config.ffn_dropout)
         self.adaLN_modulation = Modulation(width, 6)
 
-    def forward(
-        self, x_BSD: torch.Tensor, condition: Condition, cache: LayerCache | None, start: int
-    ) -> torch.Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)
+    def forward(self, x_BSD, c_USD, row_B, cache: LayerCache | None, start: int) -> torch.Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c_USD, row_B)
         inner_BSD = self.norm1(x_BSD) * (1 + scale1) + shift1
         x_BSD = x_BSD + gate1 * self.attn(inner_BSD, cache, start)
         inner_BSD = self.norm2(x_BSD) * (1 + scale2) + shift2
@@ -120,8 +103,8 @@ class ModulatedNorm(nn.Module):
         self.norm_final = nn.LayerNorm(width, eps=EPS, elementwise_affine=False)
         self.adaLN_modulation = Modulation(width, 2)
 
-    def forward(self, x_BSD: torch.Tensor, condition: Condition) -> torch.Tensor:
-        scale_BSD, shift_BSD = self.adaLN_modulation(condition)
+    def forward(self, x_BSD, c_USD, row_B) -> torch.Tensor:
+        scale_BSD, shift_BSD = self.adaLN_modulation(c_USD, row_B)
         return self.norm_final(x_BSD) * (1 + scale_BSD) + shift_BSD
 
 
@@ -217,10 +200,9 @@ class RAR(Method):
         """Run slots start..start+L through the blocks; return the logits of the `last` ones."""
         steps_LD = self.timesteps_embeddings[0, start : start + x_BLD.shape[1]]
         c_ULD = self._label(label_U) + steps_LD
-        condition = Condition(c_ULD, row_B)
         for i, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, condition, caches[i] if caches else None, start)
-        x_BSD = self.adaln_before_head(x_BLD[:, -last:], Condition(c_ULD[:, -last:], row_B))
+            x_BLD = block(x_BLD, c_ULD, row_B, caches and caches[i], start)
+        x_BSD = self.adaln_before_head(x_BLD[:, -last:], c_ULD[:, -last:], row_B)
         return widened(self.lm_head(x_BSD))
 
     def forward(self, codes_BT, label_B, order_BS):
