@@ -36,15 +36,9 @@ class RMSNormOnCPU(torch.autograd.Function):
     def backward(ctx, grad_BSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x_BSD, weight_D, scale_BS1 = ctx.saved_tensors
         grad_BSD, mean_BS1 = grad_BSD.contiguous(), torch.zeros_like(scale_BS1)
+        norm = x_BSD, weight_D.shape, mean_BS1, scale_BS1, weight_D, None
         through_BSD, of_weight_D, _ = torch.ops.aten.native_layer_norm_backward(
-            grad_BSD,
-            x_BSD,
-            weight_D.shape,
-            mean_BS1,
-            scale_BS1,
-            weight_D,
-            None,
-            (True, True, False),
+            grad_BSD, *norm, (True, True, False)
         )
         mean_BS = torch.mv(grad_BSD.flatten(0, -2), weight_D / len(weight_D))
         return through_BSD.addcmul_(scale_BS1, mean_BS.view_as(scale_BS1)), of_weight_D
@@ -159,18 +153,14 @@ class Attention(nn.Module):
             q_BSD, k_BSD, v_BSD = self.wqkv(x_BSD).chunk(3, dim=-1)
         else:
             q_DD, kv_2DD = self.wqkv.weight.tensor_split((x_BSD.shape[-1],))
-            q_BSD, (k_BSD, v_BSD) = (
-                F.linear(x_BSD[:, at].contiguous(), q_DD),  # else a copy of q_DD for each image
-                F.linear(x_BSD, kv_2DD).chunk(2, -1),
-            )
+            q_BSD = F.linear(x_BSD[:, at].contiguous(), q_DD)  # else a copy of q_DD for each image
+            k_BSD, v_BSD = F.linear(x_BSD, kv_2DD).chunk(2, -1)
         q_BHSK, k_BHSK, v_BHSK = (split_heads(x, self.heads) for x in (q_BSD, k_BSD, v_BSD))
         q_BHSK, k_BHSK = rotate(q_BHSK, rotation_B1SR[:, :, at]), rotate(k_BHSK, rotation_B1SR)
         if cache is not None:
             k_BHSK, v_BHSK = cache.write(start, k_BHSK, v_BHSK)
-        if seen_SL is not None:
-            seen_SL = seen_SL[at]
-        mixed_BSD = attend(q_BHSK, k_BHSK, v_BHSK, slots[at], seen_SL)
-        return self.dropout(self.wo(mixed_BSD))
+        seen_SL = seen_SL if seen_SL is None else seen_SL[at]
+        return self.dropout(self.wo(attend(q_BHSK, k_BHSK, v_BHSK, slots[at], seen_SL)))
 
 
 def split_heads(x_BSD: torch.Tensor, heads: int) -> torch.Tensor:
@@ -208,7 +198,8 @@ def attend(
     hidden = slots[0] + 1 < k_BHLK.shape[2]  # from some query
     causal = hidden and slots == range(length) and seen_SL is None and not few
     if hidden and seen_SL is None and not causal:
-        seen_SL = seen_by(slots, k_BHLK.shape[2], device)
+        slot_S = torch.arange(slots.start, slots.stop, slots.step, device=device)
+        seen_SL = torch.arange(k_BHLK.shape[2], device=device) <= slot_S[:, None]
     qkv = q_BHSK.to(dtype), k_BHLK.to(dtype), v_BHLK.to(dtype)
     with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False):
         if few:
@@ -225,12 +216,6 @@ def _attend_few(q_BHSK, k_BHLK, v_BHLK, seen_SL: torch.Tensor | None) -> torch.T
         hidden_SL = ~F.pad(seen_SL, (0, k_BHLK.shape[2] - seen_SL.shape[1]))
         score_BHSL = score_BHSL.masked_fill_(hidden_SL, -math.inf)
     return score_BHSL.softmax(-1).to(v_BHLK.dtype) @ v_BHLK
-
-
-def seen_by(slots: range, length: int, device: torch.device) -> torch.Tensor:
-    """Return seen_SL, bool: each of `slots` sees itself and those before it, of `length`."""
-    slot_S = torch.arange(slots.start, slots.stop, slots.step, device=device)
-    return torch.arange(length, device=device) <= slot_S[:, None]
 
 
 class SwiGLU(nn.Module):
