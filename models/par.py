@@ -35,20 +35,17 @@ from models.transformer import LayerCache
 
 
 @functools.lru_cache(maxsize=32)
-def slot_cells(grid: int, regions: int, device: torch.device) -> torch.Tensor:
-    """Return cell_L of the slots, -1 for the class token and the specials."""
+def layout(grid: int, regions: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cell_L of the slots, -1 for the class token and the specials, and what each sees.
+
+    That is seen_LL, bool (T, T): the first block of `regions` is causal, later ones are whole.
+    """
     cell_S = region_scan(grid, regions)
     none_n = cell_S.new_full((regions,), -1)
     cell_L = torch.cat((none_n[:1], cell_S[:regions], none_n[1:], cell_S[regions:]))
-    return cell_L.to(device)
-
-
-@functools.lru_cache(maxsize=32)
-def group_mask(tokens: int, regions: int, device: torch.device) -> torch.Tensor:
-    """Return seen_SL, bool (T, T): the first block of `regions` causal, later ones whole."""
-    slot_S = torch.arange(tokens, device=device)
-    end_S = torch.where(slot_S < regions, slot_S + 1, (slot_S // regions + 1) * regions)
-    return slot_S < end_S.unsqueeze(1)
+    slot_L = torch.arange(grid * grid)
+    end_L = torch.where(slot_L < regions, slot_L + 1, (slot_L // regions + 1) * regions)
+    return cell_L.to(device), (slot_L < end_L.unsqueeze(1)).to(device)
 
 
 @dataclass
@@ -111,7 +108,7 @@ class PAR(Llama):
 
     def _run(self, label_B, codes_BS, start, stop, layers=None) -> torch.Tensor:
         """Feed slots start..stop of the sequence, the codes being known so far; return logits."""
-        regions, device = self.config.regions, label_B.device
+        regions = self.config.regions
         inputs_BLD = (
             self.cls_embedding(label_B[:, None]),
             self.tok_embeddings(codes_BS[:, :regions]),
@@ -119,8 +116,8 @@ class PAR(Llama):
             self.tok_embeddings(codes_BS[:, regions:]),
         )
         x_BLD = self.token_dropout(torch.cat(inputs_BLD, dim=1)[:, start:stop])
-        cells_1L = slot_cells(self.config.grid, regions, device)[None, start:stop]
-        seen_LL = group_mask(self.config.tokens, regions, device)[start:stop, :stop]
+        cell_L, seen_LL = layout(self.config.grid, regions, label_B.device)
+        cells_1L, seen_LL = cell_L[None, start:stop], seen_LL[start:stop, :stop]
         return self.logits(x_BLD, cells_1L, layers=layers, start=start, seen_LL=seen_LL)
 
     def forward(self, codes_BT, label_B, order_BS):
