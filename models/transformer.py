@@ -70,9 +70,7 @@ class Dropout(nn.Dropout):
 
 
 @functools.lru_cache(maxsize=32)
-def rope_table(
-    grid: int, head_width: int, device: torch.device, dtype: torch.dtype = torch.complex128
-) -> torch.Tensor:
+def rope_table(grid: int, head_width: int, device: torch.device, dtype: torch.dtype):
     """Return the rotations of 2-D RoPE, complex (1 + T, K/2), one row per cell after row 0.
 
     Row 1 + p is cell p: K/4 angles from its grid row, then K/4 from its column, at frequencies
@@ -107,9 +105,7 @@ class LayerCache:
         self.capacity = capacity
         self.kv_2: list[torch.Tensor] = []  # until batch, device and dtype are known
 
-    def write(
-        self, start: int, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def write(self, start: int, k_BHSK: torch.Tensor, v_BHSK: torch.Tensor) -> tuple:
         """Put keys and values at slots start..start+S, in v's dtype; return those of all slots."""
         slots = v_BHSK.shape[2]
         have, need = self.kv_2[0].shape[2] if self.kv_2 else 0, start + slots
@@ -121,7 +117,7 @@ class LayerCache:
             self.kv_2 = [F.pad(x_BHLK, more) for x_BHLK in self.kv_2 or (nothing, nothing)]
         for stored_BHLK, new_BHSK in zip(self.kv_2, (k_BHSK, v_BHSK), strict=True):
             stored_BHLK[:, :, start:need] = new_BHSK
-        return self.kv_2[0], self.kv_2[1]
+        return tuple(self.kv_2)
 
 
 class Attention(nn.Module):
@@ -135,13 +131,7 @@ class Attention(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self,
-        x_BSD: torch.Tensor,
-        rotation_B1SR: torch.Tensor,
-        cache: LayerCache | None = None,
-        start: int = 0,
-        seen_SL: torch.Tensor | None = None,
-        at: slice = slice(None),
+        self, x_BSD, rotation_B1SR, cache: LayerCache | None, start: int, seen_SL, at: slice
     ) -> torch.Tensor:
         """Let token s see tokens <= s of x and, with a cache, its slots before `start`.
 
