@@ -255,7 +255,6 @@ def fit(
     peak = machine.matmul_peak(fabric.device) * cfg.devices
     # an alignment has the images under other labels too, and runs the frozen model forward
     flops = training.flops(model, cfg.batch // cfg.devices) * (8 / 3 if before else 1)
-    meter = machine.Meter(flops, config.tokens, peak)
     bar = tqdm(initial=step, total=cfg.steps, unit="step", disable=not fabric.is_global_zero)
     ece = next((row[ECE] for row in reversed(rows) if ECE in row), 0.0)
     if cfg.order == "adaptive" and step == 0:
@@ -274,7 +273,8 @@ def fit(
         training.check_finite(bits, step, last)
         row = {"step": step, "train_bits": bits, "lr": optimizers[0].param_groups[0]["lr"]}
         row |= dict(zip(["cluster_bits"], of_cluster, strict=False))
-        row |= meter.row(since * cfg.batch, time.time() - began)
+        speed = since * cfg.batch / (time.time() - began)
+        row |= machine.rates(speed, flops, config.tokens, peak)
         rows.append(row)
         bar.set_postfix_str(f"{bits:.3f} bits a code, " + SPEED.format(**row))
         if at_save and cfg.order == "adaptive":  # on every device: all of them draw orders by it

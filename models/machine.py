@@ -18,23 +18,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
 from models.artifacts import ROOT
 from models.command import INTERRUPTED, InputError, keep_freed_memory
 
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
 Precision = Literal["auto", "fp32", "bf16"]
 Stage = tuple[str, list[str]]
 """name, script and arguments"""
-COUNTED = 64
-"""images of a batch whose operations are counted, at most"""
 
 
 def pick_device(name: str) -> torch.device:
@@ -72,8 +66,8 @@ def pick_precision(name: Precision, device: torch.device) -> Precision:
     return name if name != "auto" else "bf16" if bf16_is_native(device) else "fp32"
 
 
-def start_fabric(device: torch.device, devices: int = 1, precision: Precision = "auto") -> "Fabric":
-    """Return Fabric, launched; its weights stay fp32, and on a GPU their products are TF32."""
+def start_fabric(device: torch.device, devices: int = 1, precision: Precision = "auto"):
+    """Return a Fabric, launched; its weights stay fp32, and on a GPU their products are TF32."""
     from lightning_fabric import Fabric  # takes longer to import than torch
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -110,13 +104,13 @@ def compiled(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 def flops_of(work: Callable[[int], object], batch: int) -> float:
     """Return the floating-point operations of matrix products and attentions for one image.
 
-    `work` is done once, with `batch` images, at most COUNTED: what they share, such as RAR's
-    modulation of a label, an image alone would be charged for.
+    `work` is done once, with `batch` images, at most 64: what they share, such as RAR's modulation
+    of a label, an image alone would be charged for.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
-        work(batch := min(batch, COUNTED))
+        work(batch := min(batch, 64))
     return counter.get_total_flops() / batch
 
 
@@ -140,25 +134,17 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-@dataclass(frozen=True)
-class Meter:
-    """What a run does in a second, and how much of what the machine could."""
+def rates(speed: float, flops: float, tokens: int, peak: float) -> dict[str, float]:
+    """Return what a run of `speed` images a second does in one, and how much of what it could.
 
-    flops: float
-    """of one image"""
-    tokens: int
-    """of one image"""
-    peak: float
-    """operations a second of matrix products, on all devices of the run, in its precision"""
-
-    def row(self, images: int, seconds: float) -> dict[str, float]:
-        speed = images / seconds
-        return {
-            "images_per_second": speed,
-            "tokens_per_second": speed * self.tokens,
-            "gflops_per_second": speed * self.flops / 1e9,
-            "peak_share": speed * self.flops / self.peak,
-        }
+    flops and tokens are those of an image, `peak` is as `matmul_peak` says, of all devices.
+    """
+    return {
+        "images_per_second": speed,
+        "tokens_per_second": speed * tokens,
+        "gflops_per_second": speed * flops / 1e9,
+        "peak_share": speed * flops / peak,
+    }
 
 
 class Workers:

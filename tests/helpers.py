@@ -16,7 +16,7 @@ import torch
 from models.artifacts import ROOT, header, load_checkpoint
 from models.checkpoint import KIND, save_generator
 from models.data import SPLITS, load_codes, save_codes
-from models.machine import Meter
+from models.machine import rates
 from models.method import Method, ModelConfig
 from models.methods import METHODS, build
 from models.orders import mixed_order, scan
@@ -183,7 +183,7 @@ def log_of(path: Path) -> list[dict]:
     return [json.loads(row) for row in path.read_text().splitlines()]
 
 
-SPEEDS = tuple(Meter(flops=1, tokens=1, peak=1).row(images=1, seconds=1))
+SPEEDS = tuple(rates(speed=1, flops=1, tokens=1, peak=1))
 
 
 def last(out: Path) -> dict:

@@ -13,7 +13,7 @@ import torch
 
 from models import machine
 from models.command import InputError
-from models.machine import Meter, flops_of, matmul_peak, run_stages
+from models.machine import flops_of, matmul_peak, rates, run_stages
 from models.method import ModelConfig
 from models.methods import build
 from models.training import flops
@@ -110,9 +110,8 @@ def test_what_a_batch_shares_is_counted_once():
     assert alone - among == pytest.approx(modulation * (1 - 11 / 32))
 
 
-def test_a_meter_tells_rates_and_the_share_of_what_was_measured():
-    row = Meter(flops=3e9, tokens=64, peak=60e9).row(images=20, seconds=4.0)
-    assert row == {
+def test_rates_and_the_share_of_what_was_measured():
+    assert rates(speed=5.0, flops=3e9, tokens=64, peak=60e9) == {
         "images_per_second": 5,
         "tokens_per_second": 320,
         "gflops_per_second": 15,

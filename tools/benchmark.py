@@ -277,7 +277,7 @@ def measure(cfg: BenchmarkConfig, precisions: tuple, threads: tuple, device) -> 
         rounds = row.pop("rounds")
         row |= {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
         peak = peaks[row["precision"], row["threads"]]
-        row |= machine.Meter(row["gflop"] * 1e9, VQVAE.grid**2, peak).row(1, row["seconds"])
+        row |= machine.rates(1 / row["seconds"], row["gflop"] * 1e9, VQVAE.grid**2, peak)
     return rows
 
 
