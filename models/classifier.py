@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,9 +31,6 @@ from models.data import SPLITS, Split, load_split
 from models.machine import pick_device, start_fabric
 from models.tokenizer import to_float
 from models.training import batch_rows, check_finite, lr_at, seed_step
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
 
 PAD = 4
 """pixels that a random crop may move an image by"""
@@ -101,7 +97,7 @@ def train_classifier(
 
 
 def fit_classifier(
-    model: nn.Module, train: Split, fabric: "Fabric", head: dict, state: Path, cfg: ClassifierConfig
+    model: nn.Module, train: Split, fabric, head: dict, state: Path, cfg: ClassifierConfig
 ) -> None:
     """Train `model`, in place: its second output is logits_BC.
 

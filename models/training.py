@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from models.command import InputError
 from models.machine import bf16_is_native, flops_of
 from models.method import Method
 from models.orders import ScanName
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
 
 OptimizerName = Literal["adamw", "muon"]
 LoggerName = Literal["none", "tensorboard", "wandb"]
@@ -255,7 +252,7 @@ def parameters(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def descend(fabric: "Fabric", net, optimizers: list, loss: torch.Tensor, lr: float) -> None:
+def descend(fabric, net, optimizers: list, loss: torch.Tensor, lr: float) -> None:
     """Take one step of every optimizer down the gradient of a loss, clipped to norm 1."""
     fabric.backward(loss)
     for optimizer in optimizers:
