@@ -86,14 +86,11 @@ def draw_colours(count: int, light: bool, rng: np.random.Generator) -> np.ndarra
 
 def draw_shading(count: int, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Return float32 (N, 32, 32, 3): shades from -s to s across each image, s up to `strength`."""
-    angle_N = rng.uniform(0, 2 * math.pi, count)
-    change_NC = rng.uniform(-strength, strength, (count, 3))
+    angle_N11 = rng.uniform(0, 2 * math.pi, (count, 1, 1))
+    change_N11C = rng.uniform(-strength, strength, (count, 1, 1, 3))
     line = np.linspace(-1, 1, SIDE)
-    slope_NHW = (
-        np.cos(angle_N)[:, None, None] * line[None, None, :]
-        + np.sin(angle_N)[:, None, None] * line[None, :, None]
-    ) / math.sqrt(2)
-    return (slope_NHW[..., None] * change_NC[:, None, None, :]).astype(np.float32)
+    slope_NHW = np.cos(angle_N11) * line + np.sin(angle_N11) * line[:, None]
+    return (slope_NHW[..., None] / math.sqrt(2) * change_N11C).astype(np.float32)
 
 
 def draw_masks(labels_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -102,20 +99,19 @@ def draw_masks(labels_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Radius 10..12.5 pixels, tilt up to 0.1 radians, at most a pixel and a half off the middle.
     """
     count = len(labels_N)
-    radius_N = rng.uniform(10, 12.5, count)
-    tilt_N = rng.uniform(-0.1, 0.1, count)
-    place_N2 = rng.uniform(-1, 1, (count, 2)) * (15.5 - REACH * radius_N)[:, None].clip(max=1.5)
+    radius_N11 = rng.uniform(10, 12.5, (count, 1, 1))
+    tilt_N11 = rng.uniform(-0.1, 0.1, (count, 1, 1))
+    place_N21 = rng.uniform(-1, 1, (count, 2, 1)) * (15.5 - REACH * radius_N11).clip(max=1.5)
     line = np.arange(SIDE) - (SIDE - 1) / 2
-    right_NHW = (line[None, None, :] - place_N2[:, 0, None, None]) / radius_N[:, None, None]
-    up_NHW = (-line[None, :, None] - place_N2[:, 1, None, None]) / radius_N[:, None, None]
-    cos, sin = np.cos(tilt_N)[:, None, None], np.sin(tilt_N)[:, None, None]
+    right_NHW = (line - place_N21[:, :1]) / radius_N11
+    up_NHW = (-line[:, None] - place_N21[:, 1:]) / radius_N11
+    cos, sin = np.cos(tilt_N11), np.sin(tilt_N11)
     x_NHW, y_NHW = cos * right_NHW + sin * up_NHW, cos * up_NHW - sin * right_NHW
     field_NHW = np.empty((count, SIDE, SIDE))
     for label, figure in enumerate(FIGURES.values()):
         of_class = labels_N == label
         field_NHW[of_class] = figure(x_NHW[of_class], y_NHW[of_class])
-    pixels_NHW = field_NHW * radius_N[:, None, None]
-    return (0.5 - pixels_NHW).clip(0, 1).astype(np.float32)
+    return (0.5 - field_NHW * radius_N11).clip(0, 1).astype(np.float32)
 
 
 def draw_images(labels_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
