@@ -144,10 +144,9 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
     label_N = labels[torch.arange(cfg.num_samples) % len(labels)]
     inputs = subject.inputs | {f"{s} codes": one.header["sha256"] for s, one in codes.items()}
     inputs |= reference.inputs if reference else {}
-    named = ("labels", "num_samples", "seed", "random_orders")
-    settings = {name: getattr(cfg, name) for name in named}
     precision = pick_precision(cfg.precision, subject.device)
-    settings |= {"plan": asdict(plan), "precision": precision}
+    settings = {"plan": asdict(plan), "precision": precision}
+    settings |= {n: getattr(cfg, n) for n in ("labels", "num_samples", "seed", "random_orders")}
     done = Done(subject.out / ".partial.json", inputs | settings)
 
     sampler = cfg.sampler(subject)

@@ -55,15 +55,13 @@ def plain(config: Any) -> Any:
 
     Those below the project lose its folder, so that what two clones write is the same.
     """
-    if is_dataclass(config):
-        config = asdict(config)
-    return json.loads(json.dumps(config, default=_text))
 
+    def text(value: Any) -> str:  # of what JSON has no type for
+        below = isinstance(value, Path) and value.is_relative_to(ROOT)
+        return str(value.relative_to(ROOT) if below else value)
 
-def _text(value: Any) -> str:
-    """Return what JSON has no type for as text."""
-    below = isinstance(value, Path) and value.is_relative_to(ROOT)
-    return str(value.relative_to(ROOT) if below else value)
+    config = asdict(config) if is_dataclass(config) else config
+    return json.loads(json.dumps(config, default=text))
 
 
 def this_command() -> str:

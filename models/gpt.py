@@ -42,19 +42,11 @@ class Llama(Method):
         self.output = nn.Linear(config.width, config.vocab_size, bias=False)
         initialise(self, self.output)
 
-    def logits(
-        self,
-        x_BLD: torch.Tensor,
-        cells_BL: torch.Tensor,
-        at: slice = slice(None),
-        layers: list[LayerCache] | None = None,
-        start: int = 0,
-        seen_LL: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def logits(self, x_BLD, cells_BL, at=slice(None), layers=None, start=0, seen_LL=None):
         """Run slots that lie at cells_BL (-1: nowhere) through the blocks; logits of those `at`.
 
-        With caches of the layers, the slots are start..start+L of them; see Attention for what a
-        slot sees.
+        With a LayerCache for each of `layers`, the slots are start..start+L of them; see Attention
+        for what a slot sees.
         """
         rotation_B1LR = rotation_at(self.config, cells_BL, self.output.weight).unsqueeze(1)
         for i, block in enumerate(self.layers):

@@ -214,9 +214,8 @@ def shuffled_order(
     """
     device = generator.device
     shape = (batch, len(base_T))
-    drawn_Bm = torch.rand(shape, generator=generator, device=device).argsort(1)
-    drawn_Bm = drawn_Bm[:, : round(share * len(base_T))]
-    base_T = base_T.to(device)
+    drawn_BS = torch.rand(shape, generator=generator, device=device).argsort(1)
+    drawn_Bm, base_T = drawn_BS[:, : round(share * len(base_T))], base_T.to(device)
     return base_T.expand(shape).scatter(1, drawn_Bm.sort(1).values, base_T[drawn_Bm])
 
 
