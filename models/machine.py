@@ -198,14 +198,11 @@ def _end_with_parent() -> None:
 
 
 def run_stages(stages: Sequence[Stage], quiet: bool = False) -> None:
-    """Run stages side by side, each on its share of the threads; the last one, or none if `quiet`,
-    shows its bars.
+    """Run stages side by side, each on its share of the threads; unless `quiet` the last has bars.
 
-    The threads are torch's, which knows of a process that may use some of the cores only: more of
-    them than that wait for each other, many times slower.
-
-    Whatever ends this process but SIGKILL ends them, on Linux that too. Raises InputError, naming
-    the stage, if one fails; the others are ended.
+    The threads are torch's, which knows of a process that may use some of the cores only: more wait
+    for each other. Whatever ends this process but SIGKILL ends the stages, on Linux that too.
+    Raises InputError, naming the stage, if one fails; the others are ended.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))
     share = str(max(1, torch.get_num_threads() // len(stages)))

@@ -92,13 +92,11 @@ def _read(path: Path) -> Any:
     except OSError:
         raise
     except pickle.UnpicklingError as e:
-        wanted = re.search(r"GLOBAL (\S+)", str(e))
-        if wanted is None:
-            raise InputError(f"{path} is broken or unsafe and was not loaded") from None
-        raise InputError(
-            f"{path} was not loaded: it asks for {wanted[1]}, which weights have no need of; "
-            "nothing in it was run"
-        ) from None
+        why = f"{path} is broken or unsafe and was not loaded"
+        if wanted := re.search(r"GLOBAL (\S+)", str(e)):
+            why = f"{path} was not loaded: it asks for {wanted[1]}, which weights have no need of; "
+            why += "nothing in it was run"
+        raise InputError(why) from None
     except Exception as e:  # torch raises many types for a torn file
         raise InputError(f"{path} is broken and was not loaded ({one_line(e, 100)})") from None
 
