@@ -97,19 +97,11 @@ def halton(grid: int) -> torch.Tensor:
     order, point = {}, 0
     while len(order) < grid * grid:
         point += 1
-        row, column = (int(_radical_inverse(point, base) * grid) for base in (2, 3))
+        digits = [np.base_repr(point, base)[::-1] for base in (2, 3)]
+        # mirrored at the point, in integers: 1/3 + 2/9 in floats can fall short of its cell
+        row, column = (int(x, b) * grid // b ** len(x) for x, b in zip(digits, (2, 3), strict=True))
         order.setdefault(row * grid + column)
     return torch.tensor(list(order))
-
-
-def _radical_inverse(number: int, base: int) -> float:
-    """Return the digits of a number mirrored at the point: 6 = 110 in base 2 gives 0.011."""
-    value, digit = 0.0, 1.0
-    while number:
-        digit /= base
-        value += digit * (number % base)
-        number //= base
-    return value
 
 
 def multiscale(grid: int) -> torch.Tensor:
