@@ -107,6 +107,10 @@ class Run:
         return value
 
 
+Runs = dict[str, Run]
+"""title of a column -> run"""
+
+
 def read_run(folder: Path) -> Run:
     """Read a folder. Raises InputError if it holds no measurement, or a broken file."""
     files, curve = {}, []
@@ -124,7 +128,7 @@ def read_run(folder: Path) -> Run:
     return Run(folder.resolve().name, files, curve)
 
 
-def read_reports(reports: Path = REPORTS) -> dict[str, Run]:
+def read_reports(reports: Path = REPORTS) -> Runs:
     """Return all kept runs by name. Raises InputError if there are none."""
     runs = [read_run(path) for path in sorted(reports.glob("*")) if path.is_dir()]
     if not runs:
@@ -173,18 +177,18 @@ def interval(value: Any) -> dict[str, Any]:
     return {"value": value["mean"], "low": value["mean"] - half, "high": value["mean"] + half}
 
 
-def show_measure(name: str, value: Any) -> str:
-    """Return a measure of samples with the digits that its name asks for."""
+def digits(name: str) -> tuple[int, bool]:
+    """Return the `digits` and `percent` of `show` for a measure of samples, by its name."""
     if name == "label_accuracy":
-        return show(value, 1, percent=True)
-    return show(value, {"KI": 4, "KD": 4, "IS": 2}.get(name[:2], 3))
+        return 1, True
+    return {"KI": 4, "KD": 4, "IS": 2}.get(name[:2], 3), False
 
 
 def real(row: dict, name: str) -> str:
     """Return a measure of real images in place of samples; of fewer, an FID has another name."""
     pairs = zip(row.get("samples", {}), row.get("control", {}).items(), strict=True)
     own, value = dict(pairs).get(name, (name, None))
-    return show_measure(name, value) + f" ({own})" * (own != name)
+    return show(value, *digits(name)) + f" ({own})" * (own != name)
 
 
 def own_bits(run: Run) -> dict | None:
@@ -193,24 +197,24 @@ def own_bits(run: Run) -> dict | None:
     return bits.get(run.at("metrics.trained_order")) or bits.get(run.at("metrics.plan.order"))
 
 
-def below(runs: Sequence[Run], text: str, *files: str) -> str:
-    """Return what stands under a table: `text`, and the notes of the files that it shows."""
-    notes = dict.fromkeys(run.files[f].get("note") for run in runs for f in files if f in run.files)
+def below(runs: Runs, text: str, file: str) -> str:
+    """Return what stands under a table: `text`, and the notes of the file that it shows."""
+    notes = dict.fromkeys(run.at(f"{file}.note", True) for run in runs.values())
     parts = [part for part in (text, *(f"**Note:** {n}." for n in notes if n)) if part]
     return "".join(f"\n{part}\n" for part in parts)
 
 
-def shared(runs: Sequence[Run], path: str) -> Any:
+def shared(runs: Runs, path: str) -> Any:
     """Return a value that all runs have. Raises InputError if one differs: no table for them."""
-    values = {run.name: run.at(path, optional=True) for run in runs}
+    values = {run.name: run.at(path, optional=True) for run in runs.values()}
     if len({json.dumps(value) for value in values.values()}) > 1:
         raise InputError(f"runs of one table differ in {path}: {values}")
     return next(iter(values.values()))
 
 
-def names(runs: Sequence[Run], path: str) -> list[str]:
+def names(runs: Runs, path: str) -> list[str]:
     """Return the keys that runs have at a path, each once, in the order in which they come."""
-    return list(dict.fromkeys(key for run in runs for key in run.at(path, optional=True) or {}))
+    return list(dict.fromkeys(key for run in runs.values() for key in run.at(path, True) or {}))
 
 
 def _short(value: Any) -> Any:

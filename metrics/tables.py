@@ -3,15 +3,12 @@
 A table is a function of {title of a column: run}; InputError: they were not measured, or not alike.
 """
 
-import itertools
-
 import torch
 
 from metrics.calibration import mean_of
-from metrics.report import Run, below, names, own_bits, real, shared, show, show_measure, table
+from metrics.report import Run, Runs, below, digits, names, own_bits, real, shared, show, table
 from models.orders import CHOSEN
 
-Runs = dict[str, Run]
 REAL = "real test images"
 SHOWN = ("label_accuracy", "FD", "FID")
 """starts of the measures of samples in the tables with a row for each run"""
@@ -32,45 +29,47 @@ def lines(runs: Runs, measures: dict[str, tuple]) -> list[list[str]]:
     return rows
 
 
+def by_measure(runs: Runs, measures: dict[str, tuple], text: str, file: str, head="") -> str:
+    """Return a table of `lines`, a column for each run; below it `text` and the file's notes."""
+    return table([head, *runs], lines(runs, measures)) + below(runs, text, file)
+
+
 def quality(runs: Runs) -> str:
     """Return likelihood by order and the quality of samples, beside real images in their place."""
-    every, measures = list(runs.values()), {}
-    for name in names(every, "metrics.bits_per_image"):
+    every, measures = runs.values(), {}
+    for name in names(runs, "metrics.bits_per_image"):
         path = f"metrics.bits_per_image.{name}"
         counts = {run.at(f"{path}.orders", True) or 0 for run in every} - {0} or {1}
         count = " to ".join(map(str, sorted({min(counts), max(counts)})))
         several = f"mean of {count} {name} orders" if max(counts) > 1 else f"{name} order"
         measures[f"bits per test image, {several}"] = (path, 1)
-    for name in names(every, "metrics.baseline_bits"):
+    for name in names(runs, "metrics.baseline_bits"):
         measures[f"the same without a network: {name}"] = (f"metrics.baseline_bits.{name}", 1)
     rows = lines(runs, measures)
-    for name in names(every, "metrics.samples"):
+    for name in names(runs, "metrics.samples"):
         control = dict.fromkeys(real(run.at("metrics"), name) for run in every)
         cells = [of_samples(run, name) for run in every]
         rows.append([name, *cells, " / ".join(filter(None, control))])
     rows += lines(runs, SAMPLING)
     rows = [[*row, ""][: len(runs) + 2] for row in rows]  # only samples have a real one beside them
     text = "± of bits: standard error over test images; of samples: sd over sampling seeds."
-    return table(["", *runs, REAL], rows) + below(every, text, "metrics")
+    return table(["", *runs, REAL], rows) + below(runs, text, "metrics")
 
 
 def of_samples(run: Run, name: str) -> str:
     """Return a measure of the samples: over seeds if it was sampled with several, else of one."""
     several = run.at(f"metrics.over_seeds.{name}", True)
-    return show_measure(name, several or run.at(f"metrics.samples.{name}", True))
+    return show(several or run.at(f"metrics.samples.{name}", True), *digits(name))
 
 
 def by_order(runs: Runs) -> str:
     """Return bits per test image in every order that calibrate.py read, and ensembles."""
-    every, orders = list(runs.values()), "calibration.orders"
-    bits = names(every, f"{orders}.bits_per_image")
-    measures = {name: (f"{orders}.bits_per_image.{name}", 1) for name in bits}
-    for group in names(every, f"{orders}.ensemble"):
-        title = f"gain of averaging p over {group} orders"
-        measures[title] = (f"{orders}.ensemble.{group}.gain", 1)
-    text = f"{shared(every, 'calibration.images'):,} test images; in brackets: 95% interval."
-    head = ["bits per test image", *runs]
-    return table(head, lines(runs, measures)) + below(every, text, "calibration")
+    bits, groups = "calibration.orders.bits_per_image", "calibration.orders.ensemble"
+    measures = {name: (f"{bits}.{name}", 1) for name in names(runs, bits)}
+    for group in names(runs, groups):
+        measures[f"gain of averaging p over {group} orders"] = (f"{groups}.{group}.gain", 1)
+    text = f"{shared(runs, 'calibration.images'):,} test images; in brackets: 95% interval."
+    return by_measure(runs, measures, text, "calibration", "bits per test image")
 
 
 CALIBRATION = {
@@ -92,25 +91,22 @@ CALIBRATION = {
 
 def class_orders(runs: Runs) -> str:
     """Return what the class by Bayes gains by averaging over readings in several orders."""
-    every, kinds = list(runs.values()), ("probabilities", "logs")
+    path, kinds = "calibration.class_orders", ("probabilities", "logs")
     rows = [
-        [k, *(show(run.at(f"calibration.class_orders.{k}.{kind}.accuracy", True), 1, True)
-              for run in every for kind in kinds)]
-        for k in names(every, "calibration.class_orders")
+        [k, *(show(run.at(f"{path}.{k}.{kind}.accuracy", True), 1, True)
+              for run in runs.values() for kind in kinds)]
+        for k in names(runs, path)
     ]  # fmt: skip
     head = ["readings", *(f"{name}, mean of {kind}" for name in runs for kind in kinds)]
     text = "Class accuracy by Bayes; in brackets: 95% interval over images."
-    return table(head, rows) + below(every, text, "calibration")
+    return table(head, rows) + below(runs, text, "calibration")
 
 
 def calibration(runs: Runs) -> str:
     """Return calibration of codes and classes, every number with its interval."""
-    every = list(runs.values())
-    text = (
-        f"{shared(every, 'calibration.images'):,} test images (temperature, classes and entropy: "
-        "half of them or as many samples); in brackets: 95% interval over images."
-    )
-    return table(["", *runs], lines(runs, CALIBRATION)) + below(every, text, "calibration")
+    text = f"{shared(runs, 'calibration.images'):,} test images (temperature, classes and entropy: "
+    text += "half of them or as many samples); in brackets: 95% interval over images."
+    return by_measure(runs, CALIBRATION, text, "calibration")
 
 
 ROBUSTNESS = {
@@ -142,27 +138,28 @@ DIFFERENCES = {
 
 def robustness(runs: Runs) -> str:
     """Return what corrupted images, wrong codes read and wrong codes sampled cost."""
-    every, parts = list(runs.values()), []
+    first_run, parts = next(iter(runs.values())), []
     for (title, first, against), measures in ROBUSTNESS.items():
         rows = []
-        for step in (row[against] for row in every[0].at(f"robustness.{first}")):
-            cells = []
-            for (path, start, *how), run in itertools.product(measures.values(), every):
-                row = run.at(f"robustness.{path}", True, **{against: step}) or {}
-                cells.append(show(next((row[k] for k in row if k.startswith(start)), None), *how))
-            rows.append([f"{step:.0%}" if against == "rho" else str(step), *cells])
+        for step in (row[against] for row in first_run.at(f"robustness.{first}")):
+            rows.append([f"{step:.0%}" if against == "rho" else str(step)])
+            for path, start, *how in measures.values():
+                for run in runs.values():
+                    row = run.at(f"robustness.{path}", True, **{against: step}) or {}
+                    value = next((row[key] for key in row if key.startswith(start)), None)
+                    rows[-1].append(show(value, *how))
         head = [f"{measure}, {run}" for measure in measures for run in runs]
         parts += [table([title, *head], rows)] if rows else []
-    parts += [differences(runs)]
     of = {"corruptions.images": "corrupted test images", "images": "test images of replaced codes"}
-    counts = {what: shared(every, f"robustness.{path}") for path, what in of.items()}
+    counts = {what: shared(runs, f"robustness.{path}") for path, what in of.items()}
     text = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-    return "\n".join(parts) + below(every, f"{text}; in brackets: 95% interval.", "robustness")
+    text += "; in brackets: 95% interval."
+    return "\n".join([*parts, differences(runs)]) + below(runs, text, "robustness")
 
 
 def differences(runs: Runs) -> str:
     """Return how the others differ from the first run on the same images, by paired intervals."""
-    shared(list(runs.values()), "robustness.inputs.test_codes")
+    shared(runs, "robustness.inputs.test_codes")
     (first, *others), rows = runs, []
     for title, (path, which, key, *how) in DIFFERENCES.items():
         parts = [run.at(f"robustness.{path}", True, **which) or {} for run in runs.values()]
@@ -175,9 +172,8 @@ def differences(runs: Runs) -> str:
 
 def methods(runs: Runs) -> str:
     """Return a row for each run; they must be trained for as long and sampled alike."""
-    every, rows = list(runs.values()), []
-    measures = [x for x in names(every, "metrics.samples") if x.startswith(SHOWN)]
-    for run in every:
+    rows, measures = [], [x for x in names(runs, "metrics.samples") if x.startswith(SHOWN)]
+    for run in runs.values():
         method, order = run.at("metrics.method"), run.at("metrics.trained_order")
         plan, several = run.at("metrics.plan"), run.at("metrics.bits_per_image").get("random", {})
         row = [method, order, show(run.at("metrics.cluster_weight") or None, 0)]
@@ -186,14 +182,14 @@ def methods(runs: Runs) -> str:
         row += [f"{plan['cfg_scale']:g}", show(run.at("metrics.network_calls"), 0)]
         rows.append([*row, *(of_samples(run, name) for name in measures)])
     for name in measures:
-        shared(every, f"metrics.control.{name}")
-    rows.append([REAL, *[""] * 8, *(real(every[0].at("metrics"), name) for name in measures)])
+        shared(runs, f"metrics.control.{name}")
+    rows.append([REAL, *[""] * 8, *(real(run.at("metrics"), name) for name in measures)])
     head = ["method", "order", "cluster term", "parameters", "training, TFLOP"]
     head += ["bits per test image, own order", "mean of 8 random orders", "guidance"]
     head += ["network calls", *measures]
-    steps, count = (shared(every, f"metrics.{key}") for key in ("train_steps", "num_samples"))
+    steps, count = (shared(runs, f"metrics.{key}") for key in ("train_steps", "num_samples"))
     text = f"{steps:,} steps and {count:,} samples each; ± of bits: standard error over images."
-    return table(head, rows) + below(every, text, "metrics")
+    return table(head, rows) + below(runs, text, "metrics")
 
 
 def training_tflop(run: Run) -> float | None:
@@ -219,13 +215,13 @@ def calls(runs: Runs) -> str:
             how += f", rounds of {plan['revise']:.1%} drawn anew: {plan['rounds']}"
         number = row.get("network_calls", plan["decode_steps"])
         counts = show(number, 0), f"{plan['cfg_scale']:g}"
-        shown = (show_measure(name, samples.get(name)) for name in measures)
+        shown = (show(samples.get(name), *digits(name)) for name in measures)
         rows.append([method, plan["order"] + how, *counts, count, *shown])
         controls[count] = [real(row, name) for name in measures]
     rows.sort(key=lambda row: (row[0], -int(row[2]), row[4], row[1]))
     rows += [[REAL, "", "", "", count, *cells] for count, cells in controls.items()]
     head = ["method", "order", "network calls", "guidance", "samples", *measures]
-    return table(head, rows) + below(list(runs.values()), "", "sweep")
+    return table(head, rows) + below(runs, "", "sweep")
 
 
 INPAINTING = {
@@ -239,13 +235,12 @@ INPAINTING = {
 
 def inpainting(runs: Runs) -> str:
     """Return what completing test images is worth: bits, and the images in place of samples."""
-    every, rows = list(runs.values()), lines(runs, INPAINTING)
-    ways = {way: f"completed.{way}" for way in names(every, "inpainting.completed")}
+    measures = dict(INPAINTING)
+    ways = {way: f"completed.{way}" for way in names(runs, "inpainting.completed")}
     for way, path in (ways | {REAL: "control"}).items():
-        for name in (x for x in names(every, "inpainting.control") if x.startswith(SHOWN)):
-            values = [run.at(f"inpainting.{path}.{name}", True) for run in every]
-            rows.append([f"{name}, {way}", *(show_measure(name, value) for value in values)])
-    return table(["", *runs], rows) + below(every, "In brackets: 95% interval.", "inpainting")
+        for name in (x for x in names(runs, "inpainting.control") if x.startswith(SHOWN)):
+            measures[f"{name}, {way}"] = (f"inpainting.{path}.{name}", *digits(name))
+    return by_measure(runs, measures, "In brackets: 95% interval.", "inpainting")
 
 
 TOKENIZER = {
@@ -259,23 +254,20 @@ TOKENIZER = {
 
 def tokenizers(runs: Runs) -> str:
     """Return what tokenizers keep of test images, from the nearest codes and from stored ones."""
-    every = list(runs.values())
-    columns = {
-        f"{run.name}, {kind} codes": Run(run.name, {"tokenizer": codes | run.at("tokenizer")}, [])
-        for run in every
-        for kind, codes in run.at("tokenizer.codes").items()
-    }
-    control = {k: x for run in every for k, x in run.at("tokenizer.control").items()}
+    columns, control = {}, {}
+    for run in runs.values():
+        control |= run.at("tokenizer.control")
+        for kind, codes in run.at("tokenizer.codes").items():
+            files = {"tokenizer": codes | run.at("tokenizer")}
+            columns[f"{run.name}, {kind} codes"] = Run(run.name, files, [])
     columns[REAL] = Run(REAL, {"tokenizer": {"as_samples": control}}, [])
-    every_column = list(columns.values())
-    distances = [x for x in names(every_column, "tokenizer") if x.startswith(("rFD", "rFID"))]
-    rows = lines(columns, TOKENIZER | {name: (f"tokenizer.{name}", 3) for name in distances})
-    for name in names(every_column, "tokenizer.as_samples"):
+    distances = [x for x in names(columns, "tokenizer") if x.startswith(("rFD", "rFID"))]
+    measures = TOKENIZER | {name: (f"tokenizer.{name}", 3) for name in distances}
+    for name in names(columns, "tokenizer.as_samples"):
         if name.startswith((*SHOWN, "recall")):
-            values = (run.at(f"tokenizer.as_samples.{name}", True) for run in every_column)
-            cells = (show_measure(name, value) for value in values)
-            rows.append([f"{name}, decoded images as samples", *cells])
-    return table(["", *columns], rows) + below(every, "In brackets: 95% interval.", "tokenizer")
+            title = f"{name}, decoded images as samples"
+            measures[title] = (f"tokenizer.as_samples.{name}", *digits(name))
+    return by_measure(columns, measures, "In brackets: 95% interval.", "tokenizer")
 
 
 def speed(runs: Runs) -> str:
@@ -297,4 +289,4 @@ def speed(runs: Runs) -> str:
     where = at("benchmark.cpu") if at("benchmark.device") == "cpu" else at("benchmark.device")
     text = f"Images a second on {where}. Peak: of a matrix product in that precision. GB: what the "
     text += f"largest batch takes beyond torch. Median of {at('benchmark.config.rounds')} rounds."
-    return table([*head, "share of peak, at best", "GB"], shown) + below([run], text, "benchmark")
+    return table([*head, "share of peak, at best", "GB"], shown) + below(runs, text, "benchmark")

@@ -12,41 +12,17 @@ quickstart.py.
 Pictures: notebooks/results.ipynb.
 """
 
-import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import tyro
 
+from metrics import report, tables
 from metrics.claims import claims
-from metrics.report import (
-    REPORTS,
-    Run,
-    below,
-    keep_run,
-    names,
-    read_reports,
-    read_run,
-    shared,
-    show,
-    table,
-)
-from metrics.tables import (
-    Runs,
-    by_order,
-    calibration,
-    calls,
-    class_orders,
-    differences,
-    inpainting,
-    lines,
-    methods,
-    quality,
-    robustness,
-    speed,
-    tokenizers,
-)
+from metrics.report import REPORTS, Runs, below, read_run, shared, show, table
+from metrics.tables import calibration, quality, robustness
 from models import command
 from models.artifacts import ROOT, as_written, write_text
 from models.command import InputError, run
@@ -82,24 +58,22 @@ def minutes(runs: Runs) -> str:
     accuracy = [show(at(path), 0, True) for path in paths]
     text = "At the fastest batch and precision, without evaluations. The quickstart's samples show "
     text += f"their label in {accuracy[0]} of cases in raster and {accuracy[1]} in random order."
-    return table(["stage", "images", "minutes"], rows) + below(list(runs.values()), text)
+    return table(["stage", "images", "minutes"], rows) + f"\n{text}\n"
 
 
 def probes(runs: Runs) -> str:
     """Return how often a linear map of a layer's features tells the class."""
-    every = list(runs.values())
-    layers = names(every, "features.accuracy")
-    rows = lines(runs, {name: (f"features.accuracy.{name}", 1, True) for name in layers})
-    counts = (f"{shared(every, f'features.{key}'):,}" for key in ("train_images", "images"))
-    text = "{} train images, {} test images; in brackets: 95% interval.".format(*counts)
-    return table(["linear probe on", *runs], rows) + below(every, text, "features")
+    layers = report.names(runs, "features.accuracy")
+    measures = {name: (f"features.accuracy.{name}", 1, True) for name in layers}
+    counts = (shared(runs, f"features.{key}") for key in ("train_images", "images"))
+    text = "{:,} train images, {:,} test images; in brackets: 95% interval.".format(*counts)
+    return tables.by_measure(runs, measures, text, "features", "linear probe on")
 
 
 def tuning(runs: Runs) -> str:
     """Return what every method's search found; all of equal trials and operations."""
-    every, rows = list(runs.values()), []
-    settings = names(every, "tuning.best.settings")
-    for one in every:
+    rows, settings = [], report.names(runs, "tuning.best.settings")
+    for one in runs.values():
         best, trials = one.at("tuning.best"), one.at("tuning.trials")
         cut = f"{len(trials)} ({sum(row['pruned'] for row in trials)})"
         columns = (one.at(f"tuning.{key}") for key in ("method", "order", "steps"))
@@ -107,9 +81,9 @@ def tuning(runs: Runs) -> str:
         cells += [show(row["bits"], 3) for row in (trials[0], best)]
         rows.append(cells + [f"{best['settings'][name]:.2g}" for name in settings])
     head = ["method", "order", "steps", "trials (cut)", "bits a held-out code, first trial", "best"]
-    budget = shared(every, "tuning.config.tflop"), shared(every, "tuning.config.batch")
+    budget = shared(runs, "tuning.config.tflop"), shared(runs, "tuning.config.batch")
     text = "{:g} TFLOP a trial, in steps of {} images.".format(*budget)
-    return table([*head, *settings], rows) + below(every, text, "tuning")
+    return table([*head, *settings], rows) + below(runs, text, "tuning")
 
 
 def wrong_codes(runs: Runs) -> str:
@@ -119,9 +93,9 @@ def wrong_codes(runs: Runs) -> str:
         [f"{rho:.0%}", *(show(one.at(path, rho=rho)["bits_per_image"], 1) for one in every)]
         for rho in (row["rho"] for row in every[0].at(path))
     ]
-    text = f"Bits of {shared(every, 'robustness.images'):,} test images; in brackets: 95% interval."
-    parts = table(["share of the codes replaced", *runs], rows), differences(runs)
-    return "\n".join(parts) + below(every, text, "robustness")
+    text = f"Bits of {shared(runs, 'robustness.images'):,} test images; in brackets: 95% interval."
+    parts = table(["share of the codes replaced", *runs], rows), tables.differences(runs)
+    return "\n".join(parts) + below(runs, text, "robustness")
 
 
 PAIR, INCEPTION, SHORTER, AGAIN = (
@@ -160,11 +134,11 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
     ("What the papers claim", claims, ("*",)),
     ("The shipped pair", quality, PAIR),
     ("The shipped pair in the features of Inception", quality, INCEPTION),
-    ("The shipped pair read in every order", by_order, PAIR),
+    ("The shipped pair read in every order", tables.by_order, PAIR),
     ("Calibration of the shipped pair", calibration, PAIR),
     ("Robustness of the shipped pair", robustness, PAIR | READ_RASTER),
     ("What features of a layer tell of the class", probes, PAIR | READ_RASTER | READ_TWICE),
-    ("Class told in several readings", class_orders, READINGS),
+    ("Class told in several readings", tables.class_orders, READINGS),
     ("The pair trained for half as long", quality, SHORTER),
     ("Calibration of the pair trained for half as long", calibration, SHORTER),
     ("Robustness of the pair trained for half as long", robustness, SHORTER),
@@ -174,15 +148,16 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
     ("Calibration of the pair trained again", calibration, AGAIN),
     ("Robustness of the pair trained again", robustness, AGAIN),
     ("Guidance in the weights of the random-order model", quality, ALIGNED),
-    ("Every method at one budget", methods, ("nano_*", *SHORTER.values())),
+    ("Every method at one budget", tables.methods, ("nano_*", *SHORTER.values())),
     ("What trainings were tuned to", tuning, ("tuning",)),
-    ("Fewer network calls than codes", calls, ("nano_arpg_*", SHORTER["random order"], "chosen_*")),
-    ("Completing test images", inpainting, COMPLETED),
-    ("Completing shapes", inpainting, SHAPES),
-    ("Tokenizers", tokenizers, ("tokenizer",)),
+    ("Fewer network calls than codes", tables.calls,
+     ("nano_arpg_*", SHORTER["random order"], "chosen_*")),
+    ("Completing test images", tables.inpainting, COMPLETED),
+    ("Completing shapes", tables.inpainting, SHAPES),
+    ("Tokenizers", tables.tokenizers, ("tokenizer",)),
     ("One small generator on each tokenizer's codes", quality, FIXED),
-    ("Speed", speed, {"": "benchmark"}),
-    ("Speed beside the authors' own code", speed, {"": "benchmark_against"}),
+    ("Speed", tables.speed, {"": "benchmark"}),
+    ("Speed beside the authors' own code", tables.speed, {"": "benchmark_against"}),
     ("Minutes", minutes, {run: run for run in STAGES}),
 )  # fmt: skip
 """title, table, and which kept runs: by title of their column; or of these names or files"""
@@ -206,34 +181,30 @@ class ReportConfig(command.Config):
 def chosen(kept: Runs, which: dict[str, str] | Sequence[str]) -> Runs:
     """Return the kept runs of a section, none of a pair that is not whole."""
     if isinstance(which, dict):
-        return (
-            {title: kept[name] for title, name in which.items()}
-            if kept.keys() >= set(which.values())
-            else {}
-        )
+        whole = kept.keys() >= set(which.values())
+        return {title: kept[name] for title, name in which.items()} if whole else {}
     return {
         name: run
         for name, run in kept.items()
-        if any(fnmatch.fnmatch(name, pattern) or pattern in run.files for pattern in which)
+        if any(fnmatch(name, pattern) or pattern in run.files for pattern in which)
     }
 
 
 def results(kept: Path = REPORTS) -> str:
     """Return RESULTS.md of the kept runs; a section without runs is left out."""
-    runs, parts = read_reports(kept), [INTRODUCTION]
+    runs, parts = report.read_reports(kept), [INTRODUCTION]
     for title, make, which in SECTIONS:
         section = chosen(runs, which)
         parts += [f"## {title}\n", make(section)] if section else []
     return "\n".join(parts)
 
 
-def side_by_side(runs: Sequence[Run]) -> str:
+def side_by_side(runs: Runs) -> str:
     """Return all tables of any runs, a column each, those that every run has the files for."""
-    by_name = {run.name: run for run in runs}
-    parts = ["# Runs side by side\n"]
-    for make in (quality, by_order, calibration, class_orders, robustness):
-        file = {quality: "metrics", robustness: "robustness"}.get(make, "calibration")
-        some = {name: run for name, run in by_name.items() if file in run.files}
+    parts, of_file = ["# Runs side by side\n"], {quality: "metrics", robustness: "robustness"}
+    for make in (quality, tables.by_order, calibration, tables.class_orders, robustness):
+        file = of_file.get(make, "calibration")
+        some = {name: run for name, run in runs.items() if file in run.files}
         with as_written(", ".join(some), "measurements", "measure them again"):
             parts += [f"## {make.__name__}\n", make(some)] if some else []
     return "\n".join(parts)
@@ -247,9 +218,9 @@ def main(cfg: ReportConfig) -> None:
         write_text(cfg.out, results(cfg.kept))
         print(f"wrote {cfg.out}")
     elif not cfg.keep:
-        print(side_by_side([read_run(folder) for folder in cfg.runs]))
+        print(side_by_side({run.name: run for run in map(read_run, cfg.runs)}))
     for folder in cfg.runs if cfg.keep else ():
-        sizes = keep_run(folder, cfg.kept, cfg.trainings / folder.resolve().name)
+        sizes = report.keep_run(folder, cfg.kept, cfg.trainings / folder.resolve().name)
         print(f"kept {', '.join(f'{name} {size:,} bytes' for name, size in sizes.items())}")
 
 
