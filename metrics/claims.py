@@ -14,11 +14,8 @@ from typing import Any, Literal
 import torch
 
 from metrics.calibration import mean_of
-from metrics.report import Run, interval, own_bits, show, table
+from metrics.report import Run, Runs, interval, own_bits, show, table
 
-Runs = dict[str, Run]
-Wanted = Literal["less", "more", "kept"]
-"""what the claim says of the difference; kept: it is a loss of at most MARGIN"""
 MARGIN = 0.05
 """of the Frechet distance with which a quality counts as kept"""
 LAST = 10
@@ -45,7 +42,8 @@ class Claim:
     measure: str
     number: Callable[[Run], dict | torch.Tensor]
     """of a run, with its interval or spread; or its values of the same images, to be paired"""
-    wanted: Wanted
+    wanted: Literal["less", "more", "kept"]
+    """what it says of the difference; kept: it is a loss of at most MARGIN"""
     digits: int = 1
     percent: bool = False
 
@@ -74,11 +72,6 @@ class Claim:
         return "yes" if low > 0 else "no, the opposite" if high < 0 else "no difference found"
 
 
-def at(path: str, **row: Any) -> Callable[[Run], dict]:
-    """Return what reads a number with its interval from a run."""
-    return lambda run: run.at(path, **row)
-
-
 def frechet(run: Run) -> dict:
     """Return FD_c10, with its sd over sampling seeds."""
     over = run.at("metrics.over_seeds.FD_c10")
@@ -101,43 +94,37 @@ LONG, SHORT = (
     tuple(f"randar_{order}_nano_{run}" for order in ("random", "raster"))
     for run in ("8epochs", "perceptual")
 )
-CODES = "robustness.context.uniform"
+KEPT = frechet, "kept", 1, True
+OWN, CODES = "bits per test image, own order", "robustness.context.uniform"
 CLAIMS = (
     Claim("RandAR keeps its quality in 2.5 times fewer network calls", "RandAR",
-          ("claim_randar_26", "claim_randar_64"), "FD_c10, 26 calls - 64",
-          frechet, "kept", 1, True),
+          ("claim_randar_26", "claim_randar_64"), "FD_c10, 26 calls - 64", *KEPT),
     Claim("ARPG keeps its quality in 16 network calls", "ARPG",
-          ("claim_arpg_16", "claim_arpg_64"), "FD_c10, 16 calls - 64",
-          frechet, "kept", 1, True),
+          ("claim_arpg_16", "claim_arpg_64"), "FD_c10, 16 calls - 64", *KEPT),
     Claim("ARPG keeps its quality in 8 network calls", "ARPG",
-          ("claim_arpg_8", "claim_arpg_64"), "FD_c10, 8 calls - 64",
-          frechet, "kept", 1, True),
+          ("claim_arpg_8", "claim_arpg_64"), "FD_c10, 8 calls - 64", *KEPT),
     Claim("PAR in 19 calls loses nothing to one code at a time", "PAR",
-          ("claim_par_19", "claim_gpt_raster"), "FD_c10, PAR - GPT",
-          frechet, "kept", 1, True),
+          ("claim_par_19", "claim_gpt_raster"), "FD_c10, PAR - GPT", *KEPT),
     Claim("RAR's annealing beats training in random order to its end", "RAR",
-          ("nano_rar_anneal", "nano_rar_random"), "bits per test image, own order",
-          own_bits, "less"),
+          ("nano_rar_anneal", "nano_rar_random"), OWN, own_bits, "less"),
     Claim("RAR's annealing beats training in raster order only", "RAR",
-          ("nano_rar_anneal", "nano_rar_raster"), "bits per test image, own order",
-          own_bits, "less"),
+          ("nano_rar_anneal", "nano_rar_raster"), OWN, own_bits, "less"),
     Claim("IAR's cluster term saves training", "IAR",
-          ("nano_gpt_raster_cluster", "nano_gpt_raster"), "bits per test image, own order",
-          own_bits, "less"),
-    Claim("Random order costs likelihood", "RAR, RandAR", LONG,
-          "bits per test image, own order, random - raster", own_bits, "more"),
+          ("nano_gpt_raster_cluster", "nano_gpt_raster"), OWN, own_bits, "less"),
+    Claim("Random order costs likelihood", "RAR, RandAR",
+          LONG, f"{OWN}, random - raster", own_bits, "more"),
     Claim("Random order costs quality", "RAR, RandAR",
           ("claim_randar_random", "claim_randar_raster"), "FD_c10, random - raster",
           frechet, "more", 3),
-    Claim("Random order overfits later", "RandAR", LONG,
-          "held-out - train bits a code, random - raster", overfitting, "less", 3),
+    Claim("Random order overfits later", "RandAR",
+          LONG, "held-out - train bits a code, random - raster", overfitting, "less", 3),
     Claim("Random order helps calibration", "asked here", LONG, "top-label ECE, random - raster",
-          at("calibration.tokens.overall.ece_equal_width"), "less", 4),
-    Claim("Random order helps when 40% of the context are wrong codes", "asked here", LONG,
-          "more bits per test image, random - raster",
+          lambda run: run.at("calibration.tokens.overall.ece_equal_width"), "less", 4),
+    Claim("Random order helps when 40% of the context are wrong codes", "asked here",
+          LONG, "more bits per test image, random - raster",
           of_images(CODES, "more_bits_per_image", rho=0.4), "less"),
-    Claim("Random order helps on corrupted images", "asked here", SHORT,
-          "class accuracy by Bayes at severity 5, random - raster",
+    Claim("Random order helps on corrupted images", "asked here",
+          SHORT, "class accuracy by Bayes at severity 5, random - raster",
           of_images("robustness.corruptions.by_severity", "class_accuracy", severity=5),
           "more", 1, True),
 )  # fmt: skip
@@ -150,10 +137,9 @@ def claims(runs: Runs) -> str:
         difference = claim.difference(runs)
         value = show(difference, claim.digits, claim.percent)
         rows.append([claim.text, claim.paper, claim.measure, value, claim.verdict(difference)])
-    text = (
-        "In brackets: 95% interval. A quality is kept if its distance grows by at most "
-        f"{MARGIN:.0%}. Where two trainings are compared, it is one of each: what another seed "
-        "would change is not in the interval."
-    )
     head = ["claim", "of", "difference measured", "value", "holds here"]
-    return table(head, rows) + f"\n{text}\n"
+    return table(head, rows) + (
+        f"\nIn brackets: 95% interval. A quality is kept if its distance grows by at most "
+        f"{MARGIN:.0%}. Where two trainings are compared, it is one of each: what another seed "
+        "would change is not in the interval.\n"
+    )
