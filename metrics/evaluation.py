@@ -224,10 +224,10 @@ def plan_of(generator: Generator, **flags) -> Plan:
     return plan
 
 
-def codes_of_images(made_with: dict, folder: Path, whose: Path, test: Split) -> Codes:
-    """Read the codes of these test images. Raises InputError as `load_codes_of`, or for others."""
+def codes_of_images(made_with: dict, folder: Path, whose: Path, test: Split | None) -> Codes:
+    """Read test codes. Raises InputError as `load_codes_of`, or if they are not of these images."""
     codes = load_codes_of(made_with, folder, "test", whose)
-    if codes.header["inputs"].get("images") != test.sha256:
+    if test and codes.header["inputs"].get("images") != test.sha256:
         raise InputError(
             f"{folder} holds codes of other test images than those to measure on; give the --data "
             "they were made from, or run: uv run tools/extract_latent_codes.py --data YOURS "
@@ -243,10 +243,7 @@ def likelihood_codes(
     if not (folder / "test_codes.npy").exists():
         print(f"no codes at {folder}: no likelihood; run: uv run tools/extract_latent_codes.py")
         return {}
-    if reference:
-        test = codes_of_images(subject.header, folder, checkpoint, reference.test)
-    else:
-        test = load_codes_of(subject.header, folder, "test", checkpoint)
+    test = codes_of_images(subject.header, folder, checkpoint, reference and reference.test)
     return {"test": test, "train": load_codes_of(subject.header, folder, "train", checkpoint)}
 
 
@@ -262,13 +259,11 @@ def sampled_codes(
 
     `wrap` makes what samples in place of the model, for a batch of samples.
     """
-    parts, first = [], 0
-    with tqdm(total=len(label_N), desc="sampling", unit="image") as bar:
-        for label_B in label_N.split(batch):
-            sampler = wrap(range(first, first + len(label_B))) if wrap else model
-            parts.append(sample_codes(sampler, label_B, plan, seed, first).cpu())
-            first += len(label_B)
-            bar.update(len(label_B))
+    parts, count = [], min(batch, len(label_N))
+    for label_B in tqdm(label_N.split(count), "sampling", unit="image", unit_scale=count):
+        first = count * len(parts)
+        sampler = wrap(range(first, first + len(label_B))) if wrap else model
+        parts.append(sample_codes(sampler, label_B, plan, seed, first).cpu())
     return torch.cat(parts)
 
 
@@ -276,11 +271,6 @@ def sample_images(
     sampler: Workers, label_N: torch.Tensor, plan: Plan, seed: int, batch: int
 ) -> np.ndarray:
     """Return uint8 (N, H, W, 3), sample i from stream (seed, i), with a progress bar."""
-    starts = range(0, len(label_N), batch)
-    calls = [(label_N[i : i + batch], plan, seed, i) for i in starts]
-    parts = []
-    with tqdm(total=len(label_N), desc="sampling", unit="image") as bar:
-        for images_BHWC in sampler.map(calls):
-            parts.append(images_BHWC)
-            bar.update(len(images_BHWC))
-    return np.concatenate(parts)
+    calls = [(label_N[i : i + batch], plan, seed, i) for i in range(0, len(label_N), batch)]
+    bar = {"total": len(calls), "unit": "image", "unit_scale": min(batch, len(label_N))}
+    return np.concatenate([*tqdm(sampler.map(calls), "sampling", **bar)])

@@ -173,12 +173,11 @@ def features_of(
                 return {name: torch.from_numpy(array_NF) for name, (array_NF, _) in saved.items()}
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
     size = 256 if device.type == "cuda" else 8  # what a core's cache holds
-    with tqdm(total=len(images_NHWC), desc="features", unit="image", disable=not verbose) as bar:
-        for images_BHWC in torch.from_numpy(images_NHWC).split(size):
-            computed = extractor.network(images_BHWC.to(device).permute(0, 3, 1, 2))
-            for name in layers:
-                parts[name].append(computed[name].float().cpu())
-            bar.update(len(images_BHWC))
+    bar = {"unit": "image", "unit_scale": min(size, len(images_NHWC)), "disable": not verbose}
+    for images_BHWC in tqdm(torch.from_numpy(images_NHWC).split(size), "features", **bar):
+        computed = extractor.network(images_BHWC.to(device).permute(0, 3, 1, 2))
+        for name in layers:
+            parts[name].append(computed[name].float().cpu())
     features = {name: torch.cat(part) for name, part in parts.items()}
     for name, file in files.items():
         head = artifacts.header("features", "metrics/fidelity.py", {}, inputs)

@@ -52,13 +52,12 @@ def logit_batches(
     """
     device = next(model.parameters()).device
     batch = batch if device.type == "cuda" else min(batch, 16)  # what a core's cache holds
-    target_NT, hidden = codes_NT if target_NT is None else target_NT, name is None
-    with tqdm(total=len(label_N), desc=name, unit="image", leave=False, disable=hidden) as bar:
-        chunks = (x.split(batch) for x in (codes_NT, label_N, order_NS, target_NT))
-        for chunk in zip(*chunks, strict=True):
-            codes_BT, label_B, order_BS, target_BT = (x.to(device) for x in chunk)
-            yield model(codes_BT, label_B, order_BS), target_BT.gather(1, order_BS)
-            bar.update(len(label_B))
+    inputs = codes_NT, label_N, order_NS, codes_NT if target_NT is None else target_NT
+    chunks = list(zip(*(x.split(batch) for x in inputs), strict=True))
+    bar = {"unit": "image", "unit_scale": batch, "leave": False, "disable": name is None}
+    for chunk in tqdm(chunks, name, **bar):
+        codes_BT, label_B, order_BS, target_BT = (x.to(device) for x in chunk)
+        yield model(codes_BT, label_B, order_BS), target_BT.gather(1, order_BS)
 
 
 def bits_per_code(

@@ -24,7 +24,6 @@ from metrics.report import Run, write_record
 from metrics.tables import by_order, calibration
 from models import command
 from models.artifacts import ROOT
-from models.command import run
 from models.data import Codes, evenly, load_codes_of
 from models.method import Method
 from models.tokenizer import decode_codes
@@ -160,4 +159,4 @@ def report(record: dict, ceiling: float, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main, CalibrateConfig)
+    command.run(main, CalibrateConfig)

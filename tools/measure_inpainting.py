@@ -65,13 +65,11 @@ def complete(
     if model.any_order:
         ways = {ALL: Plan(subject.order, cfg.decode_steps, cfg_scale=scale)} | ways
     for way, plan in ways.items():
-        parts, first = [], 0
-        with tqdm(total=len(inputs[0]), desc=way, unit="image") as bar:
-            for codes_BT, label_B in zip(*(x.split(cfg.batch) for x in inputs), strict=True):
-                given = codes_BT, open_T, label_B, plan, cfg.seed, first
-                parts.append(fill(model, *given, past=way == PAST).cpu())
-                first += len(label_B)
-                bar.update(len(label_B))
+        parts, count = [], min(cfg.batch, len(inputs[0]))
+        batches = list(zip(*(x.split(count) for x in inputs), strict=True))
+        for codes_BT, label_B in tqdm(batches, way, unit="image", unit_scale=count):
+            given = codes_BT, open_T, label_B, plan, cfg.seed, count * len(parts)
+            parts.append(fill(model, *given, past=way == PAST).cpu())
         codes[way] = torch.cat(parts)
     return codes
 

@@ -13,7 +13,6 @@ from typing import Annotated
 from metrics.extractor import Classifier
 from models import command
 from models.classifier import ClassifierConfig, train_classifier
-from models.command import run
 
 
 @dataclass(frozen=True)
@@ -31,4 +30,4 @@ def main(cfg: ExtractorConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main, ExtractorConfig)
+    command.run(main, ExtractorConfig)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from models import command
 from models.classifier import KIND, ClassifierConfig, PerceptualNet, train_classifier
-from models.command import run
 
 
 @dataclass(frozen=True)
@@ -30,4 +29,4 @@ def main(cfg: PerceptualConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main, PerceptualConfig)
+    command.run(main, PerceptualConfig)
