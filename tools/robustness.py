@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from metrics.calibration import mean_of
-from metrics.corruptions import SEVERITIES, SOURCE, Versions, drawn, official
+from metrics.corruptions import SEVERITIES, SOURCE, drawn, official
 from metrics.evaluation import GeneratorConfig, OrderFlag, Subject, codes_of_images
 from metrics.extractor import extractor_of
 from metrics.fidelity import FeatureExtractor, features_of, fidelity
@@ -57,70 +57,30 @@ class RobustnessConfig(GeneratorConfig):
     """guidance scale of the samples; 1 for none"""
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What is measured, and on what, read before the long part."""
-
-    subject: Subject
-    order: str
-    extractor: FeatureExtractor
-    """ruler and extractor of images"""
-    test: Codes
-    """the --images test codes"""
-    split: Split
-    """all test images"""
-    rows_N: np.ndarray
-    """which of them are corrupted"""
-    versions: Versions
-    """how"""
-
-    def features(self, images_NHWC: np.ndarray) -> dict[str, torch.Tensor]:
-        """Return what the extractor sees in uint8 images, however few they are."""
-        return features_of(images_NHWC, self.extractor, self.subject.device, least=1)
-
-    def distance(self, features: dict, others: dict) -> dict[str, float]:
-        """Return {name of the distance: value} between the features of two sets."""
-        return fidelity(features, others, self.extractor, frechet_only=True)
-
-
-def load_inputs(cfg: RobustnessConfig) -> Inputs:
-    """Read what belongs together. Raises InputError for a file that is another's."""
-    subject = cfg.load()
-    header, order = subject.header, str(cfg.order or subject.order)
-    check_order(header["method"], order, subject.model.config.scan)
-    folder = cfg.data or ROOT / "data" / header["dataset"]
-    split = load_split(folder, "test")
-    test = codes_of_images(header, cfg.codes, cfg.checkpoint, split)
+def image_stage(
+    cfg: RobustnessConfig, subject: Subject, order: str, split: Split, extractor: FeatureExtractor
+) -> dict:
+    """Return the measures of images by severity, 0 being the clean ones, and by corruption."""
     rows_N = evenly(len(split.labels_N), cfg.corrupted_images)
-    versions = drawn(split.images_NHWC[rows_N], cfg.seed)
+    clean_NHWC, label_N = split.images_NHWC[rows_N], torch.from_numpy(split.labels_N[rows_N])
+    source, versions = SOURCE, drawn(clean_NHWC, cfg.seed)
     if cfg.cifar10_c:
         versions = official(cfg.cifar10_c, split.images_NHWC, split.labels_N, rows_N)
-    if not (extractor := extractor_of(header["dataset"], cfg.extractor, subject.device)):
-        raise InputError(
-            f"no classifier of {header['dataset']}; run: uv run tools/train_extractor.py"
-        )
-    test = test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
-    return Inputs(subject, order, extractor, test, split, rows_N, versions)
-
-
-def image_stage(cfg: RobustnessConfig, inputs: Inputs) -> dict:
-    """Return the measures of images by severity, 0 being the clean ones, and by corruption."""
-    source = "CIFAR-10-C" if cfg.cifar10_c else SOURCE
-    numbers, versions = {"source": source, "images": len(inputs.rows_N)}, inputs.versions
+        source = "CIFAR-10-C"
+    numbers = {"source": source, "images": len(rows_N)}
     if not cfg.corrupted_images:
         return numbers | {"by_severity": [], "by_corruption": {}}
-    subject, clean_NHWC = inputs.subject, inputs.split.images_NHWC[inputs.rows_N]
-    label_N = torch.from_numpy(inputs.split.labels_N[inputs.rows_N])
-    order_NS = orders_for(subject.model, inputs.order, len(label_N), cfg.seed)
-    reference, by_severity = None, []
-    by_corruption = {name: [] for name in versions}
+    by_severity, by_corruption, reference = [], {name: [] for name in versions}, None
+    order_NS = orders_for(subject.model, order, len(label_N), cfg.seed)
     for severity in (0, *SEVERITIES):
         images = [make(severity) for make in versions.values()] if severity else [clean_NHWC]
         rest = (clean_NHWC, label_N, order_NS, cfg.batch, f"severity {severity}")
         reading = read_images(subject.model, subject.tokenizer, np.stack(images, 1), *rest)
-        features = inputs.features(reading.decoded_NAHWC.reshape(-1, *clean_NHWC.shape[1:]))
+        decoded_MHWC = reading.decoded_NAHWC.reshape(-1, *clean_NHWC.shape[1:])
+        features = features_of(decoded_MHWC, extractor, subject.device, least=1)
         reference = reference or features
-        row = reading.row(seed=cfg.seed, keep=True) | inputs.distance(features, reference)
+        row = reading.row(seed=cfg.seed, keep=True)
+        row |= fidelity(features, reference, extractor, frechet_only=True)
         by_severity.append({"severity": severity} | row)
         for i, name in enumerate(versions if severity else ()):
             row = reading.row(slice(i, i + 1), cfg.seed)
@@ -128,49 +88,59 @@ def image_stage(cfg: RobustnessConfig, inputs: Inputs) -> dict:
     return numbers | {"by_severity": by_severity, "by_corruption": by_corruption}
 
 
-def context_stage(cfg: RobustnessConfig, inputs: Inputs) -> dict:
+def context_stage(cfg: RobustnessConfig, subject: Subject, order: str, test: Codes) -> dict:
     """Return what replaced codes cost: by any others, and by those with the nearest vectors."""
-    model, order = inputs.subject.model, inputs.order
-    neighbours_VK = nearest_codes(inputs.subject.tokenizer.codebook_VC).cpu()
-    codes_NT, label_N = inputs.test.codes_NAT[:, 0], inputs.test.label_N
-    order_NS = orders_for(model, order, len(label_N), cfg.seed)
+    neighbours_VK = nearest_codes(subject.tokenizer.codebook_VC).cpu()
+    codes_NT, label_N = test.codes_NAT[:, 0], test.label_N
+    inputs = codes_NT, label_N, orders_for(subject.model, order, len(label_N), cfg.seed)
     return {
-        kind: context_report(model, codes_NT, label_N, order_NS, RHOS, others, cfg.batch, cfg.seed)
+        kind: context_report(subject.model, *inputs, RHOS, others, cfg.batch, cfg.seed)
         for kind, others in (("uniform", None), ("neighbours", neighbours_VK))
     }
 
 
-def sampling_stage(cfg: RobustnessConfig, inputs: Inputs) -> list[dict]:
+def sampling_stage(
+    cfg: RobustnessConfig, subject: Subject, order: str, split: Split, extractor: FeatureExtractor
+) -> list[dict]:
     """Return how good samples are whose codes were misread; the distance is to real test images."""
     if not cfg.num_samples:
         return []
-    subject, rows = inputs.subject, []
-    label_N = torch.arange(cfg.num_samples) % subject.model.config.classes
-    reference = inputs.features(inputs.split.images_NHWC)
-    plan = Plan(order=inputs.order, cfg_scale=cfg.cfg_scale)
+    label_N, rows = torch.arange(cfg.num_samples) % subject.model.config.classes, []
+    reference = features_of(split.images_NHWC, extractor, subject.device, least=1)
+    plan = Plan(order=order, cfg_scale=cfg.cfg_scale)
     for rho in RHOS:
         codes_NT = misread_samples(subject.model, label_N, plan, rho, cfg.seed, cfg.batch)
-        features = inputs.features(decode_codes(subject.tokenizer, codes_NT))
-        right_N = features[inputs.extractor.logits_layer].argmax(1) == label_N
+        images_NHWC = decode_codes(subject.tokenizer, codes_NT)
+        features = features_of(images_NHWC, extractor, subject.device)
+        right_N = features[extractor.logits_layer].argmax(1) == label_N
         row = {"rho": rho, "label_accuracy": mean_of(right_N.double(), cfg.seed)}
-        rows.append(row | inputs.distance(features, reference))
+        rows.append(row | fidelity(features, reference, extractor, frechet_only=True))
     return rows
 
 
 def main(cfg: RobustnessConfig) -> dict:
     """Measure, write, print; return what robustness.json holds."""
-    inputs = load_inputs(cfg)
-    subject = inputs.subject
+    subject = cfg.load()
+    header, order = subject.header, str(cfg.order or subject.order)
+    check_order(header["method"], order, subject.model.config.scan)
+    split = load_split(cfg.data or ROOT / "data" / header["dataset"], "test")
+    test = codes_of_images(header, cfg.codes, cfg.checkpoint, split)
+    test = test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
+    extractor = extractor_of(header["dataset"], cfg.extractor, subject.device)
+    if extractor is None:
+        raise InputError(
+            f"no classifier of {header['dataset']}; run: uv run tools/train_extractor.py"
+        )
     numbers = subject.description | {
-        "order": inputs.order,
-        "images": len(inputs.test.label_N),
+        "order": order,
+        "images": len(test.label_N),
         "num_samples": cfg.num_samples,
-        "corruptions": image_stage(cfg, inputs),
-        "context": context_stage(cfg, inputs),
-        "sampling": sampling_stage(cfg, inputs),
+        "corruptions": image_stage(cfg, subject, order, split, extractor),
+        "context": context_stage(cfg, subject, order, test),
+        "sampling": sampling_stage(cfg, subject, order, split, extractor),
     }
-    hashes = {"test_codes": inputs.test.header["sha256"], "test_images": inputs.split.sha256}
-    hashes |= subject.inputs | {"extractor": inputs.extractor.sha256}
+    hashes = {"test_codes": test.header["sha256"], "test_images": split.sha256}
+    hashes |= subject.inputs | {"extractor": extractor.sha256}
     record = write_record(subject.out / "robustness.json", numbers, cfg, hashes)
     run = Run(subject.out.name, {"robustness": record}, [])
     for picture in ROBUSTNESS:
