@@ -44,6 +44,7 @@ from models.vqvae import VQVAE, VQVAEConfig
 
 CALLS = (64, 16)
 """network calls of the methods that can choose"""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LEAST = 0.2
 """seconds that one measurement takes at least: small batches are repeated"""
 Case = tuple[dict, Callable[[int], object], float]
@@ -88,9 +89,10 @@ class BenchmarkConfig(command.Config):
     @property
     def authors(self) -> dict[str, type[Authors]]:
         """Those of the methods whose authors' code is there."""
-        kinds = {name: kind for name, kind in AUTHORS.items() if name in self.methods}
-        folder = self.against
-        return {n: k for n, k in kinds.items() if folder and (folder / k.checkout).is_dir()}
+        if (folder := self.against) is None:
+            return {}
+        there = {name: kind for name, kind in AUTHORS.items() if (folder / kind.checkout).is_dir()}
+        return {name: kind for name, kind in there.items() if name in self.methods}
 
 
 def training_case(
@@ -124,9 +126,7 @@ def generator_cases(
         return trained.loss(net(codes_BT, label_B, order_BS), codes_BT, order_BS)[0]
 
     yield training_case(trained, loss_of, training.flops(trained, most), precision, device, most)
-    model = build(method, config).to(device).eval().requires_grad_(False)
-    if precision == "bf16":
-        model = model.bfloat16()
+    model = build(method, config).to(device, DTYPES[precision]).eval().requires_grad_(False)
     sampler = ImageSampler(model, tokenizer)
 
     def sample(plan: Plan, batch: int) -> None:
@@ -140,37 +140,25 @@ def generator_cases(
 
 
 def author_cases(
-    kind: type[Authors],
-    folder: Path,
-    config: ModelConfig,
-    tokenizer: VQVAE,
-    precision: str,
-    device,
-    most,
+    make: Callable[[], Authors], config: ModelConfig, tokenizer: VQVAE, precision: str, device, most
 ) -> Iterator[Case]:
     """Yield the training and the sampling of a method by its authors' own code."""
-    trained, model = (kind(config, folder).to(device) for _ in range(2))
+    trained, model = make().to(device), make().to(device)
     codes_BT = torch.zeros(most, config.tokens, dtype=int, device=device)
-
-    def learn(batch: int) -> None:
-        trained(codes_BT[:batch], codes_BT[:batch, 0]).backward()
-
-    flops = flops_of(learn, most)
+    flops = flops_of(lambda batch: trained(codes_BT[:batch], codes_BT[:batch, 0]).backward(), most)
     trained.zero_grad(set_to_none=True)
 
     def loss_of(net, codes_BT: torch.Tensor, label_B: torch.Tensor) -> torch.Tensor:
         return net(codes_BT, label_B)
 
     yield training_case(trained, loss_of, flops, precision, device, most)
-    model = model.eval().requires_grad_(False)
-    if precision == "bf16":
-        model = model.bfloat16()
+    model = model.to(DTYPES[precision]).eval().requires_grad_(False)
 
     def sample(steps: int | None, batch: int) -> None:
         label_B = torch.arange(batch, device=device) % config.classes
         decode_codes(tokenizer, model.sample(label_B, steps, 3.0).long())
 
-    for steps in kind.steps:
+    for steps in model.steps:
         row = {"what": "sampling", "network_calls": steps or config.tokens}
         yield row, (work := partial(sample, steps)), flops_of(work, most)
 
@@ -206,26 +194,25 @@ def all_cases(cfg: BenchmarkConfig, precisions: tuple[str, ...], device) -> Iter
     tokenizer = VQVAE(config).to(device).eval().to(memory_format=torch.channels_last)
     tokenizer.quantizer.start(torch.randn(1, config.codebook_size, config.code_dim, device=device))
     native = machine.pick_precision("auto", device)
-    case = {"method": "vqvae", "order": None, "network_calls": None}
-    case["parameters"] = training.parameters(tokenizer)
+    size = training.parameters(tokenizer)
+    case = {"method": "vqvae", "order": None, "network_calls": None, "parameters": size}
     for row, work, flops in tokenizer_cases(tokenizer, device, max(cfg.batches)):
         precision = "fp32" if row["what"].endswith("search 0") else native
         yield case | row | {"precision": precision}, work, flops
     for method in cfg.methods:
         kind = METHODS[method]
         config = ModelConfig(scan=kind.scans[0], **SIZES[cfg.model])
-        case = {"method": method, "order": "random" if kind.any_order else kind.scans[0]}
-        case["parameters"] = training.parameters(build(method, config))
+        size = training.parameters(build(method, config))
+        case = {"order": "random" if kind.any_order else kind.scans[0], "parameters": size}
         for precision in precisions:
-            how = (tokenizer, precision, device, max(cfg.batches))
-            for row, work, flops in generator_cases(method, config, *how):
-                yield case | row | {"precision": precision}, work, flops
+            how = (config, tokenizer, precision, device, max(cfg.batches))
+            cases = {method: generator_cases(method, *how)}
             if method in cfg.authors:
-                theirs = case | {"method": f"{method}, by its authors"}
-                for row, work, flops in author_cases(
-                    cfg.authors[method], cfg.against, config, *how
-                ):
-                    yield theirs | row | {"precision": precision}, work, flops
+                make = partial(cfg.authors[method], config, cfg.against)
+                cases[f"{method}, by its authors"] = author_cases(make, *how)
+            for name, of_one in cases.items():
+                for row, work, flops in of_one:
+                    yield {"method": name} | case | row | {"precision": precision}, work, flops
 
 
 def measured(work: Callable, batch: int, repeats: int, device) -> dict[str, float]:
