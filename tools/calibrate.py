@@ -137,25 +137,18 @@ def main(cfg: CalibrateConfig) -> dict:
     inputs = subject.inputs | {"test_codes": test.header["sha256"]}
     inputs |= {"extractor": extractor.sha256} if extractor else {}
     record = write_record(subject.out / "calibration.json", numbers, cfg, inputs)
-    report(record, math.log2(model.config.vocab_size), subject.out)
-    return record
-
-
-def report(record: dict, ceiling: float, out: Path) -> None:
-    """Draw what calibration.json holds and print its tables; `ceiling` is log2 V."""
-    run = Run(out.name, {"calibration": record}, [])
+    run = Run(subject.out.name, {"calibration": record}, [])
     figures = {
         "reliability": plot_reliability([run]),
         "class_reliability": plot_reliability([run], "classes.before"),
         "likelihood_by_order": plot_by_order([run]),
-        "steps": plot_steps([run], ceiling),
-    }
-    if record["quality"]:
-        figures["risk"] = plot_risk([run])
+        "steps": plot_steps([run], math.log2(model.config.vocab_size)),
+    } | ({"risk": plot_risk([run])} if quality else {})
     for name, figure in figures.items():
-        save_figure(figure, out / f"{name}.png")
+        save_figure(figure, subject.out / f"{name}.png")
     print("{method} ({trained_order}), {images} test images".format(**record))
-    print(by_order({run.name: run}), calibration({run.name: run}), f"-> {out}", sep="\n")
+    print(by_order({run.name: run}), calibration({run.name: run}), f"-> {subject.out}", sep="\n")
+    return record
 
 
 if __name__ == "__main__":

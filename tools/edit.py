@@ -16,17 +16,10 @@ import numpy as np
 import torch
 from tyro.conf import Positional
 
+from metrics import pictures
 from metrics.evaluation import GeneratorConfig, SamplingOrder, Subject, plan_of
 from metrics.likelihood import log_p_given_all
-from metrics.pictures import (
-    GREY,
-    decoding_frames,
-    enlarged,
-    gif,
-    plot_edit,
-    save_figure,
-    stacked_frames,
-)
+from metrics.pictures import enlarged
 from models import command
 from models.artifacts import ROOT, header, replace_file, save_array, sha256_of
 from models.command import InputError, run
@@ -186,14 +179,15 @@ def main(cfg: EditConfig) -> np.ndarray:
         codes_NT = fill(model, codes_NT, open_T, label_N, plan, cfg.seed, 0, steps.append).cpu()
         codes_Nhw, results_NHWC = codes_NT.view(-1, grid, grid), decode_codes(tokenizer, codes_NT)
         open_HW1 = enlarged(open_T, original_HWC.shape[:2], "nearest")
-        before["kept"] = np.where(open_HW1 > 0, GREY, before["its codes"]).astype(np.uint8)
+        before["kept"] = np.where(open_HW1 > 0, pictures.GREY, before["its codes"]).astype(np.uint8)
         if cfg.paste:  # softly, over half a cell at the borders
             open_HW1 = enlarged(open_T, original_HWC.shape[:2], "bilinear")
             blended_NHWC = original_HWC + open_HW1 * (results_NHWC - 1.0 * original_HWC)
             results_NHWC = blended_NHWC.round().astype(np.uint8)
-        frames = stacked_frames({cfg.task: decoding_frames(tokenizer, steps, grid)})
-        replace_file(out / "decoding.gif", lambda file: file.write(gif(frames)))
-    save_figure(plot_edit(before, results_NHWC), out / "edit.png", dpi=150)
+        film = {cfg.task: pictures.decoding_frames(tokenizer, steps, grid)}
+        film_gif = pictures.gif(pictures.stacked_frames(film))
+        replace_file(out / "decoding.gif", lambda file: file.write(film_gif))
+    pictures.save_figure(pictures.plot_edit(before, results_NHWC), out / "edit.png", dpi=150)
     inputs = subject.inputs | {"image": sha256_of(original_HWC)}
     save_array(out / "codes.npy", codes_Nhw.numpy(), header("edit", "tools/edit.py", cfg, inputs))
     drawn = f"{opened} drawn {cfg.count} times as {head['classes'][label]}"

@@ -64,25 +64,18 @@ class SweepConfig(SamplingConfig):
         return plans
 
 
-def better(row: dict, metric: str) -> float:
-    """Return what to minimise for the best `metric` of a row."""
-    value = row["samples"][metric]
-    return -value if metric.startswith(HIGHER_IS_BETTER) else value
-
-
 def read_rows(file: Path, inputs: dict) -> list[dict]:
     """Return what a sweep has measured so far. Raises InputError if it was of other inputs."""
     if not file.exists():
         return []
     with as_written(file, "sweep", "delete it, or choose another --out"):
         record = read_json(file)
-        same, rows = record["inputs"] == inputs, [dict(row) for row in record["rows"]]
-    if not same:
-        raise InputError(
-            f"{file} is a sweep of another checkpoint, tokenizer or reference; delete it, or "
-            "choose another --out"
-        )
-    return rows
+        if record["inputs"] != inputs:
+            raise InputError(
+                f"{file} is a sweep of another checkpoint, tokenizer or reference; delete it, or "
+                "choose another --out"
+            )
+        return [dict(row) for row in record["rows"]]
 
 
 def main(cfg: SweepConfig) -> dict:
@@ -100,9 +93,6 @@ def main(cfg: SweepConfig) -> dict:
     rows, sampler = read_rows(file, inputs), cache(lambda: cfg.sampler(subject))
     precision = pick_precision(cfg.precision, subject.device)
 
-    def write(**more) -> dict:
-        return write_record(file, {"rows": rows, **more}, cfg, inputs)
-
     def measured(plan: Plan, count: int, seed: int) -> dict:  # now or before
         key = {"plan": asdict(plan), "num_samples": count, "seed": seed, "precision": precision}
         for row in rows:
@@ -113,23 +103,20 @@ def main(cfg: SweepConfig) -> dict:
         key["network_calls"] = plan.calls(subject.model)
         key["images_per_second"] = count / (time.time() - began)
         rows.append(key | reference.report(images_NHWC, label_N.numpy()))
-        write()
+        write_record(file, {"rows": rows}, cfg, inputs)
         return rows[-1]
 
     swept = [measured(plan, cfg.num_samples, cfg.seed) for plan in tqdm(plans, "combinations")]
-    best = min(swept, key=lambda row: better(row, metric))["plan"]
+    sign = -1 if metric.startswith(HIGHER_IS_BETTER) else 1
+    swept.sort(key=lambda row: sign * row["samples"][metric])
+    best = swept[0]["plan"]
     final = measured(Plan(**best), cfg.final, cfg.seed + 1) if cfg.final else None
-    record = write(metric=metric, best=best, final=final)
+    numbers = {"rows": rows, "metric": metric, "best": best, "final": final}
+    record = write_record(file, numbers, cfg, inputs)
     run = Run(subject.out.name, {"sweep": {"rows": swept}}, [])
     figure = plot_sweep([run], metric, ("cfg_scale", "decode_steps", "images_per_second"))
     save_figure(figure, file.with_suffix(".png"))
-    report(swept, final, metric, file)
-    return record
-
-
-def report(swept: list[dict], final: dict | None, metric: str, file: Path) -> None:
-    """Print a line for each combination, best first, and the final one beside its control."""
-    for row in sorted(swept, key=lambda row: better(row, metric)):
+    for row in swept:
         plan = row["plan"]
         print(
             f"  {metric} {row['samples'][metric]:9.4f}  cfg {plan['cfg_scale']:g} "
@@ -139,6 +126,7 @@ def report(swept: list[dict], final: dict | None, metric: str, file: Path) -> No
     if final:
         print(quality({"the best, fresh samples": Run(file.stem, {"metrics": final}, [])}))
     print(f"  -> {file}")
+    return record
 
 
 if __name__ == "__main__":
