@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from metrics.pictures import blank, plot_class_grid, reference, save_figure, show_image
-from metrics.report import HIGHER_IS_BETTER, Run, interval
+from metrics.report import HIGHER_IS_BETTER, Run, interval, show
 from models.method import Method
 from models.sampling import Plan, sample_codes
 from models.tokenizer import Tokenizer, decode_codes
@@ -143,8 +143,7 @@ def plot_reliability(runs: Sequence[Run], part: str = "tokens.overall") -> "Figu
         most = max(most, x.max(), high.max())
         draw_points(axes, x, {"value": y, "low": low, "high": high}, color=f"C{i}", alpha=0.8)
         axes.plot(x, y, color=f"C{i}", lw=1, alpha=0.6)
-        error = run.at(f"calibration.{part}.ece_equal_width")
-        name = f"{run.name}: ECE {error['value']:.4f} [{error['low']:.4f}, {error['high']:.4f}]"
+        name = f"{run.name}: ECE {show(run.at(f'calibration.{part}.ece_equal_width'), 4)}"
         axes.scatter(x, y, s=4 + 300 * share[filled], color=f"C{i}", alpha=0.4, lw=0, label=name)
     axes.axline((0, 0), slope=1, color="black", lw=0.8, ls="--")
     limit = min(1.02, 1.05 * most) or 1.0
