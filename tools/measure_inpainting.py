@@ -55,12 +55,13 @@ class InpaintingConfig(GeneratorConfig):
 
 def complete(
     cfg: InpaintingConfig, subject: Subject, scale: float, inputs: tuple, open_T: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Return completed codes_NT in each way that the method knows; `inputs` are codes and labels.
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return completed codes_NT, and the bits (N,) of the true codes of the hidden cells.
 
-    Given all, in the order that the model was trained in; given the past, along its scan.
+    `inputs` are codes and labels; both are {way that the method knows: ..}: given all, in the order
+    that the model was trained in; given the past, along its scan.
     """
-    model, codes = subject.model, {}
+    model, codes, bits = subject.model, {}, {}
     ways = {PAST: Plan(model.config.scan, cfg_scale=scale)}
     if model.any_order:
         ways = {ALL: Plan(subject.order, cfg.decode_steps, cfg_scale=scale)} | ways
@@ -71,22 +72,11 @@ def complete(
             given = codes_BT, open_T, label_B, plan, cfg.seed, count * len(parts)
             parts.append(fill(model, *given, past=way == PAST).cpu())
         codes[way] = torch.cat(parts)
-    return codes
-
-
-def hidden_bits(
-    subject: Subject, inputs: tuple, open_T: torch.Tensor, ways: list[str], seed: int
-) -> dict[str, torch.Tensor]:
-    """Return the bits per image, (N,), of the true codes of the hidden cells in each way."""
-    model, bits = subject.model, {}
-    for way in ways:
-        order = subject.order if way == ALL else model.config.scan
-        order_NS = orders_for(model, order, len(inputs[0]), seed)
-        if way == ALL:
-            order_NS = known_first(order_NS, open_T)
+        order_NS = orders_for(model, plan.order, len(inputs[0]), cfg.seed)
+        order_NS = known_first(order_NS, open_T) if way == ALL else order_NS
         bits_NS = bits_per_code(model, *inputs, order_NS, name=f"bits {way}")
         bits[way] = (bits_NS * open_T[order_NS]).sum(1)
-    return bits
+    return codes, bits
 
 
 def main(cfg: InpaintingConfig) -> dict:
@@ -106,13 +96,12 @@ def main(cfg: InpaintingConfig) -> dict:
     open_HW1 = enlarged(open_T, (side, side), "nearest") > 0
 
     scale = plan_of(subject, cfg_scale=cfg.cfg_scale).cfg_scale
-    done = complete(cfg, subject, scale, inputs, open_T)
+    done, bits = complete(cfg, subject, scale, inputs, open_T)
     mean_KHWC = [train.images_NHWC[train.labels_N == k].mean(0) for k in range(len(test.classes))]
     shown = {way: decode_codes(tokenizer, codes_NT) for way, codes_NT in done.items()}
     shown["its own codes"] = decode_codes(tokenizer, inputs[0])
     mean_NHWC = np.where(open_HW1, np.stack(mean_KHWC).round()[label_N], images_NHWC)
     shown["class mean"] = mean_NHWC.astype(np.uint8)
-    bits = hidden_bits(subject, inputs, open_T, list(done), cfg.seed)
     if ALL in bits:
         bits["what the future saves"] = bits[PAST] - bits[ALL]
     numbers = subject.description | {

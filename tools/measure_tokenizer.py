@@ -24,7 +24,7 @@ from metrics.tables import tokenizers
 from models import command
 from models.artifacts import ROOT
 from models.command import InputError, run
-from models.data import Split, evenly
+from models.data import evenly
 from models.machine import pick_device
 from models.tokenizer import decode_codes, encode_images, load_tokenizer
 from models.training import parameters
@@ -45,18 +45,6 @@ class MeasureTokenizerConfig(command.Config):
     out: command.OutFolder | None = None
     """default results/<name of the tokenizer's file>"""
     device: command.DeviceName = "auto"
-
-
-def stored_codes(
-    cfg: MeasureTokenizerConfig, sha256: str, test: Split, rows_N: np.ndarray
-) -> dict[str, tuple[torch.Tensor, int]]:
-    """Return {"stored": (codes_NT, sweeps of the search that found them)} of these test images."""
-    if str(cfg.codes) == "none":
-        return {}
-    made_with = {"inputs": {"tokenizer": sha256}}
-    codes = codes_of_images(made_with, cfg.codes, cfg.tokenizer, test)
-    sweeps = codes.header["config"].get("search", 0)
-    return {"stored": (codes.codes_NAT[torch.from_numpy(rows_N), 0], sweeps)}
 
 
 def measure(
@@ -90,8 +78,13 @@ def main(cfg: MeasureTokenizerConfig) -> dict:
     images_NHWC, label_N = test.images_NHWC[rows_N], test.labels_N[rows_N]
     out = cfg.out or ROOT / "results" / cfg.tokenizer.stem
 
-    stored, measured = stored_codes(cfg, header["sha256"], test, rows_N), {}
-    kinds = {"nearest": (encode_images(model, images_NHWC, cfg.batch), 0)} | stored
+    kinds, measured = {}, {}  # of codes: themselves, and the sweeps of the search that found them
+    if str(cfg.codes) != "none":
+        made_with = {"inputs": {"tokenizer": header["sha256"]}}
+        codes = codes_of_images(made_with, cfg.codes, cfg.tokenizer, test)
+        stored_NT = codes.codes_NAT[torch.from_numpy(rows_N), 0]
+        kinds["stored"] = stored_NT, codes.header["config"].get("search", 0)
+    kinds = {"nearest": (encode_images(model, images_NHWC, cfg.batch), 0)} | kinds
     for name, (codes_NT, sweeps) in kinds.items():
         decoded_NHWC = decode_codes(model, codes_NT, cfg.batch)
         use = codebook_use(codes_NT, model.config.codebook_size)

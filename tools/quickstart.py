@@ -65,55 +65,39 @@ class QuickstartConfig(command.Config):
 def first_stages(cfg: QuickstartConfig) -> list[Stage]:
     """Return what comes before the generators, in order."""
     out, seed = cfg.out, f"--seed={cfg.seed}"
-    data, tokenizer = out / "data", out / "tokenizer.pth"
-    load = ["data/load_CIFAR10.py", f"--out={data}"]
+    data, tokenizer = f"--data={out / 'data'}", out / "tokenizer.pth"
+    load = ["data/load_CIFAR10.py", f"--out={out / 'data'}"]
     if cfg.dataset == "shapes":
         counts = [f"--count-train={cfg.images}", f"--count-test={cfg.images // 10}"]
-        load = ["data/shapes.py", f"--out={data}", *counts, seed]
+        load = ["data/shapes.py", f"--out={out / 'data'}", *counts, seed]
     if cfg.source is not None:
         load.append(f"--source={cfg.source}")
+    train = ["tokenizer_vq/train_vqvae.py", data, f"--out={tokenizer}", seed]
+    train += [f"--steps={cfg.steps(400)}", "--batch=64", "--lr=3e-3", "--warmup=40"]
+    train += ["--init=None", "--loss=l2", "--perceptual=0", "--model.codebook-size=64"]
+    train += ["--model.width=32", "--model.blocks=1"]
+    encode = ["tools/extract_latent_codes.py", data, f"--tokenizer={tokenizer}"]
+    classify = ["tools/train_extractor.py", data, f"--out={out / 'extractor.pth'}", seed]
     return [
         ("1 data", load),
-        (
-            "2 tokenizer",
-            ["tokenizer_vq/train_vqvae.py", f"--data={data}", f"--out={tokenizer}", seed]
-            + [f"--steps={cfg.steps(400)}", "--batch=64", "--lr=3e-3", "--warmup=40"]
-            + ["--init=None", "--loss=l2", "--perceptual=0"]
-            + ["--model.codebook-size=64", "--model.width=32", "--model.blocks=1"],
-        ),
-        (
-            "3 codes",
-            ["tools/extract_latent_codes.py", f"--data={data}", f"--tokenizer={tokenizer}"]
-            + [f"--out={out / 'codes'}"],
-        ),
-        (
-            "the offline classifier",
-            ["tools/train_extractor.py", f"--data={data}", f"--out={out / 'extractor.pth'}", seed]
-            + ["--epochs=1", "--width=32", "--batch=128"],
-        ),
+        ("2 tokenizer", train),
+        ("3 codes", [*encode, f"--out={out / 'codes'}"]),
+        ("the offline classifier", [*classify, "--epochs=1", "--width=32", "--batch=128"]),
     ]
 
 
 def generator_stages(cfg: QuickstartConfig, order: str) -> list[Stage]:
     """Return the training in one order and its evaluation."""
     out, seed, steps = cfg.out, f"--seed={cfg.seed}", cfg.steps(700)
-    run, tokenizer, codes = out / f"{cfg.method}_{order}", out / "tokenizer.pth", out / "codes"
-    return [
-        (
-            f"4 train, {order} order",
-            ["train_c2i.py", f"--method={cfg.method}", f"--order={order}", f"--out={run}", seed]
-            + [f"--codes={codes}", f"--tokenizer={tokenizer}", "--model=nano", "--batch=16"]
-            + [f"--steps={steps}", f"--eval-every={steps}", "--optimizer=muon", "--lr=3e-3"]
-            + ["--ema=0.98", "--dropout=0", f"--heldout={cfg.images // 20}"],
-        ),
-        (
-            f"5 evaluate, {order} order",
-            ["eval_c2i.py", f"--checkpoint={run / 'last.pth'}", f"--tokenizer={tokenizer}"]
-            + [f"--codes={codes}", f"--data={out / 'data'}", seed, "--inception-weights=none"]
-            + [f"--extractor={out / 'extractor.pth'}", "--num-samples=500", f"--out={run}"]
-            + [f"--cfg-scale={GUIDANCE}"],
-        ),
-    ]
+    run, made = out / f"{cfg.method}_{order}", [f"--tokenizer={out / 'tokenizer.pth'}"]
+    made += [f"--codes={out / 'codes'}", f"--out={run}", seed]
+    train = ["train_c2i.py", f"--method={cfg.method}", f"--order={order}", *made, "--model=nano"]
+    train += ["--batch=16", f"--steps={steps}", f"--eval-every={steps}", "--optimizer=muon"]
+    train += ["--lr=3e-3", "--ema=0.98", "--dropout=0", f"--heldout={cfg.images // 20}"]
+    evaluate = ["eval_c2i.py", f"--checkpoint={run / 'last.pth'}", *made, "--num-samples=500"]
+    evaluate += [f"--data={out / 'data'}", f"--extractor={out / 'extractor.pth'}"]
+    evaluate += ["--inception-weights=none", f"--cfg-scale={GUIDANCE}"]
+    return [(f"4 train, {order} order", train), (f"5 evaluate, {order} order", evaluate)]
 
 
 def page_parameters(cfg: QuickstartConfig) -> str:
@@ -186,13 +170,8 @@ def main(cfg: QuickstartConfig) -> Path:
     foot = f"## How this was made\n\n```\n{as_typed([s for group in steps for s in group])}\n```"
     path = cfg.out / "index.html"
     write_page(page_parameters(cfg), head, foot, path)
-    minutes = (time.time() - began) / 60
-    numbers = {
-        "minutes": minutes,
-        "cores": torch.get_num_threads(),
-        "resumed": resumed,
-        "seconds": seconds,
-    }
+    minutes, cores = (time.time() - began) / 60, torch.get_num_threads()
+    numbers = {"minutes": minutes, "cores": cores, "resumed": resumed, "seconds": seconds}
     numbers["orders"] = {}
     for order in cfg.orders:
         metrics = json.loads((cfg.out / f"{cfg.method}_{order}/metrics.json").read_text())

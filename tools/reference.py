@@ -77,22 +77,20 @@ def flags(cfg: ReferenceConfig, name: str, measured: bool, **more) -> list[str]:
     return [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
 
 
-def best_settings(cfg: ReferenceConfig, name: str) -> dict[str, float]:
-    """Return what a run was tuned to. Raises InputError if it was not, under the same model."""
-    if cfg.tuned is None:
-        return {}
-    (method, order), path = RUNS[name], cfg.tuned / f"tuning_{name}" / "tuning.json"
-    rerun = f"run: uv run tools/tune.py --method {method} --order {order} --out {path.parent}"
-    expect_file(path, "a tuning", rerun)
-    with as_written(path, "tuning", rerun):
-        return {key: float(x) for key, x in read_json(path)["best"]["settings"].items()}
-
-
 def stages(cfg: ReferenceConfig, name: str) -> list[Stage]:
-    """Return training and search of one run; what follows needs the guidance that it finds."""
+    """Return training and search of one run; what follows needs the guidance that it finds.
+
+    Raises InputError if the run was to be tuned and is not.
+    """
     budget = ("model", "steps", "batch", "optimizer", "lr", "dropout", "cluster_weight", "heldout")
     more = {key: getattr(cfg, key) for key in (*budget, "codes")}
-    more |= dict(zip(("method", "order"), RUNS[name], strict=True)) | best_settings(cfg, name)
+    more["method"], more["order"] = method, order = RUNS[name]
+    if cfg.tuned:
+        path = cfg.tuned / f"tuning_{name}" / "tuning.json"
+        rerun = f"run: uv run tools/tune.py --method {method} --order {order} --out {path.parent}"
+        expect_file(path, "a tuning", rerun)
+        with as_written(path, "tuning", rerun):
+            more |= {key: float(x) for key, x in read_json(path)["best"]["settings"].items()}
     search = flags(cfg, name, True, num_samples=cfg.swept, final=0)
     search += ["--cfg-scale", *map(str, cfg.cfg_scale)]
     return [
