@@ -68,10 +68,7 @@ def collect(
 
 @lru_cache(maxsize=4)
 def bootstrap_weights(images: int, resamples: int = RESAMPLES, seed: int = 0) -> torch.Tensor:
-    """Return how often each resample drew each image, float64 (R, N); rows sum to N.
-
-    A resampled sum is one product with it, and numbers that share it are paired.
-    """
+    """Return how often each resample drew each image, float64 (R, N), for sums by a product."""
     generator = torch.Generator().manual_seed(seed)
     drawn_RN = torch.randint(images, (resamples, images), generator=generator)
     ones_RN = torch.ones(1, 1, dtype=torch.float64).expand(resamples, images)
@@ -90,8 +87,7 @@ def estimate(
 ) -> dict:
     """Return a statistic of images with its 95% interval, by the bootstrap over images.
 
-    `sums_NK` holds each image's sufficient statistics; `statistic` maps their sums (R, K) to (R,)
-    or (R, L).
+    `statistic` maps sums of the images' sufficient statistics, (R, K), to (R,) or (R, L).
     """
     sums_NK = sums_NK.double()
     resampled_R = statistic(bootstrap_weights(len(sums_NK), seed=seed) @ sums_NK)
@@ -101,8 +97,7 @@ def estimate(
 def mean_of(value_N: torch.Tensor, seed: int = 0, keep: bool = False) -> dict:
     """Return the mean over images, (N,) or for each column of (N, L), with its 95% interval.
 
-    `keep` adds the values themselves, `of_images`: with those of another model's same images they
-    give the interval of a difference.
+    `keep` adds the values, `of_images`, for the paired difference to another model's.
     """
     images, *columns = value_N.shape
     values = {"of_images": [round(value, 3) for value in value_N.tolist()]} if keep else {}
@@ -118,8 +113,7 @@ def equal_width_edges(bins: int = BINS) -> torch.Tensor:
 def equal_mass_edges(confidence_NS: torch.Tensor, bins: int = BINS) -> torch.Tensor:
     """Return the inner edges of bins with equally many tokens, float64 (bins - 1,).
 
-    Equal confidences share a bin, so that the order of tokens is of no account; then some bins are
-    larger and others empty.
+    Equal confidences share a bin, so that the order of tokens is of no account.
     """
     sorted_M = confidence_NS.flatten().double().sort().values
     last_in_bin = [-(-len(sorted_M) * b // bins) - 1 for b in range(1, bins)]
@@ -191,9 +185,9 @@ def reliability(tokens: Predictions, edges: torch.Tensor, seed: int = 0) -> dict
     return {"count": count, "confidence": share(1), "accuracy": share(2)}
 
 
-def calibration_report(tokens: Predictions, seed: int = 0, bins: int = BINS) -> dict:
+def calibration_report(tokens: Predictions, seed: int = 0) -> dict:
     """Return every measure with its interval and its number of images, and the diagram."""
-    width, mass = equal_width_edges(bins), equal_mass_edges(tokens.confidence_NS, bins)
+    width, mass = equal_width_edges(), equal_mass_edges(tokens.confidence_NS)
     means = {
         "accuracy": tokens.correct_NS,
         "mean_confidence": tokens.confidence_NS,
@@ -219,19 +213,18 @@ class ClassBins:
     nature (most p_k are near 0), so it is for comparing models of one V.
     """
 
-    def __init__(self, classes: int, images: int, seed: int = 0, bins: int = BINS):
-        self.seen, self.tokens = 0, 0
+    def __init__(self, classes: int, images: int, seed: int = 0):
+        self.classes, self.seen, self.tokens = classes, 0, 0
         self.weights_RN = bootstrap_weights(images, CLASS_RESAMPLES, seed).float()
-        self.gap_K = torch.zeros(classes * bins, dtype=torch.float64)
-        self.gap_RK = torch.zeros(len(self.weights_RN), classes * bins)
-        self.classes, self.bins = classes, bins
+        self.gap_K = torch.zeros(classes * BINS, dtype=torch.float64)
+        self.gap_RK = torch.zeros(len(self.weights_RN), classes * BINS)
 
     def add(self, p_BSV: torch.Tensor, target_BS: torch.Tensor) -> None:
         """Count the next B of the `images`, in their order, a few at a time to save memory."""
         for p_bSV, target_bS in zip(p_BSV.split(16), target_BS.split(16), strict=True):
             p_bSV, (batch, steps), cells = p_bSV.cpu(), target_bS.shape, len(self.gap_K)
-            cell_bSV = (p_bSV * self.bins).ceil_().sub_(1).clamp_(min=0).int()  # equal_width_edges'
-            cell_bSV += torch.arange(0, cells, self.bins, dtype=torch.int32)
+            cell_bSV = (p_bSV * BINS).ceil_().sub_(1).clamp_(min=0).int()  # equal_width_edges'
+            cell_bSV += torch.arange(0, cells, BINS, dtype=torch.int32)
             cell_bSV += torch.arange(batch, dtype=torch.int32).view(-1, 1, 1) * cells
             true_bS1 = target_bS.cpu().unsqueeze(2)
             gap_bSV = p_bSV.scatter_add(2, true_bS1, -torch.ones_like(p_bSV[..., :1]))

@@ -48,11 +48,8 @@ class Claim:
     percent: bool = False
 
     def difference(self, runs: Runs) -> dict[str, float] | None:
-        """Return {value, low, high}; of a quality its share of what it is compared with.
-
-        None if a run is not there.
-        """
-        if any(name not in runs for name in self.runs):
+        """Return {value, low, high}, of a quality as a share, or None if a run is not there."""
+        if not runs.keys() >= set(self.runs):
             return None
         new, old = (self.number(runs[name]) for name in self.runs)
         if isinstance(new, torch.Tensor):

@@ -255,10 +255,7 @@ def sampled_codes(
     batch: int,
     wrap: Callable[[range], Method] | None = None,
 ) -> torch.Tensor:
-    """Return codes_NT on the CPU, sample i from stream (seed, i), with a progress bar.
-
-    `wrap` makes what samples in place of the model, for a batch of samples.
-    """
+    """Return codes_NT on the CPU, sample i from stream (seed, i); `wrap` makes a batch's model."""
     parts, count = [], min(batch, len(label_N))
     for label_B in tqdm(label_N.split(count), "sampling", unit="image", unit_scale=count):
         first = count * len(parts)

@@ -97,10 +97,7 @@ def extractor_of(dataset: str, path: Path | None, device: torch.device) -> Featu
 
 
 def reconstruction_report(model: Tokenizer, test: Split, count: int) -> dict[str, float]:
-    """Encode and decode test images, evenly spaced, and return what is kept of them.
-
-    Mean PSNR (dB), codebook usage and perplexity, and label_accuracy by the offline classifier.
-    """
+    """Return PSNR (dB), codebook use and label_accuracy of decoded test images, evenly spaced."""
     rows_N, device = evenly(len(test.labels_N), count), next(model.parameters()).device
     images_NHWC, codes_NT = test.images_NHWC[rows_N], encode_images(model, test.images_NHWC[rows_N])
     decoded_NHWC = decode_codes(model, codes_NT)

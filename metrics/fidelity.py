@@ -218,10 +218,7 @@ def fidelity(
 
 
 def nearest(samples_NF: torch.Tensor, reference_MF: torch.Tensor) -> float:
-    """Return the mean distance of a sample to the reference nearest to it.
-
-    Less than that of unseen real images, with precision and FD as good: the samples are copies.
-    """
+    """Return the mean distance of a sample to the nearest reference; of copies it is small."""
     parts = samples_NF.split(500)
     return torch.cat([torch.cdist(part, reference_MF).amin(1) for part in parts]).mean().item()
 

@@ -68,10 +68,7 @@ def bits_per_code(
     batch: int = 500,
     name: str | None = None,
 ) -> torch.Tensor:
-    """Return -log2 p of every code, float32 (N, S) on the CPU, by visiting step.
-
-    Their sum over S is bits per image. The model is in eval mode; a `name` shows a progress bar.
-    """
+    """Return -log2 p of every code, float32 (N, S) on the CPU, by visiting step."""
     parts = [
         F.cross_entropy(logits_BSV.flatten(0, 1), target_BS.flatten(), reduction="none")
         .view_as(target_BS)
@@ -219,7 +216,7 @@ def smoothed_bits(
     codebook_size: int,
     strength: float,
 ) -> float:
-    """Return the mean of -log2 p(code | context) over the pairs `test`, learned from those `seen`.
+    """Return the mean of -log2 p(code | context) over `test`, learned from `seen`.
 
     Both are (contexts, codes), int64 of one shape each.
     """
@@ -229,10 +226,8 @@ def smoothed_bits(
     count_XV = pairs.view(contexts, codebook_size).double()
     overall_V = count_XV.sum(0) + 1
     overall_V /= overall_V.sum()
-    p_M = (count_XV[context_M, code_M] + strength * overall_V[code_M]) / (
-        count_XV.sum(1)[context_M] + strength
-    )
-    return -p_M.log2().mean().item()
+    count_M = count_XV[context_M, code_M] + strength * overall_V[code_M]
+    return -(count_M / (count_XV.sum(1)[context_M] + strength)).log2().mean().item()
 
 
 def baseline_bits(train: Codes, test: Codes) -> dict[str, float]:
@@ -244,20 +239,17 @@ def baseline_bits(train: Codes, test: Codes) -> dict[str, float]:
     train_NT, label_N = train.codes_NAT.flatten(0, 1), train.label_N.repeat_interleave(views)
     test_NT, half = test.codes_NAT[:, 0], len(train.label_N) // 2 * views
     tokens, cell_T = test_NT.shape[1], torch.arange(test_NT.shape[1])
-    bits, contexts = {"uniform": tokens * math.log2(size)}, {}
-    contexts["class_position"] = lambda codes_NT, label_N: label_N[:, None] * tokens + cell_T
-    # a mark before the first
-    contexts["raster_bigram"] = lambda codes_NT, _: F.pad(codes_NT[:, :-1], (1, 0), value=size)
+    contexts = {
+        "class_position": lambda codes_NT, label_N: label_N[:, None] * tokens + cell_T,
+        # a mark before the first
+        "raster_bigram": lambda codes_NT, _: F.pad(codes_NT[:, :-1], (1, 0), value=size),
+    }
+    bits = {"uniform": tokens * math.log2(size)}
     for name, context in contexts.items():
-        seen_NT = context(train_NT, label_N)
+        seen_NT, pairs = context(train_NT, label_N), (context(test_NT, test.label_N), test_NT)
         first, second = (seen_NT[:half], train_NT[:half]), (seen_NT[half:], train_NT[half:])
-        held_out = {
-            strength: smoothed_bits(first, second, size, strength) for strength in STRENGTHS
-        }
-        pairs = context(test_NT, test.label_N), test_NT
-        best = min(held_out, key=held_out.get)
-        mean = smoothed_bits((seen_NT, train_NT), pairs, size, best)
-        bits[name] = tokens * mean
+        best = min(STRENGTHS, key=lambda strength: smoothed_bits(first, second, size, strength))
+        bits[name] = tokens * smoothed_bits((seen_NT, train_NT), pairs, size, best)
     return bits
 
 

@@ -156,9 +156,9 @@ def plot_histogram(values_N: np.ndarray, label: str) -> "Figure":
     return figure
 
 
-def plot_clusters(patches_VHWC: np.ndarray, size: int, enlarge: int = 4) -> "Figure":
+def plot_clusters(patches_VHWC: np.ndarray, size: int) -> "Figure":
     """Draw what each code looks like, a cluster of `size` codes in each row, enlarged."""
-    patches_VHWC = patches_VHWC.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
+    patches_VHWC = patches_VHWC.repeat(4, axis=1).repeat(4, axis=2)
     clusters = len(patches_VHWC) // size
     figure, axes = blank(1 + 0.22 * size, 0.6 + 0.22 * clusters)
     show_image(axes, tile(patches_VHWC, size, gap=2), [str(k) for k in range(clusters)], size=7)
@@ -183,10 +183,7 @@ def plot_orders(orders: dict[str, np.ndarray], grid: int) -> "Figure":
 
 
 def stacked_frames(rows: dict[str, list[np.ndarray]], scale: int = 2) -> list[np.ndarray]:
-    """Return animations one above the other, each under its name, enlarged.
-
-    They start together, and one that is over waits for the others.
-    """
+    """Return animations one above the other, enlarged; one that is over waits for the others."""
     from PIL import Image, ImageDraw
 
     def titled(name: str, frame_HWC: np.ndarray) -> np.ndarray:
@@ -205,17 +202,15 @@ def stacked_frames(rows: dict[str, list[np.ndarray]], scale: int = 2) -> list[np
     return [np.concatenate(together) for together in zip(*columns, strict=True)]
 
 
-def gif(frames: Sequence[np.ndarray], pause: int = 2400) -> bytes:
-    """Return an endless GIF of uint8 (H, W, 3) frames; the last one stays for `pause` ms.
-
-    One palette, made from the first and the last frame, so that no colour flickers.
-    """
+def gif(frames: Sequence[np.ndarray]) -> bytes:
+    """Return an endless GIF of uint8 (H, W, 3) frames; the last one stays."""
     from PIL import Image
 
+    # one palette, made from the first and the last frame: no colour flickers
     palette = Image.fromarray(np.concatenate((frames[0], frames[-1]))).quantize(64)
     none = Image.Dither.NONE
     first, *others = (Image.fromarray(x).quantize(palette=palette, dither=none) for x in frames)
-    file, durations = io.BytesIO(), [90] * len(others) + [pause]  # ms of a network call
+    file, durations = io.BytesIO(), [90] * len(others) + [2400]  # ms of a network call, of the last
     first.save(file, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
     return file.getvalue()
 

@@ -1,12 +1,11 @@
 """Measured runs: written, read from disk, kept small for git, their numbers as text.
 
-A run is a folder of what measured it: metrics.json (eval_c2i.py), and perhaps calibration.json
-(tools/calibrate.py), robustness.json (tools/robustness.py), sweep.json (tools/sweep_cfg.py), and
-from its training config.json and the curve metrics.jsonl. A folder may also hold samples.npz, and
-tokenizer.json, benchmark.json, quickstart.json, inpainting.json, features.json or tuning.json of
-the tools of that name. A file with a `note` has it printed under every table that shows the file.
+A run is a folder of what measured it: metrics.json of eval_c2i.py, config.json and metrics.jsonl
+(the curve) of its training, calibration.json of tools/calibrate.py, and so on: FILES. A file with a
+`note` has it printed under every table that shows the file.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -44,13 +43,9 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def write_record(path: Path, numbers: dict, config: Any, inputs: dict[str, str]) -> dict:
-    """Write numbers as JSON, with the command, config, commit and inputs that they come from.
-
-    Returns what the file holds. `inputs` are hashes by name.
-    """
-    made_by = {"command": artifacts.this_command(), "config": artifacts.plain(config)}
-    made_by |= {"git_commit": artifacts.git_commit()}
-    record = numbers | made_by | {"inputs": inputs}
+    """Write and return numbers, with the command, config, commit and hashes they come from."""
+    record = numbers | {"command": artifacts.this_command(), "config": artifacts.plain(config)}
+    record |= {"git_commit": artifacts.git_commit(), "inputs": inputs}
     write_text(path, json.dumps(record, indent=1) + "\n")
     return record
 
@@ -61,12 +56,10 @@ class Done:
     def __init__(self, file: Path, inputs: dict):
         """Take what `file` holds if it rests on the same `inputs`, else start afresh."""
         self.file, self.inputs, self.parts = file, inputs, {}
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             saved = read_json(file)
             if saved["inputs"] == json.loads(json.dumps(inputs)):
                 self.parts = dict(saved["parts"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
 
     def __call__(self, name: str, compute: Callable, *args: Any) -> Any:
         """Return compute(*args), which is JSON, computed now or before."""
@@ -137,10 +130,8 @@ def read_reports(reports: Path = REPORTS) -> Runs:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, ending in a newline; a row with cells missing is an AssertionError.
-
-    Markdown would show it, its numbers under the wrong heads.
-    """
+    """Return a Markdown table, ending in a newline."""
+    # Markdown would show a row with cells missing, its numbers under the wrong heads
     assert all(len(row) == len(head) for row in rows), (head, rows)
     lines = [head, ["---"] * len(head), *rows]
     cells = [[f" {cell}".rstrip().replace("|", "\\|") for cell in line] for line in lines]

@@ -46,7 +46,7 @@ def slopes(batches: calibration.Batches, beta: float) -> tuple[torch.Tensor, flo
     return torch.cat(parts), curvature
 
 
-def best_temperature(batches: Callable[[], calibration.Batches], tolerance: float = 1e-4) -> dict:
+def best_temperature(batches: Callable[[], calibration.Batches]) -> dict:
     """Return the temperature of least NLL as {value, low, high, images}; `batches` is a new pass.
 
     The interval is the delta method's with images as clusters: sd of beta = |slopes| / curvature.
@@ -63,7 +63,7 @@ def best_temperature(batches: Callable[[], calibration.Batches], tolerance: floa
         if not low < wanted < high:
             wanted = math.sqrt(low * high)
         moved, beta = abs(wanted / beta - 1), wanted
-        if moved < tolerance:
+        if moved < 1e-4:
             break
     sd = slope_N.square().sum().sqrt().item() / curvature if curvature else math.inf
     warm, cold = max(beta - 1.96 * sd, 1 / HOTTEST), min(beta + 1.96 * sd, HOTTEST)
@@ -77,7 +77,7 @@ def halves(images: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     (measured on shapes: a temperature of 0.93 that lost likelihood on the other half).
     """
     shuffled_N = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
-    return shuffled_N[: images // 2].sort().values, shuffled_N[images // 2 :].sort().values
+    return tuple(rows_N.sort().values for rows_N in shuffled_N.tensor_split([images // 2]))
 
 
 def temperature_report(
@@ -105,10 +105,7 @@ def temperature_report(
 def own_samples(
     model: Method, label_N: torch.Tensor, order: str, seed: int, batch: int
 ) -> tuple[torch.Tensor, Predictions]:
-    """Sample without guidance; return codes_NT on the CPU and the model's predictions of them.
-
-    Guided samples would be of another distribution than the one whose entropy is asked for.
-    """
+    """Sample without guidance (that is another distribution); return codes_NT, predictions."""
     codes_NT = sampled_codes(model, label_N, Plan(order=order), seed, batch)
     order_NS = orders_for(model, order, len(label_N), seed)  # those it sampled in
     return codes_NT, collect(logit_batches(model, codes_NT, label_N, order_NS, batch))
@@ -165,9 +162,8 @@ def order_ensembles(log_p_KNC: torch.Tensor, label_N: torch.Tensor, seed: int = 
 def entropy_report(own: Predictions, held_out: Predictions, seed: int = 0) -> dict:
     """Return entropy on own samples minus held-out NLL, in bits: by step, and per image.
 
-    Above 0 the samples are less predictable than images, below 0 more. `sampler_check` is the NLL
-    of own samples minus their entropy, 0 up to chance if the sampler draws from the likelihood's
-    distribution.
+    Above 0 the samples are less predictable than images, below 0 more. `sampler_check`, the NLL of
+    own samples minus their entropy, is 0 up to chance if they are of the likelihood's distribution.
     """
     entropy_NS, nll_MS = own.entropy_NS / LN2, held_out.nats_NS / LN2
     images, difference_S = len(entropy_NS), entropy_NS.mean(0) - nll_MS.mean(0)
@@ -219,16 +215,14 @@ def risk_coverage(confidence_N: torch.Tensor, quality_N: torch.Tensor) -> torch.
 def quality_report(confidence_N: torch.Tensor, quality_N: torch.Tensor, seed: int = 0) -> dict:
     """Return whether confidence in a sample predicts its quality in [0, 1], as the judge has it.
 
-    AURC lies between `aurc_oracle` (sorted by quality itself) and, if it is of no use, about
-    `risk`, that of all samples.
+    AURC lies between `aurc_oracle`, sorted by quality itself, and about `risk`, if it is of no use.
     """
     confidence_N, quality_N = confidence_N.double(), quality_N.double()
     count = len(quality_N)
 
     def measure(statistic, *values_N: torch.Tensor) -> dict:
-        once_1N = torch.ones(1, count, dtype=torch.float64)
         resampled_R = statistic(*values_N, calibration.bootstrap_weights(count, seed=seed))
-        return spread(statistic(*values_N, once_1N)[0], resampled_R, count)
+        return spread(statistic(*values_N, torch.ones(1, count).double())[0], resampled_R, count)
 
     return {
         "spearman": measure(spearman, confidence_N, quality_N),

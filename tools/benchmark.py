@@ -225,10 +225,7 @@ def measured(work: Callable, batch: int, repeats: int, device) -> dict[str, floa
 
 
 def warmed_up(work: Callable, batch: int, device) -> tuple[float, float | None]:
-    """Return the seconds of a first batch, and the most memory that it took, in 1e9 bytes.
-
-    Beyond what was there before; None where the system does not tell.
-    """
+    """Return the seconds of a first batch and the 1e9 bytes it added at most, if that is known."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError, AttributeError):  # another system than Linux

@@ -26,7 +26,7 @@ from metrics.report import show, table, write_record
 from models import artifacts, command
 from models.artifacts import ROOT
 from models.command import InputError, run
-from models.data import Codes, evenly, load_codes_of
+from models.data import evenly, load_codes_of
 from models.method import Method
 from models.methods import check_order
 from models.randar import RandAR
@@ -111,19 +111,16 @@ def main(cfg: FeaturesConfig) -> dict:
         splits[split] = codes.rows(torch.from_numpy(evenly(len(codes.label_N), count)))
     inputs = {f"{split}_codes": codes.header["sha256"] for split, codes in splits.items()}
     inputs |= subject.inputs
-
-    def of(split: str, codes: Codes) -> dict[str, torch.Tensor]:
-        """Return {what a probe reads: (N, F)} of a split, and write the layers' share of it."""
-        codes_NT, vocab_size = codes.codes_NAT[:, 0], model.config.vocab_size
+    features = {}  # split -> what a probe reads -> (N, F)
+    for split, codes in splits.items():
+        codes_NT = codes.codes_NAT[:, 0]
         order_NS = orders_for(model, order, len(codes_NT), cfg.seed).repeat(1, cfg.passes)
         layers_NLD = layer_features(model, codes_NT, order_NS, cfg.batch, split)
         head = artifacts.header("layer features", "tools/features.py", cfg, inputs)
         artifacts.save_array(subject.out / f"features_{split}.npy", layers_NLD.numpy(), head)
-        counted_NV = F.one_hot(codes_NT, vocab_size).sum(1)
+        counted_NV = F.one_hot(codes_NT, model.config.vocab_size).sum(1)
         layers = {f"layer {i}": x_ND for i, x_ND in enumerate(layers_NLD.unbind(1), start=1)}
-        return {"codes, counted": counted_NV} | layers
-
-    features = {split: of(split, codes) for split, codes in splits.items()}
+        features[split] = {"codes, counted": counted_NV} | layers
     label_N, label_M = (codes.label_N for codes in splits.values())
     accuracy = {
         name: mean_of((probe(x_NF, label_N, features["test"][name]) == label_M).double())

@@ -100,13 +100,12 @@ def main(cfg: ImportConfig) -> Path | None:
     published = read_published(cfg.source, cfg.weights)
     model = restore(published, cfg.heads, cfg.grid)
     head = describe(cfg, published, model)
+    print(f"{type(model).__name__}, {parameters(model):,} parameters: {model.config}")
     if cfg.dry_run:
         for name, value in published.weights.items():
             print(f"{published.name_in_file[name]} -> {name} {tuple(value.shape)}")
         for name in published.dropped:
             print(f"{name} -> dropped, it is computed")
-    print(f"{type(model).__name__}, {parameters(model):,} parameters: {model.config}")
-    if cfg.dry_run:
         return None
     generator = isinstance(model, Method)
     folder = ROOT / ("checkpoints/runs" if generator else "tokenizer_vq")

@@ -4,9 +4,8 @@
 checkpoint + tokenizer + test codes -> results/<run>/{inpainting.json, inpainting.png}
 
 Cells are drawn given all that is kept, where the method takes any order, and given only what comes
-before them in a fixed order, which is all that a raster model can do. Beside both stand the test
-images as their own codes decode, which is the best that can be, and the class's mean image in the
-hole, which knows nothing but the label.
+before them in a fixed order. Beside both stand the test images as their own codes decode, the best
+that can be, and the class's mean image in the hole, which knows nothing but the label.
 """
 
 from dataclasses import dataclass, field

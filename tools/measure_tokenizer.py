@@ -50,13 +50,10 @@ class MeasureTokenizerConfig(command.Config):
 def measure(
     decoded_NHWC: np.ndarray, images_NHWC: np.ndarray, label_N: np.ndarray, reference: Reference
 ) -> dict:
-    """Return what is known of decoded images: to the same images, and in the place of samples.
-
-    Their features are kept on disk, since both need them and Inception takes long.
-    """
+    """Return what is known of decoded images: to the same images, and in the place of samples."""
     values = {"psnr": mean_of(torch.from_numpy(psnr(images_NHWC, decoded_NHWC)))}
     for extractor in reference.extractors:
-        both = (
+        both = (  # kept on disk: needed twice, and Inception takes long
             features_of(images, extractor, reference.device, keep=True)
             for images in (decoded_NHWC, images_NHWC)
         )

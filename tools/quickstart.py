@@ -1,9 +1,8 @@
 #!/usr/bin/env -S uv run
 """All five stages in one go, at a size for a laptop: minutes, no download, one page of results.
 
-Runs the stages as commands, in raster and in random order, then notebooks/results.ipynb on what
-they made: results/quickstart/index.html. Nothing outside that folder is touched. A cut run is
-resumed.
+The stages run as commands, in raster and in random order, then notebooks/results.ipynb on what they
+made: results/quickstart/index.html. Nothing outside that folder is touched; a cut run is resumed.
 """
 
 import json

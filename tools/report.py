@@ -5,11 +5,9 @@ uv run tools/report.py                    checkpoints/reports/ -> RESULTS.md
 uv run tools/report.py RUNS ...           RUNS side by side, printed as Markdown
 uv run tools/report.py --keep RUNS ...    numbers of RUNS -> checkpoints/reports/<run>/
 
-A run is a folder that eval_c2i.py wrote, results/<run>, with what tools/calibrate.py,
-robustness.py and sweep_cfg.py wrote beside it. --keep also takes the folders of
-tools/tune.py, measure_tokenizer.py, measure_inpainting.py, features.py, benchmark.py and
-quickstart.py.
-Pictures: notebooks/results.ipynb.
+A run is a folder that eval_c2i.py wrote, results/<run>, with what tools/calibrate.py, robustness.py
+and sweep_cfg.py wrote beside it. --keep also takes the folders of tune.py, measure_tokenizer.py,
+measure_inpainting.py, features.py, benchmark.py and quickstart.py.
 """
 
 from collections.abc import Callable, Sequence

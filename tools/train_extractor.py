@@ -1,9 +1,7 @@
 #!/usr/bin/env -S uv run
 """Train the offline ruler: a small classifier whose features measure samples without Inception.
 
-Reads     {train,test}_{images,labels}.npy of stage 1
-Writes    checkpoints/extractor_<dataset>.pth, float16, read by metrics/extractor.py
-The same command resumes a run that was cut.
+images -> checkpoints/extractor_<dataset>.pth, float16. The same command resumes a cut run.
 """
 
 from dataclasses import dataclass
@@ -25,8 +23,8 @@ class ExtractorConfig(ClassifierConfig):
 
 def main(cfg: ExtractorConfig) -> None:
     """Read both splits, train, measure what the file will hold, write it."""
-    build, producer = partial(Classifier, cfg.width), "tools/train_extractor.py"
-    train_classifier(cfg, "extractor", producer, build)
+    build = partial(Classifier, cfg.width)
+    train_classifier(cfg, "extractor", "tools/train_extractor.py", build)
 
 
 if __name__ == "__main__":

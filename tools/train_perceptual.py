@@ -1,9 +1,7 @@
 #!/usr/bin/env -S uv run
 """Train the net of the tokenizer's perceptual loss: a small VGG-like classifier.
 
-Reads     {train,test}_{images,labels}.npy of stage 1
-Writes    checkpoints/perceptual_<dataset>.pth, float16, read by models/classifier.py
-The same command resumes a run that was cut.
+images -> checkpoints/perceptual_<dataset>.pth, float16. The same command resumes a cut run.
 """
 
 from dataclasses import dataclass
