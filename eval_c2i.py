@@ -14,15 +14,8 @@ import numpy as np
 import torch
 from tyro.conf import OmitArgPrefixes
 
-from metrics.evaluation import (
-    MeasureConfig,
-    SamplingConfig,
-    SamplingOrder,
-    Subject,
-    likelihood_codes,
-    plan_of,
-    sample_images,
-)
+from metrics import evaluation
+from metrics.evaluation import MeasureConfig, SamplingConfig, Subject, plan_of, sample_images
 from metrics.likelihood import bits_of
 from metrics.report import Done, Run, read_samples, write_record, write_samples
 from metrics.tables import quality
@@ -48,7 +41,7 @@ class EvalConfig(SamplingConfig):
     """sample i is of class i modulo 10"""
     seeds: Annotated[int, command.Range(1, 1000)] = 1
     """sample again with seed + 1, ..: mean and sd of every number"""
-    order: SamplingOrder = None
+    order: evaluation.SamplingOrder = None
     """order of sampling; default: the one it was trained in (anneal, adaptive: the scan);
     confidence, entropy, margin: the cells first that the model is surest of, as it goes"""
     decode_steps: command.Count | None = None
@@ -139,14 +132,14 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
     if not set(cfg.labels) <= set(range(len(classes))):
         raise InputError(f"expected --labels in 0..{len(classes) - 1}, got {cfg.labels}")
     reference = cfg.against.load(header["dataset"], subject.device, cfg.labels)
-    codes = likelihood_codes(subject, cfg.codes, cfg.checkpoint, reference)
+    codes = evaluation.likelihood_codes(subject, cfg.codes, cfg.checkpoint, reference)
     labels = torch.tensor(cfg.labels or range(len(classes)))
     label_N = labels[torch.arange(cfg.num_samples) % len(labels)]
     inputs = subject.inputs | {f"{s} codes": one.header["sha256"] for s, one in codes.items()}
     inputs |= reference.inputs if reference else {}
-    precision = pick_precision(cfg.precision, subject.device)
-    settings = {"plan": asdict(plan), "precision": precision}
-    settings |= {n: getattr(cfg, n) for n in ("labels", "num_samples", "seed", "random_orders")}
+    named = ("labels", "num_samples", "seed", "random_orders")
+    how = {"plan": asdict(plan), "precision": pick_precision(cfg.precision, subject.device)}
+    settings = how | {name: getattr(cfg, name) for name in named}
     done = Done(subject.out / ".partial.json", inputs | settings)
 
     sampler = cfg.sampler(subject)
@@ -155,8 +148,7 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
     metrics = subject.description | {
         "cluster_weight": header["config"].get("cluster_weight", 0.0),
         "train_steps": header["config"]["steps"],
-        "plan": asdict(plan),
-        "precision": precision,
+        **how,
         "network_calls": plan.calls(model),
         "num_samples": cfg.num_samples,
         "seeds": list(seeds),

@@ -102,15 +102,11 @@ def zoom_blur(images_N3HW: torch.Tensor, zoom: float, g: torch.Generator):
     return sum(seen_HH @ images_N3HW @ seen_HH.T for seen_HH in seen_ZHH) / zooms
 
 
-def vision(name: str) -> Corruption:
-    """Return torchvision's function of this name."""
+def vision(name: str, images_N3HW: torch.Tensor, amount: float, g: torch.Generator):
+    """Call torchvision's function of this name."""
+    from torchvision.transforms.v2 import functional
 
-    def spoil(images_N3HW: torch.Tensor, amount: float, g: torch.Generator):
-        from torchvision.transforms.v2 import functional
-
-        return getattr(functional, name)(images_N3HW, amount)
-
-    return spoil
+    return getattr(functional, name)(images_N3HW, amount)
 
 
 def haze(images_N3HW: torch.Tensor, thickness: float, g: torch.Generator):
@@ -156,15 +152,15 @@ CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...]]] = {
     "gaussian_blur": (gaussian_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
     "motion_blur": (motion_blur, (2, 3, 4, 5, 7)),
     "zoom_blur": (zoom_blur, (1.05, 1.10, 1.15, 1.20, 1.25)),
-    "brightness": (vision("adjust_brightness"), (1.1, 1.2, 1.3, 1.5, 1.8)),  # factor
-    "darkness": (vision("adjust_brightness"), (0.8, 0.65, 0.5, 0.4, 0.3)),
+    "brightness": (partial(vision, "adjust_brightness"), (1.1, 1.2, 1.3, 1.5, 1.8)),  # factor
+    "darkness": (partial(vision, "adjust_brightness"), (0.8, 0.65, 0.5, 0.4, 0.3)),
     "haze": (haze, (0.1, 0.2, 0.3, 0.45, 0.6)),
-    "saturation": (vision("adjust_saturation"), (0.7, 0.5, 0.3, 0.15, 0.0)),  # 0 is grey
-    "contrast": (vision("adjust_contrast"), (0.75, 0.5, 0.4, 0.3, 0.15)),  # to the mean grey
+    "saturation": (partial(vision, "adjust_saturation"), (0.7, 0.5, 0.3, 0.15, 0.0)),  # 0 is grey
+    "contrast": (partial(vision, "adjust_contrast"), (0.75, 0.5, 0.4, 0.3, 0.15)),  # to mean grey
     "elastic": (elastic, (0.25, 0.5, 0.75, 1.0, 1.5)),
     "pixelate": (pixelate, (30, 27, 24, 20, 16)),
     "jpeg": (jpeg, (80, 65, 58, 50, 40)),
-    "posterize": (vision("posterize"), (6, 5, 4, 3, 2)),  # bits kept
+    "posterize": (partial(vision, "posterize"), (6, 5, 4, 3, 2)),  # bits kept
 }
 """name -> what it does, and how much at each severity; a new one goes last, for its seed"""
 

@@ -27,7 +27,6 @@ from models.data import load_split, read_image
 from models.sampling import Plan, fill
 from models.tokenizer import Area, Tokenizer, area, decode_codes, encode_images
 
-Task = Literal["inpaint", "reclass", "variations", "outpaint"]
 Cells = Annotated[int, command.Range(1, 256)]
 
 
@@ -35,7 +34,7 @@ Cells = Annotated[int, command.Range(1, 256)]
 class EditConfig(GeneratorConfig):
     """Fill in, change the class of, vary, or extend an image."""
 
-    task: Positional[Task] = "inpaint"
+    task: Positional[Literal["inpaint", "reclass", "variations", "outpaint"]] = "inpaint"
     """inpaint: draw the cells of --mask anew; reclass: a random --share of them, as --label;
     variations: the --share that the model is least sure of; outpaint: a larger --canvas around"""
     image: str = "0"
@@ -137,20 +136,17 @@ def outpaint(cfg: EditConfig, subject: Subject, codes_T: torch.Tensor, label: in
 def decode_canvas(tokenizer: Tokenizer, codes_Nhw: torch.Tensor, grid: int) -> np.ndarray:
     """Return uint8 images of canvases: of each cell what the window with it in the middle shows."""
     rows, columns = codes_Nhw.shape[1:]
-    windows, strips = {}, []
-    for row in range(rows):
-        strip = []
-        for column in range(columns):
-            top = min(max(row - grid // 2, 0), rows - grid)
-            left = min(max(column - grid // 2, 0), columns - grid)
-            if (top, left) not in windows:
-                window_Nhw = codes_Nhw[:, top : top + grid, left : left + grid]
-                windows[top, left] = decode_codes(tokenizer, window_Nhw.flatten(1))
-            side = windows[top, left].shape[1] // grid
-            y, x = (row - top) * side, (column - left) * side
-            strip.append(windows[top, left][:, y : y + side, x : x + side])
-        strips.append(np.concatenate(strip, axis=2))
-    return np.concatenate(strips, axis=1)
+    windows, cells = {}, [[None] * columns for _ in range(rows)]
+    for row, column in np.ndindex(rows, columns):
+        top = min(max(row - grid // 2, 0), rows - grid)
+        left = min(max(column - grid // 2, 0), columns - grid)
+        if (top, left) not in windows:
+            window_Nhw = codes_Nhw[:, top : top + grid, left : left + grid]
+            windows[top, left] = decode_codes(tokenizer, window_Nhw.flatten(1))
+        side = windows[top, left].shape[1] // grid
+        y, x = (row - top) * side, (column - left) * side
+        cells[row][column] = windows[top, left][:, y : y + side, x : x + side]
+    return np.concatenate([np.concatenate(strip, axis=2) for strip in cells], axis=1)
 
 
 def main(cfg: EditConfig) -> np.ndarray:
