@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from tyro.conf import OmitArgPrefixes
 
-from metrics import evaluation
+from metrics import evaluation, likelihood
 from metrics.evaluation import MeasureConfig, SamplingConfig, Subject, plan_of, sample_images
-from metrics.likelihood import bits_of
 from metrics.report import Done, Run, read_samples, write_record, write_samples
 from metrics.tables import quality
 from models import command
@@ -157,7 +156,13 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
     }
     if codes:
         order = subject.order if plan.order in CHOSEN else plan.order
-        metrics |= bits_of(model, codes, order, cfg.random_orders, done)
+        orders = {order, "raster", "random"} if model.any_order else {model.config.scan}
+        metrics["bits_per_image"] = {
+            o: done(f"bits {o}", likelihood.likelihood, model, codes["test"], o, cfg.random_orders)
+            for o in sorted(orders)
+        }
+        splits = codes["train"], codes["test"]
+        metrics["baseline_bits"] = done("baselines", likelihood.baseline_bits, *splits)
     if reference is not None:
         metrics |= reference.report(images_NHWC, label_N.numpy(), done)
     if reference is not None and cfg.seeds > 1:

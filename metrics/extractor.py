@@ -8,6 +8,7 @@ davidcpage/cifar10-fast). Differs from them in: half the width or less, a residu
 three resolutions, mean instead of max pooling at the end, no fixed scale on the logits.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -50,17 +51,10 @@ class Classifier(nn.Module):
     def __init__(self, width: int, classes: int):
         super().__init__()
         self.size = {"width": width, "classes": classes}
-        self.trunk = nn.Sequential(
-            conv_norm_relu(3, width),
-            nn.MaxPool2d(2),
-            Residual(width),
-            conv_norm_relu(width, 2 * width),
-            nn.MaxPool2d(2),
-            Residual(2 * width),
-            conv_norm_relu(2 * width, 4 * width),
-            nn.MaxPool2d(2),
-            Residual(4 * width),
-        )
+        layers = []
+        for before, after in pairwise((3, width, 2 * width, 4 * width)):
+            layers += [conv_norm_relu(before, after), nn.MaxPool2d(2), Residual(after)]
+        self.trunk = nn.Sequential(*layers)
         self.head = nn.Linear(4 * width, classes)
         self.to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU
 

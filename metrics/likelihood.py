@@ -13,14 +13,13 @@ the strength that predicts half of the train images best from the other.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from metrics.calibration import collect, ece, equal_width_edges, estimate, mean_of
-from metrics.report import at_once
 from models.command import InputError
 from models.data import Codes, evenly
 from models.method import Method
@@ -251,16 +250,3 @@ def baseline_bits(train: Codes, test: Codes) -> dict[str, float]:
         best = min(STRENGTHS, key=lambda strength: smoothed_bits(first, second, size, strength))
         bits[name] = tokens * smoothed_bits((seen_NT, train_NT), pairs, size, best)
     return bits
-
-
-def bits_of(
-    model: Method, codes: dict[str, Codes], order: str, draws: int, done: Callable = at_once
-) -> dict:
-    """Return bits per test image in each order to compare, and what codes cost without a network.
-
-    The orders are `order`, raster and `draws` random ones where the method can choose.
-    """
-    orders = sorted({order, "raster", "random"} if model.any_order else {model.config.scan})
-    bits = {o: done(f"bits {o}", likelihood, model, codes["test"], o, draws) for o in orders}
-    baselines = done("baselines", baseline_bits, codes["train"], codes["test"])
-    return {"bits_per_image": bits, "baseline_bits": baselines}

@@ -272,12 +272,9 @@ def watch_decoding(
     decoder, _ = load_tokenizer(find_tokenizer(head["inputs"]["tokenizer"], tokenizer))
     own = isinstance(order, torch.Tensor)
     name = "order of your own" if own else f"{order or generator.order} order"
-    free = model.any_order and model.parallel
-    plan = Plan(
-        order=generator.order if order is None or own else order,
-        decode_steps=decode_steps if free else None,
-        cfg_scale=cfg_scale,
-    )
+    steps_asked = decode_steps if model.any_order and model.parallel else None
+    plan_order = generator.order if order is None or own else order
+    plan = Plan(plan_order, decode_steps=steps_asked, cfg_scale=cfg_scale)
     check_order(head["method"], name if own else plan.order, model.config.scan)
     label_N = torch.arange(min(count, model.config.classes))
     uniform_NS, order_NS = sample_chance(seed, range(len(label_N)), model.config.tokens)

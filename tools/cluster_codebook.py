@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 
 from metrics.pictures import plot_clusters, save_figure
@@ -43,15 +42,6 @@ class ClusterConfig(command.Config):
     def check(self) -> None:
         if self.out.resolve() == self.tokenizer.resolve().parent:
             raise InputError(f"expected another --out than the tokenizer's folder, got {self.out}")
-
-
-def patches(model: VQVAE) -> np.ndarray:
-    """Return what each code looks like: a cell amid its like, uint8 (V, p, p, 3)."""
-    codes_VT = torch.arange(model.config.codebook_size).unsqueeze(1).expand(-1, model.grid**2)
-    images_VHWC = decode_codes(model, codes_VT)
-    side = images_VHWC.shape[1] // model.grid
-    middle = slice(model.grid // 2 * side, (model.grid // 2 + 1) * side)
-    return images_VHWC[:, middle, middle]
 
 
 def write_relabelled(
@@ -98,7 +88,11 @@ def main(cfg: ClusterConfig) -> Path:
         f"in random clusters {spread(vectors_VC, random_V):.3f}"
     )
     write_relabelled(cfg, relabelling(cluster_V), model, old, splits)
-    save_figure(plot_clusters(patches(model), size), cfg.out / "clusters.png")
+    codes_VT = torch.arange(len(vectors_VC)).unsqueeze(1).expand(-1, model.grid**2)
+    images_VHWC = decode_codes(model, codes_VT)  # each code amid its like
+    side = images_VHWC.shape[1] // model.grid
+    middle = slice(model.grid // 2 * side, (model.grid // 2 + 1) * side)
+    save_figure(plot_clusters(images_VHWC[:, middle, middle], size), cfg.out / "clusters.png")
     print(
         f"wrote {cfg.out}; now: uv run train_c2i.py --cluster-weight 1 --codes {cfg.out} "
         f"--tokenizer {cfg.out}/tokenizer.pth"

@@ -43,9 +43,8 @@ def main(cfg: ExportConfig) -> Path:
     if cfg.sampling:
         head |= {"sampling": sampling_of(cfg.sampling, head["method"])}
     out = cfg.out or ROOT / f"checkpoints/{cfg.checkpoint.parent.name}.pth"
-    if not all(
-        torch.isfinite(value).all() for value in generator.model.half().state_dict().values()
-    ):
+    state = generator.model.half().state_dict()
+    if not all(torch.isfinite(value).all() for value in state.values()):
         raise InputError(f"the weights of {cfg.checkpoint} are too large for half precision")
     save_generator(out, head, generator.model)
     count = parameters(generator.model)
