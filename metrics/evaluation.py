@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from metrics.extractor import extractor_of
-from metrics.fidelity import LEAST, FeatureExtractor, features_of, fidelity, inception_of
+from metrics.fidelity import LEAST, FeatureExtractor, Features, features_of, fidelity, inception_of
 from metrics.report import at_once
 from models import command
 from models.artifacts import ROOT, sha256_of
@@ -123,7 +123,7 @@ class Reference:
         return {"reference": sha256_of(self.train_NHWC), **test, **hashes}
 
     @cached_property
-    def features(self) -> list[dict[str, torch.Tensor]]:
+    def features(self) -> list[Features]:
         """Features of the train images, for each extractor; kept on disk."""
         return [features_of(self.train_NHWC, e, self.device, keep=True) for e in self.extractors]
 
@@ -132,11 +132,7 @@ class Reference:
         return [name for e in self.extractors for name in e.names(samples)]
 
     def measure(
-        self,
-        images_NHWC: np.ndarray,
-        label_N: np.ndarray | None,
-        real: bool = False,
-        done: Callable = at_once,
+        self, images_NHWC: np.ndarray, label_N: np.ndarray | None, real: bool = False, done=at_once
     ) -> dict[str, float]:
         """Return {name: value} of uint8 images, label_accuracy among them if there are labels.
 
@@ -248,14 +244,12 @@ def likelihood_codes(
 
 
 def sampled_codes(
-    model: Method,
-    label_N: torch.Tensor,
-    plan: Plan,
-    seed: int,
-    batch: int,
-    wrap: Callable[[range], Method] | None = None,
+    model: Method, label_N: torch.Tensor, plan: Plan, seed: int, batch: int, wrap=None
 ) -> torch.Tensor:
-    """Return codes_NT on the CPU, sample i from stream (seed, i); `wrap` makes a batch's model."""
+    """Return codes_NT on the CPU, sample i from stream (seed, i), with a progress bar.
+
+    `wrap` makes what samples in place of the model, for a range of samples.
+    """
     parts, count = [], min(batch, len(label_N))
     for label_B in tqdm(label_N.split(count), "sampling", unit="image", unit_scale=count):
         first = count * len(parts)

@@ -39,6 +39,8 @@ LEAST = 10
 """images a set needs: the Inception Score splits it in 10, precision and recall look at 4"""
 FULL = 50_000
 """samples that an FID without a suffix rests on"""
+Features = dict[str, torch.Tensor]
+"""layer -> float32 (N, F) on the CPU"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class FeatureExtractor:
         label = ["label_accuracy"] * (score != [] and self.prefix == "FD")  # of its own classes
         return [self.frechet_name(samples), kernel, *others, *score, *label]
 
-    def label_accuracy(self, features: dict[str, torch.Tensor], label_N: np.ndarray) -> float:
+    def label_accuracy(self, features: Features, label_N: np.ndarray) -> float:
         """Return the share of images, in [0, 1], that the classifier takes for their label."""
         return float((features[self.logits_layer].argmax(1).numpy() == label_N).mean())
 
@@ -152,8 +154,8 @@ def features_of(
     keep: bool = False,
     verbose: bool = True,
     least: int = LEAST,
-) -> dict[str, torch.Tensor]:
-    """Return {layer: float32 (N, F) on the CPU} of uint8 images (N, H, W, 3), N >= `least`.
+) -> Features:
+    """Return what an extractor sees in uint8 images (N, H, W, 3), N >= `least`.
 
     With `keep` they are read from FEATURES if the same weights saw the same images before,
     and else written. Raises InputError for images of another type or shape.
@@ -186,10 +188,7 @@ def features_of(
 
 
 def fidelity(
-    samples: dict[str, torch.Tensor],
-    reference: dict[str, torch.Tensor],
-    extractor: FeatureExtractor,
-    frechet_only: bool = False,
+    samples: Features, reference: Features, extractor: FeatureExtractor, frechet_only: bool = False
 ) -> dict[str, float]:
     """Measure samples against a reference, both as `features_of` returns them: {name: value}.
 

@@ -209,12 +209,7 @@ def token_ece(model: Method, codes: Codes, order: str) -> float:
     return ece(tokens, equal_width_edges())["value"]
 
 
-def smoothed_bits(
-    seen: tuple[torch.Tensor, torch.Tensor],
-    test: tuple[torch.Tensor, torch.Tensor],
-    codebook_size: int,
-    strength: float,
-) -> float:
+def smoothed_bits(seen: tuple, test: tuple, codebook_size: int, strength: float) -> float:
     """Return the mean of -log2 p(code | context) over `test`, learned from `seen`.
 
     Both are (contexts, codes), int64 of one shape each.
