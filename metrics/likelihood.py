@@ -12,6 +12,7 @@ train codes given a context, smoothed towards each code's overall frequency by a
 the strength that predicts half of the train images best from the other.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 
@@ -119,10 +120,8 @@ def orders_to_measure(model: Method, random_orders: int, seed: int = 0) -> dict[
     orders = {"raster": model.order("raster"), "reverse": model.order("raster").flip(0)}
     orders[model.config.scan] = model.order(model.config.scan)  # perhaps one of its own
     for name in ORDERS:
-        try:
+        with contextlib.suppress(InputError):  # not defined on this side, for example an odd one
             orders[name] = model.order(name)
-        except InputError:  # not defined on this side, for example an odd one
-            continue
     if random_orders:
         order_KS = orders_for(model, "random", random_orders, seed)
         orders |= {f"{RANDOM}{k}": order_S for k, order_S in enumerate(order_KS)}

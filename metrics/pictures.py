@@ -66,13 +66,11 @@ def save_figure(figure: "Figure", path: Path, dpi: int = 110) -> None:
 
 def tile(images_NHWC: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
     """Lay uint8 images out row by row on white; each takes (H + gap, W + gap) pixels."""
-    count, height, width, channels = images_NHWC.shape
-    rows = -(-count // columns)
-    sheet = np.full((rows * (height + gap), columns * (width + gap), channels), 255, np.uint8)
-    for i, image_HWC in enumerate(images_NHWC):
-        top, left = i // columns * (height + gap), i % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = image_HWC
-    return sheet
+    missing = -len(images_NHWC) % columns
+    sides = ((0, missing), (0, gap), (0, gap), (0, 0))
+    cells_MHWC = np.pad(images_NHWC, sides, constant_values=255)
+    rows = cells_MHWC.reshape(-1, columns, *cells_MHWC.shape[1:])
+    return np.concatenate([np.concatenate(row, axis=1) for row in rows])
 
 
 def show_image(axes: Any, picture_HWC: np.ndarray, row_names: Sequence[str] = (), size: int = 11):

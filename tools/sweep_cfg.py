@@ -22,7 +22,6 @@ from metrics.report import HIGHER_IS_BETTER, Run, write_record
 from metrics.tables import quality
 from models import command
 from models.artifacts import as_written, read_json
-from models.checkpoint import Generator
 from models.command import InputError, run
 from models.machine import pick_precision
 from models.sampling import Plan, Schedule
@@ -52,17 +51,6 @@ class SweepConfig(SamplingConfig):
             if not getattr(self, name):
                 raise InputError(f"expected --{name.replace('_', '-')} of one value or more")
 
-    def plans(self, generator: Generator) -> list[Plan]:
-        """Return every combination. Raises InputError for steps that the method cannot take."""
-        settings = (self.schedule, self.temperature, self.decode_steps or (None,), self.cfg_scale)
-        plans = [
-            Plan(order=generator.order, schedule=s, temperature=t, decode_steps=n, cfg_scale=c)
-            for s, t, n, c in itertools.product(*settings)
-        ]
-        for plan in plans:
-            plan.groups(generator.model)
-        return plans
-
 
 def read_rows(file: Path, inputs: dict) -> list[dict]:
     """Return what a sweep has measured so far. Raises InputError if it was of other inputs."""
@@ -81,7 +69,13 @@ def read_rows(file: Path, inputs: dict) -> list[dict]:
 def main(cfg: SweepConfig) -> dict:
     """Sweep, write after each combination, print; return what sweep.json holds."""
     subject = cfg.load()
-    plans, classes = cfg.plans(subject), subject.model.config.classes
+    settings = (cfg.schedule, cfg.temperature, cfg.decode_steps or (None,), cfg.cfg_scale)
+    plans = [
+        Plan(order=subject.order, schedule=s, temperature=t, decode_steps=n, cfg_scale=c)
+        for s, t, n, c in itertools.product(*settings)
+    ]
+    for plan in plans:
+        plan.groups(subject.model)  # refuses a number of steps that the method cannot take
     reference = cfg.against.load(subject.header["dataset"], subject.device)
     if reference is None or not reference.extractors:
         raise InputError("expected real images, and --inception-weights or --extractor")
@@ -98,7 +92,8 @@ def main(cfg: SweepConfig) -> dict:
         for row in rows:
             if key.items() <= row.items():
                 return row
-        sample, label_N, began = sampler(), torch.arange(count) % classes, time.time()
+        label_N = torch.arange(count) % subject.model.config.classes
+        sample, began = sampler(), time.time()
         images_NHWC = evaluation.sample_images(sample, label_N, plan, seed, cfg.batch)
         key["network_calls"] = plan.calls(subject.model)
         key["images_per_second"] = count / (time.time() - began)
