@@ -20,7 +20,6 @@ from metrics.report import Done, Run, read_samples, write_record, write_samples
 from metrics.tables import quality
 from models import command
 from models.artifacts import ROOT, sha256_of
-from models.checkpoint import Generator
 from models.command import InputError, run
 from models.machine import device_name, peak_memory, pick_device, pick_precision
 from models.method import Grouping
@@ -85,10 +84,6 @@ class EvalConfig(SamplingConfig):
         if (self.checkpoint is None) == (self.samples is None):
             raise InputError("expected either --checkpoint or --samples")
 
-    def plan(self, generator: Generator) -> Plan:
-        """Return how to sample: as asked, else as the checkpoint recommends, else by default."""
-        return plan_of(generator, **{f.name: getattr(self, f.name) for f in fields(Plan)})
-
 
 def measure_samples(cfg: EvalConfig) -> tuple[dict, dict, Path]:
     """Measure the images of --samples; return the numbers, what they rest on, and their folder."""
@@ -127,7 +122,8 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
     """
     subject = cfg.load()
     model, header = subject.model, subject.header
-    plan, classes = cfg.plan(subject), header["classes"]
+    plan = plan_of(subject, **{f.name: getattr(cfg, f.name) for f in fields(Plan)})
+    classes = header["classes"]
     if not set(cfg.labels) <= set(range(len(classes))):
         raise InputError(f"expected --labels in 0..{len(classes) - 1}, got {cfg.labels}")
     reference = cfg.against.load(header["dataset"], subject.device, cfg.labels)

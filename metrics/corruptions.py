@@ -209,7 +209,6 @@ def official(
 
 
 def _mapped(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Map {name}.npy, uint8 of this shape."""
     path = folder / f"{name}.npy"
     fix = "unpack CIFAR-10-C.tar of https://zenodo.org/records/2535967 and give its folder"
     array = map_array(path, "CIFAR-10-C", fix)

@@ -75,7 +75,6 @@ class BenchmarkConfig(command.Config):
     """benchmark.json goes here, at the end"""
 
     def check(self) -> None:
-        """Raise InputError for what cannot be measured."""
         for name in ("methods", "precisions", "batches", "threads"):
             values = getattr(self, name)
             if len(set(values)) < len(values):

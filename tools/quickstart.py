@@ -46,12 +46,10 @@ class QuickstartConfig(command.Config):
     seed: command.Seed = 0
 
     def check(self) -> None:
-        """Raise InputError for options that fit no run."""
         if self.source is not None and self.dataset != "cifar10":
             raise InputError("--source needs --dataset cifar10: shapes are drawn, not read")
 
     def steps(self, full: int) -> int:
-        """Return a training's length."""
         return max(2, round(self.effort * full))
 
     @property

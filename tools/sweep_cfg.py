@@ -46,7 +46,6 @@ class SweepConfig(SamplingConfig):
     against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
 
     def check(self) -> None:
-        """Raise InputError for settings that nothing can be sampled with."""
         for name in ("cfg_scale", "temperature"):
             if not getattr(self, name):
                 raise InputError(f"expected --{name.replace('_', '-')} of one value or more")
