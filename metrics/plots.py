@@ -64,9 +64,9 @@ def stacked(count: int, height: float = 2.0, **more: Any) -> tuple["Figure", lis
     return figure, list(axes.flat)
 
 
-def with_part(runs: Sequence[Run], path: str) -> list[Run]:
-    """Return the runs that have something at a path."""
-    return [run for run in runs if run.at(path, optional=True)]
+def with_part(runs: Sequence[Run], path: str) -> list[tuple[str, Run]]:
+    """Return the runs that have something at a path, each with its colour in all figures."""
+    return [(f"C{i}", run) for i, run in enumerate(runs) if run.at(path, optional=True)]
 
 
 def plot_curves(
@@ -120,10 +120,10 @@ def plot_by_order(runs: Sequence[Run]) -> "Figure":
 def plot_steps(runs: Sequence[Run], ceiling: float | None = None) -> "Figure":
     """Draw bits per code by step: of test images, and the entropy along own samples (dashed)."""
     figure, axes = blank()
-    for i, run in enumerate(with_part(runs, "calibration.entropy.held_out_bits_per_step")):
+    for colour, run in with_part(runs, "calibration.entropy.held_out_bits_per_step"):
         for kind, style in (("held_out", {"label": run.name}), ("entropy", {"ls": "--"})):
             curve = run.at(f"calibration.entropy.{kind}_bits_per_step")
-            draw_line(axes, range(len(curve["value"])), curve, color=f"C{i}", **style)
+            draw_line(axes, range(len(curve["value"])), curve, color=colour, **style)
     if ceiling:
         reference(axes, ceiling, f"a uniform guess: {ceiling:g} bits")
     axes.set(xlabel="step of decoding", ylabel="bits per code")
@@ -132,19 +132,18 @@ def plot_steps(runs: Sequence[Run], ceiling: float | None = None) -> "Figure":
 
 def plot_reliability(runs: Sequence[Run], part: str = "tokens.overall") -> "Figure":
     """Draw accuracy against confidence where the predictions are, circles by their number."""
-    runs = with_part(runs, f"calibration.{part}.reliability")
     (figure, axes), most = blank(5.2, 4.4), 0.0
-    for i, run in enumerate(runs):
+    for colour, run in with_part(runs, f"calibration.{part}.reliability"):
         diagram = run.at(f"calibration.{part}.reliability")
         share = np.array(diagram["count"]) / sum(diagram["count"])
         filled = share > 0.01  # the axes end where the predictions do
         x = np.array(diagram["confidence"]["value"])[filled]
         y, low, high = columns(diagram["accuracy"])[:, filled]
         most = max(most, x.max(), high.max())
-        draw_points(axes, x, {"value": y, "low": low, "high": high}, color=f"C{i}", alpha=0.8)
-        axes.plot(x, y, color=f"C{i}", lw=1, alpha=0.6)
+        draw_points(axes, x, {"value": y, "low": low, "high": high}, color=colour, alpha=0.8)
+        axes.plot(x, y, color=colour, lw=1, alpha=0.6)
         name = f"{run.name}: ECE {show(run.at(f'calibration.{part}.ece_equal_width'), 4)}"
-        axes.scatter(x, y, s=4 + 300 * share[filled], color=f"C{i}", alpha=0.4, lw=0, label=name)
+        axes.scatter(x, y, s=4 + 300 * share[filled], color=colour, alpha=0.4, lw=0, label=name)
     axes.axline((0, 0), slope=1, color="black", lw=0.8, ls="--")
     limit = min(1.02, 1.05 * most) or 1.0
     axes.set(xlim=(0, limit), ylim=(0, limit), xlabel="confidence", ylabel="accuracy")
@@ -154,12 +153,12 @@ def plot_reliability(runs: Sequence[Run], part: str = "tokens.overall") -> "Figu
 def plot_risk(runs: Sequence[Run]) -> "Figure":
     """Draw how wrong the most confident samples are: risk against coverage, of each confidence."""
     figure, axes = blank()
-    for i, run in enumerate(with_part(runs, "calibration.quality")):
+    for colour, run in with_part(runs, "calibration.quality"):
         kinds = run.at("calibration.quality").items()
         for (name, measured), dashes in zip(kinds, "-:", strict=False):
             curve = measured.get("risk_coverage", [])
             coverage = np.arange(1, len(curve) + 1) / max(1, len(curve))
-            axes.plot(coverage, curve, dashes, color=f"C{i}", label=f"{run.name}, {name}")
+            axes.plot(coverage, curve, dashes, color=colour, label=f"{run.name}, {name}")
     axes.set(xlabel="coverage, most confident first", ylabel="1 - p(label)", ylim=(0, 1))
     return titled(figure, axes, "Does confidence in a sample tell its quality?")
 
@@ -182,11 +181,11 @@ def plot_robustness(runs: Sequence[Run], picture: str) -> "Figure":
     rows_at, title, xlabel, measures = ROBUSTNESS[picture]
     figure, every = stacked(len(measures), sharex=True)
     for axes, (label, start) in zip(every, measures.items(), strict=True):
-        for i, run in enumerate(with_part(runs, f"robustness.{rows_at}")):
+        for colour, run in with_part(runs, f"robustness.{rows_at}"):
             rows = run.at(f"robustness.{rows_at}")
             x = [next(iter(row.values())) for row in rows]
             values = [next(v for k, v in row.items() if k.startswith(start)) for row in rows]
-            draw_line(axes, x, values, color=f"C{i}", marker=".", label=run.name)
+            draw_line(axes, x, values, color=colour, marker=".", label=run.name)
         axes.set_ylabel(label)
     every[-1].set_xlabel(xlabel)
     return titled(figure, every[0], title)
@@ -219,31 +218,33 @@ def plot_sweep(
     return titled(figure, every[0], f"{measure} of samples; the best setting at each value")
 
 
-def plot_trade(runs: Sequence[Run], x: str = "precision_c10", y: str = "recall_c10") -> "Figure":
-    """Draw one measure of a sweep's samples against another, a point for each guidance scale."""
+def plot_trade(runs: Sequence[Run]) -> "Figure":
+    """Draw a sweep's recall against its precision, a point for each guidance scale."""
     figure, axes = blank()
-    for i, run in enumerate(with_part(runs, "sweep.rows")):
+    for colour, run in with_part(runs, "sweep.rows"):
         rows = sorted(run.at("sweep.rows"), key=lambda row: row["plan"]["cfg_scale"])
         rows = [row for row in rows if row["plan"]["decode_steps"] is None]
         if not rows:  # of a sweep over network calls
             continue
+        of = {name[:6]: name for name in reversed(rows[0]["samples"])}  # by the first extractor
+        x, y = of["precis"], of["recall"]
         points = [(row["samples"][x], row["samples"][y]) for row in rows]
-        axes.plot(*zip(*points, strict=True), "o-", color=f"C{i}", label=run.name)
+        axes.plot(*zip(*points, strict=True), "o-", color=colour, label=run.name)
         for row, point in zip(rows, points, strict=True):
             axes.annotate(f" {row['plan']['cfg_scale']:g}", point, fontsize=8)
-    axes.set(xlabel=x, ylabel=y)
+    axes.set(xlabel="precision", ylabel="recall")
     return titled(figure, axes, "What guidance (the number at each point) gives and takes")
 
 
 def plot_tuning(runs: Sequence[Run]) -> "Figure":
     """Draw the held-out bits of a tuning's trials against each setting; those cut are pale."""
-    runs = with_part(runs, "tuning.trials")
-    settings = runs[0].at("tuning.best.settings")
+    tuned = with_part(runs, "tuning.trials")
+    settings = tuned[0][1].at("tuning.best.settings")
     figure, every = stacked(len(settings), 2.2)
     for axes, key in zip(every, settings, strict=True):
-        for i, run in enumerate(runs):
+        for colour, run in tuned:
             rows = [row for row in run.at("tuning.trials") if row["bits"] is not None]
-            colours = [(f"C{i}", 0.3 if row["pruned"] else 1) for row in rows]
+            colours = [(colour, 0.3 if row["pruned"] else 1) for row in rows]
             x = [row["settings"][key] for row in rows]
             axes.scatter(x, [row["bits"] for row in rows], c=colours, label=run.name)
             axes.set(xlabel=key, ylabel="bits a code", xscale="log" if min(x) > 0 else "linear")

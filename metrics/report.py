@@ -238,7 +238,7 @@ def keep_run(folder: Path, reports: Path, training: Path | None = None) -> dict[
     if rows:
         texts["metrics.jsonl"] = "".join(json.dumps(_short(row)) + "\n" for row in rows)
     for name, text in texts.items():
-        texts[name] = OUTSIDE.sub("", text.replace(f"{ROOT}/", ""))
+        texts[name] = text = OUTSIDE.sub("", text.replace(f"{ROOT}/", ""))
         if len(text) > LARGEST:
             raise InputError(f"{name} of {folder} takes {len(text):,} bytes: nothing was kept")
     for name, text in texts.items():

@@ -119,7 +119,7 @@ ROBUSTNESS = {
         "more bits, codes replaced by any others": ("context.uniform", "more_bits_per_image", 1),
         "more bits, by similar ones": ("context.neighbours", "more_bits_per_image", 1),
     },
-    ("share of its own codes that it misreads while sampling, unguided", "sampling", "rho"): {
+    ("share of its own codes that it misreads while sampling", "sampling", "rho"): {
         "label accuracy": ("sampling", "label_accuracy", 1, True),
         "FD": ("sampling", "FD_", 2),
     },
@@ -153,7 +153,8 @@ def robustness(runs: Runs) -> str:
     of = {"corruptions.images": "corrupted test images", "images": "test images of replaced codes"}
     counts = {what: shared(runs, f"robustness.{path}") for path, what in of.items()}
     text = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-    text += "; in brackets: 95% interval."
+    guidance = shared(runs, "robustness.config.cfg_scale")
+    text += f"; samples at guidance {guidance:g}; in brackets: 95% interval."
     return "\n".join([*parts, differences(runs)]) + below(runs, text, "robustness")
 
 
@@ -185,8 +186,9 @@ def methods(runs: Runs) -> str:
         shared(runs, f"metrics.control.{name}")
     rows.append([REAL, *[""] * 8, *(real(run.at("metrics"), name) for name in measures)])
     head = ["method", "order", "cluster term", "parameters", "training, TFLOP"]
-    head += ["bits per test image, own order", "mean of 8 random orders", "guidance"]
-    head += ["network calls", *measures]
+    counts = {run.at("metrics.bits_per_image.random.orders", True) or 1 for run in runs.values()}
+    head += ["bits per test image, own order", f"mean of {max(counts)} random orders"]
+    head += ["guidance", "network calls", *measures]
     steps, count = (shared(runs, f"metrics.{key}") for key in ("train_steps", "num_samples"))
     text = f"{steps:,} steps and {count:,} samples each; ± of bits: standard error over images."
     return table(head, rows) + below(runs, text, "metrics")

@@ -216,7 +216,10 @@ def main(cfg: ReportConfig) -> None:
         write_text(cfg.out, results(cfg.kept))
         print(f"wrote {cfg.out}")
     elif not cfg.keep:
-        print(side_by_side({run.name: run for run in map(read_run, cfg.runs)}))
+        runs = {run.name: run for run in map(read_run, cfg.runs)}
+        if len(runs) < len(cfg.runs):
+            raise InputError(f"expected folders of different names, got {', '.join(runs)}")
+        print(side_by_side(runs))
     for folder in cfg.runs if cfg.keep else ():
         sizes = report.keep_run(folder, cfg.kept, cfg.trainings / folder.resolve().name)
         print(f"kept {', '.join(f'{name} {size:,} bytes' for name, size in sizes.items())}")

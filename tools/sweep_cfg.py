@@ -46,7 +46,7 @@ class SweepConfig(SamplingConfig):
     against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
 
     def check(self) -> None:
-        for name in ("cfg_scale", "temperature"):
+        for name in ("cfg_scale", "temperature", "schedule"):
             if not getattr(self, name):
                 raise InputError(f"expected --{name.replace('_', '-')} of one value or more")
 
