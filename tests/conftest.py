@@ -11,6 +11,7 @@ from tiny_extractor import write_extractor
 from metrics.evaluation import MeasureConfig
 from models.classifier import KIND, PerceptualNet, save_net
 from models.method import SIZES
+from models.methods import METHODS
 from models.vqvae import VQVAEConfig
 
 SIZES["tiny"] = {"layers": 2, "heads": 2, "width": 16}  # before train_c2i.py lists its --model
@@ -23,6 +24,12 @@ class World:
     data: Path
     tokenizer: Path
     codes: Path
+
+
+@pytest.fixture(params=METHODS)
+def method(request) -> str:
+    """Every method in turn: a new one gets the tests that ask for it."""
+    return request.param
 
 
 @pytest.fixture(scope="session", autouse=True)

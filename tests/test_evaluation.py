@@ -49,7 +49,6 @@ def samples_in(folder, key="arr_0") -> np.ndarray:
     return np.load(folder / "out/samples.npz")[key]
 
 
-@pytest.mark.parametrize("method", METHODS)
 def test_evaluation_writes_samples_and_numbers(runs, config, tmp_path, method):
     serves_any_steps = METHODS[method].parallel and METHODS[method].any_order
     steps = 8 if serves_any_steps else None
@@ -70,7 +69,6 @@ def test_evaluation_writes_samples_and_numbers(runs, config, tmp_path, method):
         assert 250 < bits["mean"] < 400 and bits["se"] > 0  # 64 * log2(32) = 320
 
 
-@pytest.mark.parametrize("method", METHODS)
 def test_precision_is_that_of_samples_and_never_of_likelihoods(runs, config, method):
     """In fp32 or bf16 images hardly differ, nor with the batch; bits are the same to the last."""
     cfg, images, bits = config(runs[method]), {}, []

@@ -9,13 +9,11 @@ from helpers import draw, script, tiny
 from models.artifacts import load_array
 from models.command import InputError
 from models.data import evenly, load_codes
-from models.methods import METHODS
 from models.orders import ORDERS
 
 tool = script("tools/features.py")
 
 
-@pytest.mark.parametrize("method", METHODS)
 def test_features_are_the_means_of_what_each_block_returns_where_it_predicts(method):
     model = tiny(method)
     codes_BT, _, order_BS = draw(model)

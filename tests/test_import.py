@@ -40,11 +40,6 @@ REFERENCES = {"gpt": "reference_llamagen"}
 """where a method's reference is, if not in reference_<method>"""
 
 
-@pytest.fixture(params=METHODS)
-def method(request) -> str:
-    return request.param
-
-
 @pytest.mark.parametrize(
     ("method", "name"),
     [*(("arpg", name) for name in FILES), *((method, "trained.pt") for method in METHODS)],

@@ -30,14 +30,9 @@ def log_p_of(model, grids_NT: torch.Tensor, order) -> torch.Tensor:
     return log_p_NSV.gather(2, grids_NT.gather(1, order_NS).unsqueeze(2)).sum((1, 2))
 
 
-@pytest.fixture(params=METHODS)
-def name(request) -> str:
-    return request.param
-
-
 @pytest.mark.parametrize("training", [False, True])
-def test_no_step_sees_its_own_or_a_later_code(name, training):
-    model = tiny(name, dropout=0.3).train(training)
+def test_no_step_sees_its_own_or_a_later_code(method, training):
+    model = tiny(method, dropout=0.3).train(training)
     codes_BT, label_B, _ = draw(model)
     for order_BS in orders_of(model, BATCH):
 
@@ -55,8 +50,8 @@ def test_no_step_sees_its_own_or_a_later_code(name, training):
                 assert not torch.allclose(before_BSV[:, step + 1], after_BSV[:, step + 1])
 
 
-def test_every_dropout_acts_and_in_training_alone(name):
-    model = tiny(name, dropout=0.5)
+def test_every_dropout_acts_and_in_training_alone(method):
+    model = tiny(method, dropout=0.5)
     inputs, parts = draw(model), [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
     whole_BSV = model(*inputs)
     assert len(parts) >= 2 * model.config.layers and {part.p for part in parts} == {0.5}
@@ -67,16 +62,16 @@ def test_every_dropout_acts_and_in_training_alone(name):
         assert not torch.allclose(model.train()(*inputs), whole_BSV)
 
 
-def test_label_matters_from_the_first_step(name):
-    model = tiny(name)
+def test_label_matters_from_the_first_step(method):
+    model = tiny(method)
     codes_BT, _, order_BS = draw(model)
     one, other = (model(codes_BT, torch.full((BATCH,), k), order_BS) for k in (0, 1))
     assert not torch.allclose(one[:, 0], other[:, 0])
 
 
 @pytest.mark.parametrize("known", [0, 1, 5, TOKENS - 1])
-def test_decoding_one_cell_at_a_time_is_teacher_forcing(name, known):
-    model = tiny(name)
+def test_decoding_one_cell_at_a_time_is_teacher_forcing(method, known):
+    model = tiny(method)
     codes_BT, label_B, _ = draw(model)
     for order_BS in orders_of(model, BATCH):
         forced_BSV = model.train()(codes_BT, label_B, order_BS)[:, known:]
@@ -84,13 +79,13 @@ def test_decoding_one_cell_at_a_time_is_teacher_forcing(name, known):
         torch.testing.assert_close(decoded(model.eval(), *inputs), forced_BSV, rtol=0, atol=1e-10)
 
 
-def test_groups_see_the_committed_codes_as_in_teacher_forcing(name):
+def test_groups_see_the_committed_codes_as_in_teacher_forcing(method):
     """The first cell of every group has the context of its step, however codes were grouped.
 
     In a method that chooses the groups by itself, all cells of a group have the context that they
     have in teacher forcing.
     """
-    model = tiny(name)
+    model = tiny(method)
     if not model.parallel:
         pytest.skip("decodes one cell at a time")
     codes_BT, label_B, _ = draw(model)
@@ -104,9 +99,9 @@ def test_groups_see_the_committed_codes_as_in_teacher_forcing(name):
 
 
 @pytest.mark.parametrize("kept", [0, 2, 5, 8])
-def test_a_rewound_cache_has_forgotten_the_rest(name, kept):
+def test_a_rewound_cache_has_forgotten_the_rest(method, kept):
     """Nine other codes committed and a tenth asked for: after `rewind` nothing of them is left."""
-    model = tiny(name)
+    model = tiny(method)
     codes_BT, label_B, order_BS = draw(model)
     cache, codes_BS = model.cache(label_B), codes_BT.gather(1, order_BS)
     wrong_BS = torch.cat((codes_BS[:, :kept], (codes_BS[:, kept:] + 1) % CODES), dim=1)
@@ -126,8 +121,8 @@ def test_a_rewound_cache_has_forgotten_the_rest(name, kept):
         torch.testing.assert_close(found_B1V[:, 0], forced_BSV[:, after], rtol=0, atol=1e-10)
 
 
-def test_probabilities_of_all_grids_sum_to_one(name):
-    model = tiny(name, grid=2, vocab_size=3)
+def test_probabilities_of_all_grids_sum_to_one(method):
+    model = tiny(method, grid=2, vocab_size=3)
     grids_NT = torch.tensor(list(itertools.product(range(3), repeat=4)))
     for order in orders_2x2(model):
         total = log_p_of(model, grids_NT, order).exp().sum().item()
@@ -144,8 +139,8 @@ def test_a_method_of_one_order_keeps_the_truths_in_each_it_can_have(monkeypatch,
     test_probabilities_of_all_grids_sum_to_one(fixed)
 
 
-def test_fixed_order_methods_refuse_other_orders(name):
-    model = tiny(name)
+def test_fixed_order_methods_refuse_other_orders(method):
+    model = tiny(method)
     if model.any_order:
         pytest.skip("takes any order")
     codes_BT, label_B, _ = draw(model)
@@ -157,8 +152,8 @@ def test_fixed_order_methods_refuse_other_orders(name):
         generate(model, label_B, shuffled_BS, uniform_BS, [1] * TOKENS, [1.0] * TOKENS)
 
 
-def test_serial_methods_refuse_groups(name):
-    model = tiny(name)
+def test_serial_methods_refuse_groups(method):
+    model = tiny(method)
     if model.parallel:
         pytest.skip("decodes several cells at once")
     codes_BT, label_B, order_BS = draw(model)
@@ -168,9 +163,9 @@ def test_serial_methods_refuse_groups(name):
         generate(model, label_B, order_BS, torch.rand(BATCH, TOKENS), [1, 15], [1.0, 1.0])
 
 
-def test_a_whole_decoding_runs_where_there_are_no_values(name):
+def test_a_whole_decoding_runs_where_there_are_no_values(method):
     """On the meta device: shapes follow from shapes alone, as CUDA graphs and compilers need."""
-    model = tiny(name).to("meta")
+    model = tiny(method).to("meta")
     label_B, order_BS = (torch.zeros(shape, dtype=int, device="meta") for shape in (3, (3, TOKENS)))
     uniform_BS = torch.zeros(BATCH, TOKENS, device="meta")
     sizes, scales = Plan(cfg_scale=3.0).groups(model)
@@ -180,9 +175,9 @@ def test_a_whole_decoding_runs_where_there_are_no_values(name):
 
 
 @pytest.mark.parametrize("weights", [False, True], ids=["autocast", "weights"])
-def test_bf16_is_near_fp32_and_its_logits_are_fp32(name, weights):
+def test_bf16_is_near_fp32_and_its_logits_are_fp32(method, weights):
     """In forward, in steps of one code and, where the method can, of several; and no NaN."""
-    model = tiny(name).float()
+    model = tiny(method).float()
     codes_BT, label_B, order_BS = draw(model)
     exact_BSV = model(codes_BT, label_B, order_BS)
     model = model.bfloat16() if weights else model
@@ -199,21 +194,21 @@ FIRST_EXCESS = {"rar": (0.02**2 * 16 / 2, 0.03)}
 """nats above ln V and their tolerance, where the head does not start at zero: variance / 2"""
 
 
-def test_first_loss_is_log_of_the_codebook(name):
+def test_first_loss_is_log_of_the_codebook(method):
     torch.manual_seed(0)
     sizes = {"vocab_size": CODES, "classes": 3, "grid": GRID, "layers": 2, "width": 16, "heads": 2}
-    model = build(name, ModelConfig(**sizes))
+    model = build(method, ModelConfig(**sizes))
     codes_BT, label_B, order_BS = draw(model)
     loss, parts = model.loss(model(codes_BT, label_B, order_BS), codes_BT, order_BS)
-    excess, tolerance = FIRST_EXCESS.get(name, (0, 1e-6))
+    excess, tolerance = FIRST_EXCESS.get(method, (0, 1e-6))
     for nats in (loss, parts["nats"]):
         assert nats.item() == pytest.approx(math.log(CODES) + excess, abs=tolerance)
 
 
-def test_one_batch_is_memorised(name):
+def test_one_batch_is_memorised(method):
     torch.manual_seed(0)
     sizes = {"vocab_size": 32, "classes": 3, "grid": GRID, "layers": 2, "width": 32, "heads": 2}
-    model = build(name, ModelConfig(**sizes)).train()
+    model = build(method, ModelConfig(**sizes)).train()
     codes_BT, label_B, order_BS = draw(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(150):
@@ -225,9 +220,9 @@ def test_one_batch_is_memorised(name):
     assert model.loss(model(codes_BT, label_B, order_BS), codes_BT, order_BS)[0] < 0.1
 
 
-def test_sampling_follows_the_likelihood(name):
+def test_sampling_follows_the_likelihood(method):
     """Frequencies of sampled grids agree with the exact probabilities (2x2 cells, 2 codes)."""
-    model, count = tiny(name, grid=2, vocab_size=2), 10_000
+    model, count = tiny(method, grid=2, vocab_size=2), 10_000
     codes_NT = sample_codes(model, torch.zeros(count).long(), Plan(order=order_of(model)), seed=0)
     frequency = torch.bincount((codes_NT * torch.tensor([8, 4, 2, 1])).sum(1), minlength=16) / count
     grids_NT = torch.tensor(list(itertools.product(range(2), repeat=4)))

@@ -12,7 +12,7 @@ from helpers import draw, order_of, orders_of, tiny
 from models import sampling
 from models.command import InputError
 from models.method import groups_of
-from models.methods import METHODS, check_order
+from models.methods import check_order
 from models.orders import CHOSEN, known_first, sample_chance
 from models.sampling import Plan, fill, generate, pick, sample_codes
 
@@ -20,14 +20,9 @@ CODES, GRID, BATCH = 7, 4, 3
 TOKENS = GRID * GRID
 
 
-@pytest.fixture(params=METHODS)
-def name(request) -> str:
-    return request.param
-
-
 @pytest.mark.parametrize(("cfg", "revise"), [(1.0, 0.0), (3.0, 0.0), (3.0, 0.25)])
-def test_a_sample_is_the_same_whatever_batch_it_is_in(name, cfg, revise):
-    model = tiny(name)
+def test_a_sample_is_the_same_whatever_batch_it_is_in(method, cfg, revise):
+    model = tiny(method)
     label_N = torch.tensor([0, 1, 2, 0, 1])
     plan = Plan(order=order_of(model), cfg_scale=cfg, revise=revise * model.any_order, rounds=2)
     together = sample_codes(model, label_N, plan, seed=3)
@@ -39,8 +34,8 @@ def test_a_sample_is_the_same_whatever_batch_it_is_in(name, cfg, revise):
 
 @pytest.mark.parametrize("known", [0, 6])
 @pytest.mark.parametrize("cells", [1, 5])
-def test_what_was_least_likely_is_drawn_anew_given_all_others(name, known, cells):
-    model, label_N, open_T = tiny(name), torch.tensor([0, 1, 2]), torch.arange(TOKENS) >= known
+def test_what_was_least_likely_is_drawn_anew_given_all_others(method, known, cells):
+    model, label_N, open_T = tiny(method), torch.tensor([0, 1, 2]), torch.arange(TOKENS) >= known
     given_NT = torch.arange(3 * TOKENS).view(3, -1) % CODES
     plan = Plan(order="random", cfg_scale=2.0, temperature=0.0)  # the likeliest code, always
     once = replace(plan, revise=cells / TOKENS, revise_scale=3.0)
@@ -65,8 +60,8 @@ def test_what_was_least_likely_is_drawn_anew_given_all_others(name, known, cells
         assert torch.equal(after_NT[i, anew], guided_nV.argmax(-1))
 
 
-def test_rounds_of_revising_go_on_with_other_chance_and_count_as_calls(name, monkeypatch):
-    model, label_N = tiny(name), torch.zeros(20, dtype=torch.int64)
+def test_rounds_of_revising_go_on_with_other_chance_and_count_as_calls(method, monkeypatch):
+    model, label_N = tiny(method), torch.zeros(20, dtype=torch.int64)
     if not model.any_order:
         return
     drawn_by = []
@@ -96,8 +91,8 @@ def test_rounds_of_revising_go_on_with_other_chance_and_count_as_calls(name, mon
 
 
 @pytest.mark.parametrize("left", [0, 1, 5, TOKENS - 1, TOKENS])
-def test_what_is_kept_is_never_rewritten_and_the_rest_is_drawn_given_all_of_it(name, left):
-    model = tiny(name)
+def test_what_is_kept_is_never_rewritten_and_the_rest_is_drawn_given_all_of_it(method, left):
+    model = tiny(method)
     codes_NT, label_N, _ = draw(model)
     open_T = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(left)) < left
     if not model.any_order:
@@ -125,8 +120,8 @@ def test_what_is_kept_is_never_rewritten_and_the_rest_is_drawn_given_all_of_it(n
 
 
 @pytest.mark.parametrize("left", [1, 5, TOKENS])
-def test_given_their_past_only_open_cells_are_drawn_as_their_turn_comes(name, left):
-    model = tiny(name)
+def test_given_their_past_only_open_cells_are_drawn_as_their_turn_comes(method, left):
+    model = tiny(method)
     codes_NT, label_N, _ = draw(model)
     open_T = torch.randperm(TOKENS, generator=torch.Generator().manual_seed(left)) < left
     plan = Plan(order=order_of(model), temperature=0.7, top_k=3, top_p=0.7)
@@ -144,11 +139,11 @@ def test_given_their_past_only_open_cells_are_drawn_as_their_turn_comes(name, le
 
 
 @pytest.mark.parametrize("policy", CHOSEN)
-def test_an_order_that_the_model_chooses_writes_each_cell_once(name, policy):
-    model, plan = tiny(name), Plan(order=policy, decode_steps=5, cfg_scale=2.0)
+def test_an_order_that_the_model_chooses_writes_each_cell_once(method, policy):
+    model, plan = tiny(method), Plan(order=policy, decode_steps=5, cfg_scale=2.0)
     if not (model.any_order and model.parallel):
         with pytest.raises(InputError, match="asks for all open cells"):
-            check_order(name, policy)
+            check_order(method, policy)
         return
     label_N, steps = torch.tensor([0, 1, 2, 0]), []
     nothing_NT, open_T = torch.zeros(4, TOKENS).long(), torch.ones(TOKENS) > 0
@@ -168,8 +163,8 @@ def test_an_order_that_the_model_chooses_writes_each_cell_once(name, policy):
     torch.testing.assert_close(logits[-1], at_once_BlV, rtol=0, atol=1e-9)
 
 
-def test_every_cell_is_asked_for_once_in_every_number_of_steps(name):
-    model, asked, served = tiny(name), [], []
+def test_every_cell_is_asked_for_once_in_every_number_of_steps(method):
+    model, asked, served = tiny(method), [], []
     decode = model.decode
     model.decode = lambda *inputs: asked.append(inputs[3]) or decode(*inputs)
     for steps in range(1, TOKENS + 1):
@@ -189,12 +184,12 @@ def test_every_cell_is_asked_for_once_in_every_number_of_steps(name):
 
 
 @pytest.mark.parametrize("steps", [None, 5])
-def test_guided_samples_are_drawn_from_guided_logits_of_forward(name, steps, monkeypatch):
+def test_guided_samples_are_drawn_from_guided_logits_of_forward(method, steps, monkeypatch):
     """Step by step: u + scale * (c - u), u being the null label's and the scale that of the step.
 
     Of a group only the first cell, unless the groups are the method's own.
     """
-    model = tiny(name)
+    model = tiny(method)
     if steps is not None and not (model.parallel and model.any_order):
         pytest.skip("has no such number of steps")
     picked, pick = [], sampling.pick

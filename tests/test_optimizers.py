@@ -22,7 +22,6 @@ RAR_DECAYED = {
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("method", METHODS)
 def test_what_is_decayed_is_what_the_papers_decay(method, optimizer):
     model = METHODS[method](SIZES)
     optimizers = make_optimizers(model, optimizer, 1e-3, 0.05)
@@ -36,7 +35,6 @@ def test_what_is_decayed_is_what_the_papers_decay(method, optimizer):
     assert sum(len(group["params"]) for group in groups) == len(every)
 
 
-@pytest.mark.parametrize("method", METHODS)
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(method):
     model = METHODS[method](SIZES)
     (alone,) = make_optimizers(model, "adamw", 1e-3, 0.05)

@@ -13,7 +13,6 @@ from metrics.likelihood import orders_for
 from metrics.robustness import MisreadContext, context_report, misread_samples
 from models.data import swap_codes
 from models.method import Method, ModelConfig
-from models.methods import METHODS
 from models.orders import sample_chance
 from models.published.baseline_vqvae import BaselineConfig, BaselineVQVAE
 from models.published.vq16 import VQ16, VQ16Config
@@ -85,7 +84,6 @@ def test_a_model_that_trusts_its_context_is_overconfident_by_what_was_replaced()
     assert wrong["ece_equal_width"]["value"] > 0.3
 
 
-@pytest.mark.parametrize("method", METHODS)
 def test_misreading_nothing_is_plain_sampling_and_misreading_changes_samples(method):
     model, label_N = tiny(method), torch.arange(6) % 3
     plan = Plan(order="random" if model.any_order else model.config.scan, cfg_scale=3.0)

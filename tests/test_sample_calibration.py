@@ -11,7 +11,6 @@ from metrics.calibration import bootstrap_weights
 from metrics.likelihood import bits_per_code, ensemble, order_report, orders_for, orders_to_measure
 from metrics.sample_calibration import aurc, class_log_p, risk_coverage, spearman
 from models.method import ModelConfig
-from models.methods import METHODS
 from models.orders import scan
 
 
@@ -27,7 +26,6 @@ def test_an_ensemble_of_orders_is_no_worse_than_a_random_one():
     assert far_N.item() == pytest.approx(5001)
 
 
-@pytest.mark.parametrize("method", METHODS)
 def test_orders_are_those_that_a_method_takes(method):
     model = tiny(method)
     orders = orders_to_measure(model, 3, seed=2)
@@ -118,7 +116,6 @@ def test_orders_together_are_brute_force():
     assert kinds != [found[count]["probabilities"]["nll_bits"]["value"] for count in ("2", "4")]
 
 
-@pytest.mark.parametrize("method", METHODS)
 def test_own_samples_are_of_the_distribution_whose_entropy_is_measured(method):
     """Sampler and likelihood agree: the NLL of own samples is their entropy, up to chance."""
     model = tiny(method)

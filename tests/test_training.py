@@ -221,7 +221,6 @@ def margins(model, codes) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("method", METHODS)
 def test_an_alignment_begins_where_nothing_has_changed(world, tmp_path, monkeypatch, method):
     """Every log-ratio is 0 in the first step, whatever order and label: the loss is known."""
     losses, descend = [], stage.training.descend
