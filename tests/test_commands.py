@@ -8,12 +8,14 @@ import subprocess
 import sys
 import sysconfig
 import venv
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from helpers import script
+import torch
+from helpers import changed, other_codes, script
 
+from metrics.evaluation import MeasureConfig
 from models import command
 from models.artifacts import ROOT
 from models.command import Config, InputError, Output, Range, fields_of, marks_of
@@ -42,7 +44,6 @@ def config_of(path: str) -> type[Config]:
 
 def needed(kind: type[Config]) -> dict:
     values = {f.name: GIVEN[f.name] for f in fields(kind) if f.default is f.default_factory}
-    assert all(f.default is MISSING for f in fields(kind) if f.name in values)
     return values | ({"checkpoint": GIVEN["checkpoint"]} if "samples" in vars(kind) else {})
 
 
@@ -51,7 +52,7 @@ def marked(kind: type, mark: type) -> list[tuple[str, object, bool]]:
     hints = command.typing.get_type_hints(kind, include_extras=True)
     found = []
     for name, hint in hints.items():
-        several = any(command.typing.get_origin(part) is tuple for part in (hint,))
+        several = command.typing.get_origin(hint) is tuple
         found += [(name, m, several) for m in marks_of(hint) if isinstance(m, mark)]
     return found
 
@@ -90,6 +91,34 @@ def test_an_output_is_no_input_and_of_its_kind(path, tmp_path):
             both = (tmp_path / "new") if not output.suffix else tmp_path / "new.pth"
             with pytest.raises(InputError, match=f"{flag} .* would overwrite --"):
                 kind(**values | {name: both, read: tmp_path / "x" / ".." / both.name})
+
+
+MEASURES = ("calibrate", "features", "measure_inpainting", "measure_tokenizer", "robustness")
+MEASURES += ("sweep_cfg",)
+READS = {"checkpoint", "tokenizer", "extractor", "codes", "data", "cifar10_c"}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_measurement_of_files_that_are_missing_or_of_others_does_not_begin(
+    name, cheap, world, tmp_path, monkeypatch
+):
+    kind, tool = config_of(f"tools/{name}.py"), script(f"tools/{name}.py")
+    flags = {f.name for f in fields(kind)}
+    flags |= {f.name for f in fields(MeasureConfig)} if "against" in flags else set()
+    cfg = cheap(kind, "randar" if "checkpoint" in flags else None)
+    refusals = [(flag, tmp_path / "nowhere", "nowhere") for flag in sorted(READS & flags)]
+    another, others = (
+        other_codes(world, tmp_path / name, **{name: "0" * 64}) for name in ("tokenizer", "images")
+    )
+    refusals += [("codes", another, "codes of another tokenizer")] if "codes" in flags else []
+    if hasattr(tool, "codes_of_images"):
+        refusals.append(("codes", others, "codes of other test images"))
+    measured = lambda *_, **__: pytest.fail("it measured")  # noqa: E731
+    monkeypatch.setattr(torch.nn.Module, "__call__", measured)
+    for flag, value, message in refusals:
+        with pytest.raises(InputError, match=message):
+            tool.main(changed(cfg, **{flag: value}))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers import numbers, other_codes, script
+from helpers import numbers, script
 
 from metrics.corruptions import CORRUPTIONS, OFFICIAL, corrupt
 from metrics.fidelity import psnr
@@ -18,7 +18,6 @@ from metrics.report import read_run
 from metrics.sample_calibration import class_log_p
 from metrics.tables import differences
 from models.checkpoint import load_generator
-from models.command import InputError
 from models.data import load_split
 from models.tokenizer import decode_codes, encode_images, load_tokenizer
 
@@ -156,25 +155,3 @@ def test_an_official_set_that_corrupts_nothing_gives_the_clean_row(world, config
         for name in clean.keys() - {"severity", "FD_shapes"}:
             for end in ("value", "low", "high"):
                 assert row[name][end] == pytest.approx(clean[name][end], rel=1e-5, abs=1e-6), name
-
-
-def test_what_does_not_belong_together_is_refused(
-    world, extractor_file, config, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(tool, "read_images", lambda *args: pytest.fail("it measured"))
-
-    def refused(message: str, **changes) -> None:
-        with pytest.raises(InputError, match=message):
-            tool.main(config("randar", **changes))
-        assert not (tmp_path / "out").exists()
-
-    another, others = (
-        other_codes(world, tmp_path / name, **{name: "0" * 64}) for name in ("tokenizer", "images")
-    )
-    refused("codes of another tokenizer", codes=another)
-    refused("codes of other test images", codes=others)
-    refused("expected tokenizer, found extractor", tokenizer=extractor_file)
-    nowhere = tmp_path / "nowhere"
-    for flag in ("checkpoint", "tokenizer", "extractor", "codes", "data", "cifar10_c"):
-        refused("nowhere", **{flag: nowhere})
-    refused("run: uv run data/load_CIFAR10.py", data=nowhere)
