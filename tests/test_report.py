@@ -40,22 +40,6 @@ def test_the_tests_that_the_readme_names_are_there():
     assert names and all([*(ROOT / "tests").rglob(name)] for name in names), names
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, ""),
-        (1234.5678, "1,234.57"),
-        (-0.0001, "0.00"),
-        ({"value": 1.0, "low": 0.5, "high": 2}, "1.00 [0.50, 2.00]"),
-        ({"mean": 3, "sd": 0.125}, "3.00 ± 0.12"),
-        ({"mean": 3, "se": 0.5, "orders": 8}, "3.00 ± 0.50"),
-    ],
-)
-def test_a_number_is_shown_with_its_spread(value, text):
-    assert show(value, 2) == text
-    assert show({"mean": 0.5, "sd": 0.01}, 1, percent=True) == "50.0 ± 1.0%"
-
-
 @pytest.fixture
 def run(tmp_path):
     """A run folder with a curve, made-up numbers and a long list."""

@@ -15,17 +15,9 @@ tool = script("tools/tune.py")
 
 @pytest.fixture
 def config(world, tmp_path):
-    return tool.TuneConfig(
-        codes=world.codes,
-        out=tmp_path / "out",
-        method="gpt",
-        model="tiny",
-        batch=8,
-        heldout=20,
-        trials=4,
-        tflop=1e-6,
-        device="cpu",
-    )
+    few = {"method": "gpt", "model": "tiny", "batch": 8, "heldout": 20, "trials": 4}
+    few |= {"tflop": 1e-6, "device": "cpu"}
+    return tool.TuneConfig(codes=world.codes, out=tmp_path / "out", **few)
 
 
 def test_the_best_of_all_trials_is_told_and_the_first_is_the_defaults(config, capsys):
@@ -40,22 +32,9 @@ def test_the_best_of_all_trials_is_told_and_the_first_is_the_defaults(config, ca
             assert space["low"] <= x <= space["high"] and x != first["settings"][name]
     assert found["best"]["bits"] == min(row["bits"] for row in found["trials"])
     assert f"--lr {found['best']['settings']['lr']:.3g} " in capsys.readouterr().out
-
-
-def test_the_table_shows_the_first_trial_the_best_one_and_its_settings(config):
-    tool.main(config)
-    kept = {"out": read_run(config.out)}
-    head, _, row, *below = script("tools/report.py").tuning(kept).splitlines()
-    names, values = ([x.strip() for x in line.split("|")[1:-1]] for line in (head, row))
-    cells = dict(zip(names, values, strict=True))
-    best, trials = (kept["out"].at(f"tuning.{key}") for key in ("best", "trials"))
-    assert cells["method"] == "gpt" and cells["order"] == "raster" and cells["steps"] == "8"
-    assert cells["best"] == f"{best['bits']:.3f}" and cells["trials (cut)"] == "4 (0)"
-    assert cells["bits a held-out code, first trial"] == f"{trials[0]['bits']:.3f}"
-    assert {name: cells[name] for name in tool.SPACE} == {
-        name: f"{best['settings'][name]:.2g}" for name in tool.SPACE
-    }
-    assert any("1e-06 TFLOP a trial, in steps of 8 images" in line for line in below)
+    table = script("tools/report.py").tuning({"out": read_run(config.out)})
+    for row in (first, found["best"]):
+        assert f"| {row['bits']:.3f} |" in table
 
 
 def test_what_is_tuned_is_what_is_trained_with(config, monkeypatch):
