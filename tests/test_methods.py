@@ -139,28 +139,23 @@ def test_a_method_of_one_order_keeps_the_truths_in_each_it_can_have(monkeypatch,
     test_probabilities_of_all_grids_sum_to_one(fixed)
 
 
-def test_fixed_order_methods_refuse_other_orders(method):
+def test_orders_and_groups_that_a_method_does_not_serve_are_refused(method):
     model = tiny(method)
-    if model.any_order:
-        pytest.skip("takes any order")
-    codes_BT, label_B, _ = draw(model)
-    shuffled_BS = scan("raster", GRID).flip(0).expand(BATCH, TOKENS)
-    with pytest.raises(ValueError, match="order"):
-        model(codes_BT, label_B, shuffled_BS)
-    with pytest.raises(ValueError, match="order"):
-        uniform_BS = torch.zeros(BATCH, TOKENS)
-        generate(model, label_B, shuffled_BS, uniform_BS, [1] * TOKENS, [1.0] * TOKENS)
-
-
-def test_serial_methods_refuse_groups(method):
-    model = tiny(method)
-    if model.parallel:
-        pytest.skip("decodes several cells at once")
     codes_BT, label_B, order_BS = draw(model)
-    with pytest.raises(ValueError, match="one"):
-        decoded(model, codes_BT, label_B, order_BS, [2, 14])
-    with pytest.raises(ValueError, match="one code a step"):
-        generate(model, label_B, order_BS, torch.rand(BATCH, TOKENS), [1, 15], [1.0, 1.0])
+    uniform_BS, other_BS = (
+        torch.zeros(BATCH, TOKENS),
+        scan("raster", GRID).flip(0).expand(BATCH, -1),
+    )
+    if not model.any_order:
+        with pytest.raises(ValueError, match="order"):
+            model(codes_BT, label_B, other_BS)
+        with pytest.raises(ValueError, match="order"):
+            generate(model, label_B, other_BS, uniform_BS, [1] * TOKENS, [1.0] * TOKENS)
+    if not model.parallel:
+        with pytest.raises(ValueError, match="one"):
+            decoded(model, codes_BT, label_B, order_BS, [2, 14])
+        with pytest.raises(ValueError, match="one code a step"):
+            generate(model, label_B, order_BS, uniform_BS, [1, 15], [1.0, 1.0])
 
 
 def test_a_whole_decoding_runs_where_there_are_no_values(method):

@@ -4,8 +4,8 @@ import importlib
 import sys
 
 import pytest
-import test_methods
-import test_methods_sampling
+import test_methods as truths
+import test_methods_sampling as sampled
 from helpers import eval_config, log_of, script, train_config
 
 from models.methods import METHODS
@@ -47,22 +47,16 @@ class Toy(Method):
 '''
 
 TRUTHS = [
-    (test_methods.test_no_step_sees_its_own_or_a_later_code, [(False,), (True,)]),
-    (test_methods.test_label_matters_from_the_first_step, [()]),
-    (test_methods.test_decoding_one_cell_at_a_time_is_teacher_forcing, [(0,), (5,)]),
-    (test_methods.test_groups_see_the_committed_codes_as_in_teacher_forcing, [()]),
-    (test_methods.test_probabilities_of_all_grids_sum_to_one, [()]),
-    (test_methods.test_first_loss_is_log_of_the_codebook, [()]),
-    (test_methods.test_one_batch_is_memorised, [()]),
-    (
-        test_methods_sampling.test_a_sample_is_the_same_whatever_batch_it_is_in,
-        [(1.0, 0.0), (3.0, 0.25)],
-    ),
-    (
-        test_methods_sampling.test_what_was_least_likely_is_drawn_anew_given_all_others,
-        [(0, 1), (6, 5)],
-    ),
-    (test_methods_sampling.test_every_cell_is_asked_for_once_in_every_number_of_steps, [()]),
+    (truths.test_no_step_sees_its_own_or_a_later_code, [(False,), (True,)]),
+    (truths.test_label_matters_from_the_first_step, [()]),
+    (truths.test_decoding_one_cell_at_a_time_is_teacher_forcing, [(0,), (5,)]),
+    (truths.test_groups_see_the_committed_codes_as_in_teacher_forcing, [()]),
+    (truths.test_probabilities_of_all_grids_sum_to_one, [()]),
+    (truths.test_first_loss_is_log_of_the_codebook, [()]),
+    (truths.test_one_batch_is_memorised, [()]),
+    (sampled.test_a_sample_is_the_same_whatever_batch_it_is_in, [(1.0, 0.0), (3.0, 0.25)]),
+    (sampled.test_what_was_least_likely_is_drawn_anew_given_all_others, [(0, 1), (6, 5)]),
+    (sampled.test_every_cell_is_asked_for_once_in_every_number_of_steps, [()]),
 ]
 
 
