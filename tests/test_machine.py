@@ -13,7 +13,7 @@ import torch
 
 from models import machine
 from models.command import InputError
-from models.machine import flops_of, matmul_peak, rates, run_stages
+from models.machine import flops_of, matmul_peak, run_stages
 from models.method import ModelConfig
 from models.methods import build
 from models.training import flops
@@ -102,19 +102,10 @@ def test_operations_are_those_of_the_products_and_of_both_directions():
     for batch in (7, 99):
         assert flops_of(lambda n: layer(x[:n]), batch) == 2 * 30 * 20
         assert flops_of(lambda n: layer(x[:n]).sum().backward(), batch) == 3 * 2 * 30 * 20
+    assert 1e8 < matmul_peak(torch.device("cpu"), "fp32") < 1e14
 
 
 def test_what_a_batch_shares_is_counted_once():
     alone, among = (flops(build("rar", ModelConfig(width=64, layers=2)), n) for n in (1, 32))
     modulation = 3 * 2 * 65 * 64 * (2 * 6 * 64) + 3 * 2 * 64 * 64 * 2 * 64
     assert alone - among == pytest.approx(modulation * (1 - 11 / 32))
-
-
-def test_rates_and_the_share_of_what_was_measured():
-    assert rates(speed=5.0, flops=3e9, tokens=64, peak=60e9) == {
-        "images_per_second": 5,
-        "tokens_per_second": 320,
-        "gflops_per_second": 15,
-        "peak_share": 0.25,
-    }
-    assert 1e8 < matmul_peak(torch.device("cpu"), "fp32") < 1e14
