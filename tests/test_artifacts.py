@@ -1,4 +1,4 @@
-"""Artifacts: written whole or not at all, read only if they are what they claim to be."""
+"""Artifacts: written whole or not at all, read only if they are what they claim to be; shown."""
 
 import contextlib
 import io
@@ -11,33 +11,14 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from helpers import script
 
 from models import artifacts
-from models.artifacts import (
-    ROOT,
-    header,
-    load_array,
-    load_checkpoint,
-    replace_file,
-    save_array,
-    save_checkpoint,
-    sha256_of,
-)
+from models.artifacts import ROOT, header, load_array, load_checkpoint, save_array, save_checkpoint
 from models.command import InputError, one_line_errors
 
+inspect_file = script("tools/inspect_file.py")
 HEAD = header("thing", "tests", {"a": 1})
-
-
-def test_arrays_and_checkpoints_come_back(tmp_path):
-    array = np.arange(6, dtype=np.uint16).reshape(2, 3)
-    save_array(tmp_path / "a.npy", array, HEAD)
-    found, about = load_array(tmp_path / "a.npy", "thing", "remake", np.uint16, 2)
-    assert np.array_equal(found, array) and found.dtype == np.uint16
-    assert about["shape"] == [2, 3] and about["dtype"] == "uint16"
-    save_checkpoint(tmp_path / "a.pth", HEAD, x=torch.ones(2), rows=[{"step": 1}])
-    found = load_checkpoint(tmp_path / "a.pth", "thing", "remake")
-    assert found["header"] == HEAD | {"sha256": sha256_of(tmp_path / "a.pth")}
-    assert found["rows"] == [{"step": 1}]
 
 
 def test_broken_and_foreign_checkpoints_are_refused(tmp_path):
@@ -106,7 +87,7 @@ def test_two_writers_never_tear_and_leftovers_of_the_dead_go(tmp_path):
 
 def write_often(path, letter: bytes) -> None:
     for _ in range(50):
-        replace_file(path, lambda file: [file.write(letter * 1000) for _ in range(100)])
+        artifacts.replace_file(path, lambda file: [file.write(letter * 1000) for _ in range(100)])
 
 
 @contextlib.contextmanager
@@ -152,13 +133,36 @@ def test_an_interrupt_while_a_checkpoint_is_written_is_one(tmp_path, monkeypatch
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.pth", before)]
 
 
-def test_an_unwritable_folder_is_named(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="cannot write .*file/a.pth"):
-        save_checkpoint(tmp_path / "file/a.pth", HEAD)
-
-
 def test_a_header_names_no_folder_above_the_project(tmp_path):
     config = {"a": ROOT / "data/codes", "b": tmp_path, "c": {"d": ROOT / "x.pth", "e": None}}
     found = header("thing", "tests", config)["config"]
     assert found == {"a": "data/codes", "b": str(tmp_path), "c": {"d": "x.pth", "e": None}}
+
+
+def test_a_file_shows_its_header_its_shapes_and_what_it_was_made_from(world, monkeypatch, capsys):
+    monkeypatch.setattr(inspect_file, "ROOT", world.data.parent)
+    monkeypatch.setattr(inspect_file, "PLACES", ("data/*.npy", "*.pth"))
+    inspect_file.main(inspect_file.InspectConfig(world.codes / "test_codes.npy"))
+    lines = capsys.readouterr().out.splitlines()
+    assert "test_codes.npy: codes, intact, sha256 " in lines[0]
+    assert lines[1].startswith("  uint16 (40, 2, 64), ")
+    made_from = lines[lines.index("made from") + 1 :]
+    for start, end in (("  tokenizer ", ": tokenizer.pth"), ("    test_images ", "_images.npy")):
+        assert any(line.startswith(start) and line.endswith(end) for line in made_from)
+    inspect_file.main(inspect_file.InspectConfig(world.tokenizer))
+    text = capsys.readouterr().out
+    assert "tokenizer.pth: tokenizer, intact" in text and "config.steps: 6" in text
+    assert " tensors, " in text and "NaN" not in text
+
+
+def test_a_file_that_is_not_intact_is_said_to_be_so(world, tmp_path):
+    for source in (world.data / "test_images.npy", world.tokenizer):
+        raw = bytearray(source.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        path = tmp_path / source.name
+        path.write_bytes(raw)
+        sidecar = source.with_name(source.name + ".json")
+        if sidecar.exists():
+            (tmp_path / sidecar.name).write_bytes(sidecar.read_bytes())
+        with pytest.raises(InputError, match=f"{source.name} is (not the array|broken)"):
+            inspect_file.main(inspect_file.InspectConfig(path))
