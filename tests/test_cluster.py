@@ -9,13 +9,7 @@ import torch.nn.functional as F
 from helpers import script
 
 from models.artifacts import load_array
-from models.cluster_loss import (
-    balanced_kmeans,
-    cluster_cross_entropy,
-    nearest_with_room,
-    relabelling,
-    spread,
-)
+from models.cluster_loss import balanced_kmeans, nearest_with_room, spread
 from models.command import InputError
 from models.data import load_codes
 from models.tokenizer import load_tokenizer
@@ -30,19 +24,6 @@ def vectors(count: int, seed: int = 0) -> torch.Tensor:
 def tool_config(world, out, **changes):
     plain = tool.ClusterConfig(tokenizer=world.tokenizer, codes=world.codes, out=out)
     return replace(plain, **{"cluster_size": 4, **changes})
-
-
-def test_code_is_cluster_and_within():
-    generator = torch.Generator().manual_seed(0)
-    logits_BSV = 3 * torch.randn(3, 5, 24, generator=generator, dtype=torch.float64)
-    target_BS = torch.randint(24, (3, 5), generator=generator)
-    whole = F.cross_entropy(logits_BSV.flatten(0, 1), target_BS.flatten())
-    cluster = cluster_cross_entropy(logits_BSV, target_BS, 6)
-    within_BSV = logits_BSV.unflatten(2, (4, 6)).log_softmax(-1).flatten(2)
-    within = -within_BSV.gather(2, target_BS.unsqueeze(2)).mean()
-    torch.testing.assert_close(cluster + within, whole, rtol=0, atol=1e-10)
-    with pytest.raises(ValueError, match="multiple of 5, got 24"):
-        cluster_cross_entropy(logits_BSV, target_BS, 5)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -86,14 +67,6 @@ def test_clusters_that_are_there_are_found():
     assert min(together) < 0.35
 
 
-def test_relabelling_is_a_permutation_with_clusters_side_by_side():
-    cluster_V = torch.tensor([2, 0, 1, 0, 2, 1])
-    new_of_old_V = relabelling(cluster_V)
-    assert new_of_old_V.tolist() == [4, 0, 2, 1, 5, 3]
-    assert torch.equal(new_of_old_V // 2, cluster_V)
-    assert torch.equal(new_of_old_V[new_of_old_V.argsort()], torch.arange(6))
-
-
 def test_new_codes_decode_to_the_same_images_bit_for_bit(world, clustered):
     old, about = load_tokenizer(world.tokenizer)
     new, header = load_tokenizer(clustered.tokenizer)
@@ -105,8 +78,6 @@ def test_new_codes_decode_to_the_same_images_bit_for_bit(world, clustered):
         assert torch.equal(old.decode(one), new.decode(other))
         assert after.header["inputs"]["tokenizer"] == header["sha256"] != about["sha256"]
         assert after.header["cluster_size"] == 4
-        same_keys = ("codebook_size", "grid", "classes", "dataset")
-        assert all(before.header[key] == after.header[key] for key in same_keys)
     assert header["inputs"]["train_images"] == about["inputs"]["train_images"]
     assert header["inputs"]["tokenizer"] == about["sha256"]
     assert header["dataset"] == about["dataset"]
@@ -128,21 +99,9 @@ def test_the_whole_codebook_state_is_relabelled(world, clustered):
         else:
             assert torch.equal(before, after[name]), name
     assert moved == 3
+    assert (clustered.codes / "clusters.png").read_bytes().startswith(b"\x89PNG")
     vectors_VC, own_V = new.quantizer.codebook_VC, torch.arange(32) // 4
     assert spread(vectors_VC, own_V) < spread(vectors_VC, torch.arange(32) % 8)
-
-
-def test_tool_writes_what_it_should_and_the_same_again(world, clustered, tmp_path):
-    arrays = ("train_codes", "test_codes", "train_labels", "test_labels", "relabelling", "inverse")
-    expected = {f"{name}.npy{end}" for name in arrays for end in ("", ".json")}
-    names = {path.name for path in clustered.codes.iterdir()}
-    assert names == expected | {"tokenizer.pth", "clusters.png"}
-    assert (clustered.codes / "clusters.png").read_bytes().startswith(b"\x89PNG")
-    again = tmp_path / "again"
-    tool.main(tool_config(world, again))
-    for name in arrays:
-        one, other = (np.load(folder / f"{name}.npy") for folder in (clustered.codes, again))
-        assert np.array_equal(one, other)
 
 
 def test_tool_refuses_before_writing(world, clustered, tmp_path):
