@@ -69,28 +69,23 @@ def test_a_cut_run_ends_as_an_undisturbed_one(world, perceptual, tmp_path, monke
     assert ("perceptual" in log(tmp_path / "cut.jsonl")[0]) == with_net
 
 
-def test_a_finished_run_is_not_run_again_and_another_config_is_refused(world, tmp_path, capsys):
+def test_a_finished_run_is_not_run_again_nor_another_over_it(world, perceptual, tmp_path, capsys):
+    """Though the paths of its files may change, and one of them has the name of a weight."""
     stage.main(config(world, tmp_path / "a.pth"))
-    before = (tmp_path / "a.pth").read_bytes()
-    stage.main(config(world, tmp_path / "a.pth"))
-    assert "finished already" in capsys.readouterr().out
     with pytest.raises(InputError, match="seed 0 -> 1"):
         stage.main(config(world, tmp_path / "a.pth", seed=1))
-    assert (tmp_path / "a.pth").read_bytes() == before
-
-
-def test_a_run_from_other_files_or_with_another_loss_is_refused(world, perceptual, tmp_path):
-    """Though their paths may change, and one of them has the name of a weight."""
-    stage.main(config(world, tmp_path / "a.pth"))
     cfg = decoder_alone(world, perceptual, tmp_path / "b.pth")
     stage.main(cfg)
-    moved = tmp_path / "moved.pth"
+    before, moved = (tmp_path / "b.pth").read_bytes(), tmp_path / "moved.pth"
     moved.write_bytes(world.tokenizer.read_bytes())
+    capsys.readouterr()
     stage.main(replace(cfg, init=moved))
+    assert "finished already" in capsys.readouterr().out
     changes = {"init": tmp_path / "a.pth", "perceptual_weights": moved, "perceptual": 2.0}
     for name, value in changes.items():
         with pytest.raises(InputError, match=f"config .{name.removesuffix('_weights')} .* -> "):
             stage.main(replace(cfg, **{name: value}))
+    assert (tmp_path / "b.pth").read_bytes() == before
 
 
 def test_training_learns(world, tmp_path):

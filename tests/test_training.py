@@ -258,28 +258,21 @@ def test_the_loss_of_an_alignment_is_the_papers():
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_steps_draw_differently_and_seeds_too(world):
-    codes = load_codes(world.codes, "train")
+def test_both_views_are_drawn_anew_in_every_step_and_labels_dropped_as_often_as_asked(world):
+    codes, patterns, dropped = load_codes(world.codes, "train"), set(), 0
 
     def drawn(step: int, seed: int = 0):
-        generator = seed_step(seed, step, torch.device("cpu"))
-        return draw_batch(codes, batch_rows(120, 16, step, seed), 0.1, generator)
-
-    assert same(drawn(0), drawn(0))
-    assert not torch.equal(drawn(0)[0], drawn(1)[0])
-    assert not torch.equal(drawn(0)[0], drawn(0, seed=1)[0])
-
-
-def test_both_views_are_drawn_and_labels_dropped_as_often_as_asked(world):
-    codes, dropped = load_codes(world.codes, "train"), 0
-    for step in range(50):
         rows_B = batch_rows(120, 120, step, 0)  # one epoch
-        generator = seed_step(0, step, torch.device("cpu"))
-        drawn_BT, label_B = draw_batch(codes, rows_B, 0.2, generator)
+        return rows_B, *draw_batch(codes, rows_B, 0.2, seed_step(seed, step, torch.device("cpu")))
+
+    assert same(drawn(0), drawn(0)) and not same(drawn(0), drawn(0, seed=1))
+    for step in range(50):
+        rows_B, drawn_BT, label_B = drawn(step)
         dropped += (label_B == 10).sum()
-        straight = (drawn_BT == codes.codes_NAT[rows_B, 0]).all(1)
-        mirrored = (drawn_BT == codes.codes_NAT[rows_B, 1]).all(1)
+        straight, mirrored = ((drawn_BT == codes.codes_NAT[rows_B, view]).all(1) for view in (0, 1))
         assert (straight | mirrored).all() and straight.sum() > 30 and mirrored.sum() > 30
+        patterns.add(tuple(straight[rows_B.argsort()].tolist()))
+    assert len(patterns) == 50
     assert 1076 < dropped < 1324  # binomial(6000, 0.2): four standard deviations are 124
 
 
