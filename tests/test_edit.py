@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import save_tiny, script
+from helpers import script
 from PIL import Image
 
 from metrics.likelihood import log_p_given_all
@@ -19,14 +19,12 @@ tool = script("tools/edit.py")
 
 
 @pytest.fixture
-def config(world, tmp_path):
+def config(cheap):
     """An edit of the third test image by an untrained method; `changes` override it."""
 
     def make(task: str, method: str = "randar", **changes):
-        checkpoint = save_tiny(tmp_path / f"{method}/last.pth", world, method, "raster")
-        cheap = {"image": "3", "count": 3, "tokenizer": world.tokenizer, "data": world.data}
-        cheap |= {"out": tmp_path / "out", "device": "cpu", "cfg_scale": 1.5}
-        return tool.EditConfig(checkpoint=checkpoint, task=task, **cheap | changes)
+        few = {"image": "3", "count": 3, "cfg_scale": 1.5}
+        return cheap(tool.EditConfig, method, "raster", task=task, **few | changes)
 
     return make
 
