@@ -58,16 +58,10 @@ def damage(path: Path, folder: Path, rng: np.random.Generator, mark: Path) -> st
         path.suffix, ["array", "array", "header"] if path.suffix == ".npy" else []
     )
     way = ways[rng.integers(len(ways))]
-    if way == "bytes":
-        path.write_bytes(corrupt.of_bytes(raw, rng))
-    elif way == "json":
-        path.write_bytes(corrupt.of_json(raw, rng))
-    elif way == "array":
-        path.write_bytes(corrupt.of_array(raw, rng))
-    elif way == "header":
-        path.write_bytes(corrupt.of_header(raw, rng))
-    elif way == "checkpoint":
+    if way == "checkpoint":
         path.write_bytes(corrupt.of_checkpoint(raw, rng, mark))
+    elif change := getattr(corrupt, f"of_{way}", None):
+        path.write_bytes(change(raw, rng))
     elif way == "swapped":
         others = sorted(p for p in folder.parent.rglob("*") if p.is_file())
         path.write_bytes(others[rng.integers(len(others))].read_bytes())

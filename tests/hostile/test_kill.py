@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -126,8 +125,8 @@ def contents(folder: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def commands(world, tmp_path_factory) -> dict[str, tuple[str, Callable[[Path], list[str]]]]:
-    """Return every stage at a size of about a second: its script, and its flags for a folder."""
+def commands(world, tmp_path_factory) -> dict[str, tuple[str, list[str], str]]:
+    """Return every stage at a size of about a second: script, flags, and the file in --out."""
     folder = tmp_path_factory.mktemp("inputs")
     images, ruler = write_image_folder(folder / "images"), folder / "extractor.pth"
     write_extractor(ruler, dataset="shapes")
@@ -139,41 +138,22 @@ def commands(world, tmp_path_factory) -> dict[str, tuple[str, Callable[[Path], l
     sample += ["--decode-steps=4", "--num-samples=20", "--device=cpu"]
     tokenizer = [f"--data={world.data}", "--init=None", "--perceptual=0", "--steps=12"]
     tokenizer += ["--batch=16", "--model.width=8", "--model.codebook-size=32", "--model.blocks=1"]
-    tokenizer += ["--warmup=2"]
+    tokenizer += ["--warmup=2", "--save-every=3", "--log-every=3"]
+    quick = ["--method=gpt", "--effort=0.001", "--images=200"]
+    muon = ["--method=rar", "--order=anneal", "--optimizer=muon"]
+    shapes = [f"--tokenizer={world.tokenizer}", f"--data={world.data}"]
+    ruler = [f"--data={world.data}", "--width=4", "--epochs=2", "--batch=20"]
     return {
-        "1 load": ("data/load_CIFAR10.py", lambda out: [f"--source={images}", f"--out={out}"]),
-        "2 tokenizer": (
-            "tokenizer_vq/train_vqvae.py",
-            lambda out: [*tokenizer, "--save-every=3", "--log-every=3", f"--out={out}/t.pth"],
-        ),
-        "3 codes": (
-            "tools/extract_latent_codes.py",
-            lambda out: [f"--tokenizer={world.tokenizer}", f"--data={world.data}", f"--out={out}"],
-        ),
-        "4 adamw": ("train_c2i.py", lambda out: [*train, "--order=random", f"--out={out}"]),
-        "4 muon": (
-            "train_c2i.py",
-            lambda out: [*train, "--method=rar", "--order=anneal", "--optimizer=muon",
-                         f"--out={out}"],
-        ),
-        "5 evaluate": (
-            "eval_c2i.py",
-            lambda out: [*sample, f"--codes={world.codes}", "--seeds=2", f"--out={out}"],
-        ),
-        "sweep": (
-            "tools/sweep_cfg.py",
-            lambda out: [*sample, "--cfg-scale", "1", "3", "--final=0", f"--out={out}"],
-        ),
-        "extractor": (
-            "tools/train_extractor.py",
-            lambda out: [f"--data={world.data}", "--width=4", "--epochs=2", "--batch=20",
-                         f"--out={out}/e.pth"],
-        ),
-        "quickstart": (
-            "tools/quickstart.py",
-            lambda out: ["--method=gpt", "--effort=0.001", "--images=200", f"--out={out}"],
-        ),
-    }  # fmt: skip
+        "1 load": ("data/load_CIFAR10.py", [f"--source={images}"], ""),
+        "2 tokenizer": ("tokenizer_vq/train_vqvae.py", tokenizer, "/t.pth"),
+        "3 codes": ("tools/extract_latent_codes.py", shapes, ""),
+        "4 adamw": ("train_c2i.py", [*train, "--order=random"], ""),
+        "4 muon": ("train_c2i.py", [*train, *muon], ""),
+        "5 evaluate": ("eval_c2i.py", [*sample, f"--codes={world.codes}", "--seeds=2"], ""),
+        "sweep": ("tools/sweep_cfg.py", [*sample, "--cfg-scale", "1", "3", "--final=0"], ""),
+        "extractor": ("tools/train_extractor.py", ruler, "/e.pth"),
+        "quickstart": ("tools/quickstart.py", quick, ""),
+    }
 
 
 def test_runs_may_differ_in_times_and_in_nothing_else(tmp_path):
@@ -203,8 +183,8 @@ def test_ended_at_any_moment_the_same_command_finishes(
     kills, wrong = pytestconfig.getoption("--kills"), []
     rng = np.random.default_rng(pytestconfig.getoption("--first-case"))
     some = commands if kills > 1 else {name: commands[name] for name in QUICK}
-    for name, (path, flags) in some.items():
-        arguments = flags(tmp_path / f"{name}/out")
+    for name, (path, flags, file) in some.items():
+        arguments = [*flags, f"--out={tmp_path}/{name}/out{file}"]
         began = time.perf_counter()
         assert server(path, arguments) == 0, f"{name}: {LOG.read_text()[-2000:]}"
         seconds = time.perf_counter() - began
