@@ -2,13 +2,10 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from helpers import tiny
 
-from metrics import robustness
-from metrics.calibration import Predictions
 from metrics.likelihood import orders_for
 from metrics.robustness import MisreadContext, context_report, misread_samples
 from models.data import swap_codes
@@ -177,29 +174,3 @@ def test_the_codebook_is_what_the_tokenizer_compares_with():
     assert torch.equal(baseline._vq_vae.nearest(baseline.codebook_VC), torch.arange(12))
     vq16 = VQ16(VQ16Config(12, 4, 32, (1, 1), 32, 4))
     torch.testing.assert_close(vq16.codebook_VC.norm(dim=1), torch.ones(12))
-
-
-def test_an_image_counts_once_however_many_versions_it_has():
-    g = torch.Generator().manual_seed(0)
-
-    def predicted(steps: int) -> Predictions:
-        one = [torch.rand(20, 1, steps, generator=g).double() for _ in range(4)]
-        correct = (torch.rand(20, 1, steps, generator=g) < 0.5).double()
-        return Predictions(one[0], correct, *one[1:])
-
-    tokens, classes = predicted(16), predicted(1)
-    decibels_NA = 20 + torch.rand(20, 1, generator=g).double()
-    images_NAHWC = np.zeros((20, 3, 32, 32, 3), np.uint8)
-    one = robustness.Reading(tokens, classes, decibels_NA, images_NAHWC[:, :1]).row()
-    thrice = [Predictions(*(x.repeat(1, 3, 1) for x in found)) for found in (tokens, classes)]
-    three = robustness.Reading(*thrice, decibels_NA.repeat(1, 3), images_NAHWC)
-    for row in (three.row(), three.row(slice(1, 2))):
-        assert row == {name: pytest.approx(found) for name, found in one.items()}
-    gap_NAS = tokens.confidence_NS - tokens.correct_NS
-    for name, expected in (
-        ("bits_per_image", tokens.nats_NS.sum() / math.log(2) / 20),
-        ("class_accuracy", classes.correct_NS.mean()),
-        ("overconfidence_gap", gap_NAS.mean()),
-        ("psnr", decibels_NA.mean()),
-    ):
-        assert one[name]["value"] == pytest.approx(expected.item()), name
