@@ -21,11 +21,6 @@ def vectors(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def tool_config(world, out, **changes):
-    plain = tool.ClusterConfig(tokenizer=world.tokenizer, codes=world.codes, out=out)
-    return replace(plain, **{"cluster_size": 4, **changes})
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_rounds_end_as_one_by_one(seed):
     """Vectors in line by their least distance each take the nearest cluster with room."""
@@ -100,11 +95,12 @@ def test_the_whole_codebook_state_is_relabelled(world, clustered):
             assert torch.equal(before, after[name]), name
     assert moved == 3
     assert (clustered.codes / "clusters.png").read_bytes().startswith(b"\x89PNG")
-    vectors_VC, own_V = new.quantizer.codebook_VC, torch.arange(32) // 4
-    assert spread(vectors_VC, own_V) < spread(vectors_VC, torch.arange(32) % 8)
+    cluster_V = balanced_kmeans(old.quantizer.codebook_VC, 8, seed=0)
+    assert torch.equal(new_of_old_V // 4, cluster_V)  # side by side
 
 
 def test_tool_refuses_before_writing(world, clustered, tmp_path):
+    config = tool.ClusterConfig(world.tokenizer, world.codes, tmp_path / "out", cluster_size=4)
     for changes, message in (
         ({"cluster_size": 5}, "--cluster-size to divide the 32 codes.*got 5"),
         ({"cluster_size": 64}, "--cluster-size to divide the 32 codes.*got 64"),
@@ -112,5 +108,5 @@ def test_tool_refuses_before_writing(world, clustered, tmp_path):
         ({"tokenizer": clustered.tokenizer}, "another tokenizer than.*extract_latent_codes"),
     ):
         with pytest.raises(InputError, match=message):
-            tool.main(tool_config(world, tmp_path / "out", **changes))
+            tool.main(replace(config, **changes))
     assert not (tmp_path / "out").exists()

@@ -192,14 +192,10 @@ def test_risk_and_coverage_by_hand():
 TOKENS, SIZE, CLASSES = 16, 8, 4
 
 
-def codes_of(codes_NT: torch.Tensor, label_N: torch.Tensor) -> Codes:
-    return Codes(codes_NT.unsqueeze(1), label_N, {"codebook_size": SIZE})
-
-
 def split(make, images: int, seed: int) -> Codes:
     generator = torch.Generator().manual_seed(seed)
     label_N = torch.arange(images) % CLASSES
-    return codes_of(make(label_N, generator), label_N)
+    return Codes(make(label_N, generator).unsqueeze(1), label_N, {"codebook_size": SIZE})
 
 
 def uniform(label_N, generator):
