@@ -271,7 +271,7 @@ def test_both_views_are_drawn_anew_in_every_step_and_labels_dropped_as_often_as_
         dropped += (label_B == 10).sum()
         straight, mirrored = ((drawn_BT == codes.codes_NAT[rows_B, view]).all(1) for view in (0, 1))
         assert (straight | mirrored).all() and straight.sum() > 30 and mirrored.sum() > 30
-        patterns.add(tuple(straight[rows_B.argsort()].tolist()))
+        patterns.add(tuple(straight.tolist()))  # by place in the batch: the rows differ anyway
     assert len(patterns) == 50
     assert 1076 < dropped < 1324  # binomial(6000, 0.2): four standard deviations are 124
 
