@@ -184,7 +184,7 @@ TARGETS = {
         lambda f: np.save(f / "o.npy", np.arange(16)[::-1]), lambda f: scan(f / "o.npy", 4), False
     ),
     "samples": Target(write_npz, lambda f: read_samples(f / "s.npz", 32, 2)),
-    "report": Target(write_run, lambda f: report.side_by_side([read_run(f)]), exact=False),
+    "report": Target(write_run, lambda f: report.side_by_side({"run": read_run(f)}), exact=False),
     "plan": Target(
         write_run, lambda f: export.sampling_of(f / "metrics.json", "randar"), exact=False
     ),
