@@ -38,12 +38,11 @@ def turned(x_LD: torch.Tensor, cells: list, heads: int, grid: int) -> torch.Tens
     return torch.stack([rope(x_HK, cell, grid) for x_HK, cell in zip(x_LHK, cells, strict=True)])
 
 
-def attention(x_LD: torch.Tensor, w: dict, at: str, cells: list, heads: int, grid: int):
+def attention(x_LD: torch.Tensor, w: dict, at: str, cells: list, heads: int, grid: int, hidden_SL):
     q_LD, k_LD, v_LD = (x_LD @ w[at + "wqkv.weight"].T).chunk(3, dim=1)
     q_LHK, k_LHK = (turned(part, cells, heads, grid) for part in (q_LD, k_LD))
     v_LHK = v_LD.view(len(v_LD), heads, -1)
     score_HSL = torch.einsum("shk,lhk->hsl", q_LHK, k_LHK) / math.sqrt(q_LHK.shape[-1])
-    hidden_SL = torch.ones(len(x_LD), len(x_LD), dtype=torch.bool).triu(1)
     weight_HSL = score_HSL.masked_fill(hidden_SL, -math.inf).softmax(-1)
     return torch.einsum("hsl,lhk->shk", weight_HSL, v_LHK).flatten(1) @ w[at + "wo.weight"].T
 
@@ -54,13 +53,16 @@ def feed_forward(x_LD: torch.Tensor, w: dict, at: str) -> torch.Tensor:
     return (silu_LD * (x_LD @ w[at + "w3.weight"].T)) @ w[at + "w2.weight"].T
 
 
-def transformer(x_LD: torch.Tensor, w: dict, cells: list, heads: int, grid: int) -> torch.Tensor:
-    """Return logits_LV of a sequence of vectors that lie at `cells`."""
-    i = 0
+def transformer(
+    x_LD: torch.Tensor, w: dict, cells: list, heads: int, grid: int, hidden_SL=None
+) -> torch.Tensor:
+    """Return logits_LV of a sequence of vectors that lie at `cells`; what comes later is hidden."""
+    i, later_SL = 0, torch.ones(len(x_LD), len(x_LD), dtype=torch.bool).triu(1)
+    hidden_SL = later_SL if hidden_SL is None else hidden_SL
     while f"layers.{i}.attention.wo.weight" in w:
         at = f"layers.{i}."
         norm_LD = rms(x_LD, w[at + "attention_norm.weight"])
-        x_LD = x_LD + attention(norm_LD, w, at + "attention.", cells, heads, grid)
+        x_LD = x_LD + attention(norm_LD, w, at + "attention.", cells, heads, grid, hidden_SL)
         norm_LD = rms(x_LD, w[at + "ffn_norm.weight"])
         x_LD = x_LD + feed_forward(norm_LD, w, at + "feed_forward.")
         i += 1
