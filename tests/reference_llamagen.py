@@ -38,13 +38,21 @@ def turned(x_LD: torch.Tensor, cells: list, heads: int, grid: int) -> torch.Tens
     return torch.stack([rope(x_HK, cell, grid) for x_HK, cell in zip(x_LHK, cells, strict=True)])
 
 
+def mix(q_LHK: torch.Tensor, k_LHK: torch.Tensor, v_LD: torch.Tensor, hidden_SL: torch.Tensor):
+    score_HSL = torch.einsum("shk,lhk->hsl", q_LHK, k_LHK) / math.sqrt(q_LHK.shape[-1])
+    weight_HSL = score_HSL.masked_fill(hidden_SL, -math.inf).softmax(-1)
+    return torch.einsum("hsl,lhk->shk", weight_HSL, v_LD.view(k_LHK.shape)).flatten(1)
+
+
+def later(length: int) -> torch.Tensor:
+    """Return what slot s of a causal model does not see: all after it."""
+    return torch.ones(length, length, dtype=torch.bool).triu(1)
+
+
 def attention(x_LD: torch.Tensor, w: dict, at: str, cells: list, heads: int, grid: int, hidden_SL):
     q_LD, k_LD, v_LD = (x_LD @ w[at + "wqkv.weight"].T).chunk(3, dim=1)
     q_LHK, k_LHK = (turned(part, cells, heads, grid) for part in (q_LD, k_LD))
-    v_LHK = v_LD.view(len(v_LD), heads, -1)
-    score_HSL = torch.einsum("shk,lhk->hsl", q_LHK, k_LHK) / math.sqrt(q_LHK.shape[-1])
-    weight_HSL = score_HSL.masked_fill(hidden_SL, -math.inf).softmax(-1)
-    return torch.einsum("hsl,lhk->shk", weight_HSL, v_LHK).flatten(1) @ w[at + "wo.weight"].T
+    return mix(q_LHK, k_LHK, v_LD, hidden_SL) @ w[at + "wo.weight"].T
 
 
 def feed_forward(x_LD: torch.Tensor, w: dict, at: str) -> torch.Tensor:
@@ -57,8 +65,7 @@ def transformer(
     x_LD: torch.Tensor, w: dict, cells: list, heads: int, grid: int, hidden_SL=None
 ) -> torch.Tensor:
     """Return logits_LV of a sequence of vectors that lie at `cells`; what comes later is hidden."""
-    i, later_SL = 0, torch.ones(len(x_LD), len(x_LD), dtype=torch.bool).triu(1)
-    hidden_SL = later_SL if hidden_SL is None else hidden_SL
+    i, hidden_SL = 0, later(len(x_LD)) if hidden_SL is None else hidden_SL
     while f"layers.{i}.attention.wo.weight" in w:
         at = f"layers.{i}."
         norm_LD = rms(x_LD, w[at + "attention_norm.weight"])

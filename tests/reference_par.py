@@ -7,7 +7,7 @@ none). The whole published sequence of N + n - 1 slots is run, its last n - 1 lo
 import math
 
 import torch
-from reference_llamagen import CLASS, transformer
+from reference_llamagen import CLASS, later, transformer
 
 
 def region_cells(grid: int, n: int) -> list[int]:
@@ -24,7 +24,7 @@ def region_cells(grid: int, n: int) -> list[int]:
 
 def hidden(slots: int, n: int) -> torch.Tensor:
     """Upper triangular; but rows a..a+n-1 see all columns < a + n, for a = n + i n."""
-    hidden_SL = torch.ones(slots, slots, dtype=torch.bool).triu(1)
+    hidden_SL = later(slots)
     for a in range(n, slots, n):
         hidden_SL[a : a + n, : a + n] = False
     return hidden_SL
