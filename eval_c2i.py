@@ -83,6 +83,9 @@ class EvalConfig(SamplingConfig):
     def check(self) -> None:
         if (self.checkpoint is None) == (self.samples is None):
             raise InputError("expected either --checkpoint or --samples")
+        idle = [name for name in (*(f.name for f in fields(Plan)), "labels") if getattr(self, name)]
+        if self.samples and idle:
+            raise InputError(f"--samples are drawn already: expected no --{idle[0]}")
 
 
 def measure_samples(cfg: EvalConfig) -> tuple[dict, dict, Path]:
@@ -144,15 +147,18 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
         "cluster_weight": header["config"].get("cluster_weight", 0.0),
         "train_steps": header["config"]["steps"],
         **how,
+        "own_order": subject.order,
         "network_calls": plan.calls(model),
         "num_samples": cfg.num_samples,
         "seeds": list(seeds),
         "images_per_second": speed,
+        "samples_sha256": sha256_of(images_NHWC),  # of samples.npz: a cut run may have replaced it
         **peak_memory(subject.device),
     }
     if codes:
-        order = subject.order if plan.order in CHOSEN else plan.order
-        orders = {order, "raster", "random"} if model.any_order else {model.config.scan}
+        orders = {model.config.scan}
+        if model.any_order:
+            orders = {subject.order, plan.order, "raster", "random"} - {*CHOSEN}
         metrics["bits_per_image"] = {
             o: done(f"bits {o}", likelihood.likelihood, model, codes["test"], o, cfg.random_orders)
             for o in sorted(orders)

@@ -98,6 +98,8 @@ class TrainConfig(command.Config):
             raise InputError(f"expected --anneal.start <= --anneal.end, got {start} and {end}")
         if self.cca.weight and (self.init is None or self.cluster_weight):
             raise InputError("--cca.weight needs the generator to align, --init, and no other loss")
+        if self.cca.weight and self.context_noise:
+            raise InputError("--cca.weight compares what is read as it is: no --context-noise")
         if self.order is not None:
             check_order(self.method, self.policy.name)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from metrics.calibration import mean_of
-from metrics.report import Run, Runs, interval, own_bits, show, table
+from metrics.report import Run, Runs, interval, own_bits, shared, show, table
 
 MARGIN = 0.05
 """of the Frechet distance with which a quality counts as kept"""
@@ -51,8 +51,11 @@ class Claim:
         """Return {value, low, high}, of a quality as a share, or None if a run is not there."""
         if not runs.keys() >= set(self.runs):
             return None
-        new, old = (self.number(runs[name]) for name in self.runs)
+        pair = {name: runs[name] for name in self.runs}
+        new, old = map(self.number, pair.values())
         if isinstance(new, torch.Tensor):
+            for key in ("inputs.test_codes", "images", "corruptions.images"):
+                shared(pair, f"robustness.{key}")  # else image by image means nothing
             return mean_of(new - old)
         apart, base = minus(new, old), interval(old)["value"] if self.wanted == "kept" else 1.0
         return {key: value / base for key, value in apart.items()}

@@ -129,7 +129,8 @@ class Reference:
 
     def names(self, samples: int) -> list[str]:
         """Return the names of all measures of so many samples; a distance comes first."""
-        return [name for e in self.extractors for name in e.names(samples)]
+        least = min(samples, len(self.train_NHWC))
+        return [name for e in self.extractors for name in e.names(least)]
 
     def measure(
         self, images_NHWC: np.ndarray, label_N: np.ndarray | None, real: bool = False, done=at_once
@@ -149,7 +150,7 @@ class Reference:
 
         values: dict[str, float] = {}
         for i, extractor in enumerate(self.extractors):
-            name = "control " * real + extractor.frechet_name(len(images_NHWC))
+            name = "control " * real + extractor.layer
             values |= done(name, by, i)
         return values
 

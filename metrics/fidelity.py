@@ -60,7 +60,7 @@ class FeatureExtractor:
     prefix: str = "FD"
 
     def frechet_name(self, samples: int) -> str:
-        """Return what its Frechet distance of so many samples is called."""
+        """Return what its Frechet distance of so many samples, or fewer references, is called."""
         if self.suffix or samples >= FULL:
             return f"{self.prefix}{self.suffix}"
         return f"FID-{samples // 1000}k" if samples % 1000 == 0 else f"FID-{samples}"
@@ -212,7 +212,7 @@ def fidelity(
         if extractor.logits_layer:
             score = metric_isc.isc_features_to_metric(samples[extractor.logits_layer])
             values += [score[metric_isc.KEY_METRIC_ISC_MEAN]]
-    names = extractor.names(len(pair[0]))
+    names = extractor.names(min(map(len, pair)))  # no FID of 50,000 samples to 10 images
     return {name: float(value) for name, value in zip(names, values, strict=False)}
 
 

@@ -185,6 +185,9 @@ def real(row: dict, name: str) -> str:
 def own_bits(run: Run) -> dict | None:
     """Return the bits of a test image in the order that the model was trained in, or ended in."""
     bits = run.at("metrics.bits_per_image")
+    if order := run.at("metrics.own_order", True):
+        return bits.get(order)
+    # of before that was written
     return bits.get(run.at("metrics.trained_order")) or bits.get(run.at("metrics.plan.order"))
 
 

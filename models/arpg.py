@@ -159,6 +159,7 @@ class ARPG(Method):
 
     any_order = True
     parallel = True
+    head_name = "head"
 
     def __init__(self, config: ModelConfig):
         """Raise InputError for an odd number of layers."""

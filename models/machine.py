@@ -1,6 +1,7 @@
 """This machine: its devices and precisions, what it can do in a second, and its processes."""
 
 import contextlib
+import copy
 import ctypes
 import functools
 import itertools
@@ -70,6 +71,8 @@ def start_fabric(device: torch.device, devices: int = 1, precision: Precision = 
     """Return a Fabric, launched; its weights stay fp32, and on a GPU their products are TF32."""
     from lightning_fabric import Fabric  # takes longer to import than torch
 
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        raise InputError(f"expected --devices up to {torch.cuda.device_count()}, got {devices}")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -163,7 +166,8 @@ class Workers:
         for rank in range(processes):
             ranks.put(rank)
         threads = max(1, torch.get_num_threads() // processes)
-        given = (function.to(torch.device("cpu")), device.type, threads, ranks)
+        # a copy: `to` moves the modules themselves, and who calls goes on with them on its GPU
+        given = (copy.deepcopy(function).to(torch.device("cpu")), device.type, threads, ranks)
         self.pool = ProcessPoolExecutor(processes, context, _start_worker, given)
 
     def map(self, calls: Sequence[tuple]) -> Iterator:

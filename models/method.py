@@ -121,6 +121,8 @@ class Method(nn.Module):
     """can be asked for several cells at once"""
     scans: tuple[str, ...] = SCANS
     """the fixed orders it can be trained in; the first is the one when no order is asked for"""
+    head_name: str = "output"
+    """name of the linear map to logits"""
     no_decay: tuple[str, ...] = ()
     """parts of the names of tensors that get no weight decay, besides norms and biases"""
 
@@ -143,7 +145,7 @@ class Method(nn.Module):
         return scan(name, self.config.grid, self.config.regions)
 
     def check_order(self, order_BS: torch.Tensor) -> None:
-        """Raise ValueError unless the method can follow these orders.
+        """Raise InputError unless the method can follow these orders.
 
         Waits for the device, so callers of `decode` ask it once before they start.
         """
@@ -153,7 +155,7 @@ class Method(nn.Module):
         if order_BS.shape[1:] != fixed_S.shape or not bool((order_BS == fixed_S).all()):
             scan, regions = self.config.scan, self.config.regions
             only = f"the order of its {regions} regions" if scan == "regions" else f"{scan} order"
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} generates in {only} only: nothing tells it which cell "
                 "comes next"
             )

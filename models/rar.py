@@ -136,6 +136,7 @@ class RAR(Method):
 
     any_order = True
     parallel = False
+    head_name = "lm_head"
     # as the official rule: all tables but cls_token, and the head's modulation but not the blocks'
     no_decay = ("embed", "adaln_before_head")
 

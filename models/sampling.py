@@ -185,6 +185,12 @@ class Plan(command.Config):
     revise_scale: command.Amount | None = None
     """guidance scale of revising; None: that of sampling, but 2 at most"""
 
+    def check(self) -> None:
+        if self.cfg_from > self.cfg_to:
+            raise InputError(f"expected --cfg-from up to --cfg-to {self.cfg_to}: {self.cfg_from}")
+        if self.revise and self.order in CHOSEN:
+            raise InputError(f"--revise asks what came before, and --order {self.order} is chosen")
+
     def groups(self, model: Method, known: int = 0) -> tuple[list[int], list[float]]:
         """Return each step's number of codes and its guidance scale, for this method.
 

@@ -214,8 +214,8 @@ def make_optimizers(
     """
     hidden = {
         id(module.weight)
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear) and module.out_features != model.config.vocab_size
+        for name, module in model.named_modules()  # not by shape: w1 may have that of the head
+        if isinstance(module, torch.nn.Linear) and name != model.head_name
     }
     adamw, muon = (
         [{"params": [], "weight_decay": w} for w in (weight_decay, 0.0)] for _ in range(2)
@@ -253,7 +253,7 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def descend(fabric, net, optimizers: list, loss: torch.Tensor, lr: float) -> None:
-    """Take one step of every optimizer down the gradient of a loss, clipped to norm 1."""
+    """Take one step of every optimizer down the gradient of a loss, each clipped to norm 1."""
     fabric.backward(loss)
     for optimizer in optimizers:
         for group in optimizer.param_groups:

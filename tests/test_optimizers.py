@@ -1,5 +1,7 @@
 """What each optimizer takes, and what of it is decayed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -26,8 +28,9 @@ def test_what_is_decayed_is_what_the_papers_decay(method, optimizer):
     assert sum(len(group["params"]) for group in groups) == len(every)
 
 
-def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(method):
-    model = METHODS[method](SIZES)
+@pytest.mark.parametrize("vocab_size", [8, 64, 256])  # RAR's fc1 and the others' w1 have 64 and 256
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(method, vocab_size):
+    model = METHODS[method](replace(SIZES, vocab_size=vocab_size))
     (alone,) = make_optimizers(model, "adamw", 1e-3, 0.05)
     adamw, muon = make_optimizers(model, "muon", 1e-3, 0.05)
     every, rest, hidden = (
@@ -35,8 +38,8 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(method):
         for optimizer in (alone, adamw, muon)
     )
     assert sorted(rest + hidden) == sorted(every) == sorted(map(id, model.parameters()))
-    shapes = {tuple(p.shape) for group in muon.param_groups for p in group["params"]}
-    assert (16, 16) in shapes and all(min(shape) >= 16 for shape in shapes)  # no head, no table
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert set(hidden) == {id(m.weight) for name, m in linear.items() if name != model.head_name}
 
 
 def test_muon_in_fp32_is_pytorchs_but_for_its_rounding():

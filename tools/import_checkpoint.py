@@ -112,7 +112,8 @@ def main(cfg: ImportConfig) -> Path | None:
     out = cfg.out or folder / f"{cfg.source.stem}_imported.pth"
     if generator:
         save_generator(out, head, model)
-        sample = f"uv run eval_c2i.py --checkpoint {out} --tokenizer {cfg.tokenizer}"
+        sample = f"uv run eval_c2i.py --checkpoint {out} --tokenizer {cfg.tokenizer} "
+        sample += "--codes none"
         again = "eval_c2i.py needs its tokenizer: import again with --tokenizer to sample"
         print(f"wrote {out}; {sample if cfg.tokenizer else again}")
     else:

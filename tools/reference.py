@@ -17,6 +17,7 @@ from metrics.report import read_run
 from metrics.tables import methods
 from models import command
 from models.artifacts import ROOT, as_written, expect_file, read_json
+from models.command import InputError
 from models.machine import Stage, run_stages
 from models.method import SIZES
 from models.training import OptimizerName
@@ -85,6 +86,8 @@ def stages(cfg: ReferenceConfig, name: str) -> list[Stage]:
     budget = ("model", "steps", "batch", "optimizer", "lr", "dropout", "cluster_weight", "heldout")
     more = {key: getattr(cfg, key) for key in (*budget, "codes")}
     more["method"], more["order"] = method, order = RUNS[name]
+    if cfg.tuned and order == "adaptive":
+        raise InputError(f"{name} cannot be tuned: leave it out of --runs, or --tuned")
     if cfg.tuned:
         path = cfg.tuned / f"tuning_{name}" / "tuning.json"
         rerun = f"run: uv run tools/tune.py --method {method} --order {order} --out {path.parent}"
@@ -109,9 +112,10 @@ def evaluation(cfg: ReferenceConfig, name: str) -> Stage:
 
 def main(cfg: ReferenceConfig) -> str:
     """Run every stage, each of which knows what it has done; print and return the table."""
+    first = {name: stages(cfg, name) for name in cfg.runs}  # refuses what is not tuned at once
     for i in range(0, len(cfg.runs), cfg.together):
         names = cfg.runs[i : i + cfg.together]
-        for side_by_side in zip(*(stages(cfg, name) for name in names), strict=True):
+        for side_by_side in zip(*(first[name] for name in names), strict=True):
             run_stages(side_by_side)
         run_stages([evaluation(cfg, name) for name in names])
     runs = [read_run(cfg.out / name) for name in cfg.runs]
