@@ -18,14 +18,13 @@ Differs from it in what `method.py` says, and in:
 - each image has its own order.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from models.command import InputError
-from models.method import Cache, Method, ModelConfig
+from models.gpt import LlamaCache
+from models.method import Method, ModelConfig
 from models.transformer import (
     Dropout,
     LayerCache,
@@ -99,21 +98,6 @@ class Block(nn.Module):
         return x_BSD + self.ffn(self.ffn_norm(x_BSD))
 
 
-@dataclass
-class ARPGCache(Cache):
-    """What pass 1 has been fed: [c, x_1 ..], `slots` of them."""
-
-    label_B: torch.Tensor
-    layers: list[LayerCache]
-    """of pass 1; pass 2 has none of its own"""
-    shared: LayerCache
-    """the keys and values that pass 2 reads"""
-    slots: int = 0
-
-    def rewind(self, codes: int) -> None:
-        self.slots = codes and 1 + codes  # the class token is fed with the first call
-
-
 class TwoPasses(nn.Module):
     """The stack: half of the layers read the content, the other half answer the queries."""
 
@@ -128,18 +112,21 @@ class TwoPasses(nn.Module):
         self.to_v = nn.Linear(config.width, config.width, bias=False)
 
     def read(
-        self, x_BSD: torch.Tensor, rotation_BSR: torch.Tensor, cache: ARPGCache | None = None
+        self, x_BSD: torch.Tensor, rotation_BSR: torch.Tensor, cache: LlamaCache | None = None
     ) -> KeysValues:
-        """Pass 1: return keys and values of the content so far; with a cache, x follows in it."""
-        rotation_B1SR, start = rotation_BSR.unsqueeze(1), cache.slots if cache else 0
+        """Pass 1: return keys and values of the content so far; with a cache, x follows in it.
+
+        Its layers are those of pass 1, and one more for what pass 2 reads, which has none itself.
+        """
+        rotation_B1SR, start = rotation_BSR.unsqueeze(1), cache.fed if cache else 0
         for i, block in enumerate(self.self_dec):
-            x_BSD = block(x_BSD, rotation_B1SR, cache.layers[i] if cache else None, start)
+            x_BSD = block(x_BSD, rotation_B1SR, cache and cache.layers[i], start)
         x_BSD = self.norm(x_BSD)
         kv = keys_values(self, x_BSD, rotation_B1SR)
         if cache is None:
             return kv
-        cache.slots += x_BSD.shape[1]
-        return cache.shared.write(start, *kv)
+        cache.fed += x_BSD.shape[1]
+        return cache.layers[-1].write(start, *kv)
 
     def answer(
         self, query_11D: torch.Tensor, rotation_BSR: torch.Tensor, kv: KeysValues, slots: range
@@ -201,20 +188,20 @@ class ARPG(Method):
         return widened(self.head(self.norm(x_BnD)))
 
     def cache(self, label_B):
-        tokens = self.config.tokens  # the class token, and all codes but the last
-        layers = [LayerCache(tokens) for _ in self.layers.self_dec]
-        return ARPGCache(label_B, layers, LayerCache(tokens))
+        slots = self.config.tokens  # the class token, and all codes but the last
+        layers = range(len(self.layers.self_dec) + 1)
+        return LlamaCache(label_B, [LayerCache(slots) for _ in layers])
 
     def decode(self, cache, codes_Bm, cells_Bm, next_cells_Bn):
         """Return logits_BnV; see Method. Each depends on what is committed and its cell alone."""
         code_VD, query_11D, label_D = self._embeddings()
         x_BmD = F.embedding(codes_Bm, code_VD)
-        if cache.slots == 0:
+        if cache.fed == 0:
             x_BmD = torch.cat((F.embedding(cache.label_B[:, None], label_D), x_BmD), dim=1)
             cells_Bm = after_label(cells_Bm)
-        kv = tuple(cache.shared.kv_2)
+        kv = tuple(cache.layers[-1].kv_2)
         if x_BmD.shape[1]:
             kv = self.layers.read(x_BmD, self._rotation(cells_Bm), cache)
-        last = range(cache.slots - 1, cache.slots)
+        last = range(cache.fed - 1, cache.fed)
         x_BnD = self.layers.answer(query_11D, self._rotation(next_cells_Bn), kv, last)
         return widened(self.head(self.norm(x_BnD)))
