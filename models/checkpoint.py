@@ -23,22 +23,21 @@ from models.methods import build
 from models.sampling import Plan
 
 KIND = "generator"
-RENAMED = {
-    "model_config": {"codes": "vocab_size"},
-    "plan": {"cfg": "cfg_scale", "steps": "decode_steps"},
-    "config": {},
+RENAMED = {"codes": "vocab_size", "cfg": "cfg_scale", "steps": "decode_steps"}
+"""Fields of a ModelConfig or Plan in files from before they had the names of today, old -> new."""
+ADDED = {
+    "order_seed": 0,
+    "compile": False,
+    "init": None,
+    "cca": {"weight": 0.0, "beta": 0.25},
+    "context_noise": 0.0,
 }
-"""Fields of files that were written before they had the names of today, old -> new."""
-NO_ALIGNMENT = {"weight": 0.0, "beta": 0.25}
-NOT_THEN = {"compile": False, "init": None, "cca": NO_ALIGNMENT, "context_noise": 0.0}
-ADDED = {"config": {"order_seed": 0} | NOT_THEN}
-"""Fields that such files lack, with the value that says what was done then."""
+"""Fields that the config of such a training lacks, with the value that says what was done then."""
 
 
-def renewed(part: str, saved: dict) -> dict:
-    """Return a part of a file, of RENAMED, with the names of today."""
-    names = RENAMED[part]
-    return ADDED.get(part, {}) | {names.get(name, name): value for name, value in saved.items()}
+def renewed(saved: dict) -> dict:
+    """Return the fields of a saved ModelConfig or Plan by the names of today."""
+    return {RENAMED.get(name, name): value for name, value in saved.items()}
 
 
 def save_generator(path: Path, head: dict, model: Method, **more: Any) -> None:
@@ -58,7 +57,7 @@ def resume(
     saved = load_checkpoint(path, KIND, rerun=f"rm {path}, then this command")
     old = saved["header"]
     lacking = {"labels": head["inputs"].get("labels")}  # runs of before did not say theirs
-    old |= {"config": renewed("config", old["config"]), "inputs": lacking | old["inputs"]}
+    old |= {"config": ADDED | old["config"], "inputs": lacking | old["inputs"]}
     same_run(old, head, free, path)
     if "optimizers" not in saved:
         raise InputError(f"{path} was exported and cannot be trained on; choose another --out")
@@ -129,7 +128,7 @@ class Generator:
     @property
     def sampling(self) -> dict:
         """Fields of a `sampling.Plan` that whoever exported the file recommends; may be empty."""
-        return renewed("plan", self.header.get("sampling", {}))
+        return renewed(self.header.get("sampling", {}))
 
 
 def load_generator(path: Path) -> Generator:
@@ -137,13 +136,13 @@ def load_generator(path: Path) -> Generator:
     saved = load_checkpoint(path, KIND, rerun="uv run train_c2i.py")
     head = saved["header"]
     with as_written(path, KIND, "run: uv run train_c2i.py"):
-        config = ModelConfig(**renewed("model_config", saved["model_config"]))
+        config = ModelConfig(**renewed(saved["model_config"]))
         model = restored(lambda: build(head["method"], config), saved["model"])
         classes = head.get("classes", [""] * config.classes)
         names = (head["config"].get("order", ""), head.get("dataset", ""), *classes)
         if len(classes) != config.classes or not all(isinstance(name, str) for name in names):
             raise ValueError(f"order, dataset and {config.classes} classes are no names")
-        Plan(**renewed("plan", head.get("sampling", {})))
+        Plan(**renewed(head.get("sampling", {})))
     return Generator(model.requires_grad_(False).eval(), head)
 
 

@@ -30,7 +30,7 @@ def sampling_of(path: Path, method: str) -> dict:
     """Return how the samples of a metrics.json were made. Raises InputError if it does not say."""
     with as_written(path, "record of samples", "give a metrics.json of eval_c2i.py"):
         metrics = read_json(path)
-        plan, sampled = asdict(Plan(**renewed("plan", metrics["plan"]))), metrics["method"]
+        plan, sampled = asdict(Plan(**renewed(metrics["plan"]))), metrics["method"]
     if sampled != method:
         raise InputError(f"expected samples of {method} in {path}, found those of {sampled}")
     return plan
