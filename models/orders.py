@@ -69,24 +69,20 @@ def subsample(grid: int) -> torch.Tensor:
     return _by_bits(grid, "subsample", lowest_first=True)
 
 
-def spiral_out(grid: int) -> torch.Tensor:
-    """Start at the lower left of the central 2x2; arms up, right, down, left, ever longer."""
+def spiral_in(grid: int) -> torch.Tensor:
+    """Start at the lower right; arms up, left, down, right, ever shorter, to the central 2x2."""
     if grid % 2:
         raise InputError(f"spirals need an even grid side, got {grid}")
-    row, column, order = grid // 2, grid // 2 - 1, []
-    turns = ((-1, 0), (0, 1), (1, 0), (0, -1))
-    arms = sorted([*range(1, grid)] * 2 + [grid - 1])  # 1 1 2 2 .. G-1 G-1 G-1
-    for arm, length in enumerate(arms):
-        down, right = turns[arm % 4]
-        for _ in range(length):
-            order.append(row * grid + column)
-            row, column = row + down, column + right
-    return torch.tensor([*order, row * grid + column])
+    cells, arms = torch.arange(grid * grid).view(grid, grid), []
+    while len(cells):
+        arms.append(cells[:, -1].flip(0))  # the column at the right, from below
+        cells = cells[:, :-1].rot90(-1)  # what is left, its top row now at the right
+    return torch.cat(arms)
 
 
-def spiral_in(grid: int) -> torch.Tensor:
-    """`spiral_out` backwards."""
-    return spiral_out(grid).flip(0)
+def spiral_out(grid: int) -> torch.Tensor:
+    """`spiral_in` backwards: it starts at the lower left of the central 2x2."""
+    return spiral_in(grid).flip(0)
 
 
 def halton(grid: int) -> torch.Tensor:
