@@ -119,16 +119,13 @@ class RARCache(Cache):
     slots_BLD: torch.Tensor
     """the slots [cls, y, x_1 ..] without T, written in place"""
     layers: list[LayerCache]
-    fed: int = 2
-    """of the slots, those that are written"""
-    final: int = 0
-    """of them in the layers' caches, with T of the code that followed"""
+    fed: int = 0
+    """slots of the layers' caches that are final: with T of the code that followed"""
     next_is_fed: bool = False
     """the slot after those is in them too, with T of the cell that is committed next"""
 
     def rewind(self, codes: int) -> None:
-        self.fed = 2 + codes
-        self.final, self.next_is_fed = codes and 1 + codes, False
+        self.fed, self.next_is_fed = codes and 1 + codes, False
 
 
 class RAR(Method):
@@ -227,12 +224,13 @@ class RAR(Method):
         for, and fed again if another is committed next.
         """
         self.check_one(next_cells_Bn)
-        fed, cache.fed = cache.fed, cache.fed + codes_Bm.shape[1]
-        cache.slots_BLD[:, fed : cache.fed] = self._codes(codes_Bm, cells_Bm)
-        next_BS, start = torch.cat((cells_Bm, next_cells_Bn), dim=1), cache.final
-        cache.final = cache.fed - 1
+        first = max(2, cache.fed + 1)  # the slot after the open one, y's or the last code's
+        stop = first + codes_Bm.shape[1]
+        cache.slots_BLD[:, first:stop] = self._codes(codes_Bm, cells_Bm)
+        next_BS, start = torch.cat((cells_Bm, next_cells_Bn), dim=1), cache.fed
+        cache.fed = stop - 1
         if cache.next_is_fed and cells_Bm.shape[1]:
             next_BS, start = next_BS[:, 1:], start + 1
         cache.next_is_fed = True
-        x_BLD = self._told(cache.slots_BLD[:, start : cache.fed], next_BS)
+        x_BLD = self._told(cache.slots_BLD[:, start:stop], next_BS)
         return self._run(x_BLD, cache.label_U, cache.row_B, 1, cache.layers, start)
