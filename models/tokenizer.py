@@ -128,13 +128,10 @@ def encode_images(
     model: Tokenizer, images_NHWC: np.ndarray, batch: int = 64, sweeps: int = 0
 ) -> torch.Tensor:
     """Return codes_NT int64, on the CPU, of uint8 images; `sweeps` > 0 searches for better ones."""
-    device = next(model.parameters()).device
-    codes = []
-    for start in range(0, len(images_NHWC), batch):
-        images_N3HW = to_float(images_NHWC[start : start + batch], device)
-        codes_NT = search_codes(model, images_N3HW, sweeps) if sweeps else model.encode(images_N3HW)
-        codes.append(codes_NT.cpu())
-    return torch.cat(codes)
+    device, starts = next(model.parameters()).device, range(0, len(images_NHWC), batch)
+    batches = (to_float(images_NHWC[i : i + batch], device) for i in starts)
+    codes = (search_codes(model, x, sweeps) if sweeps else model.encode(x) for x in batches)
+    return torch.cat([codes_NT.cpu() for codes_NT in codes])
 
 
 def decode_codes(model: Tokenizer, codes_NT: torch.Tensor, batch: int = 64) -> np.ndarray:
