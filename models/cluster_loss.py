@@ -41,12 +41,10 @@ def balanced_kmeans(
     centre_JC = unit_VC[torch.randperm(count, generator=generator)[:clusters]]
     for _ in range(iterations):
         cluster_V = nearest_with_room(torch.cdist(unit_VC, centre_JC).square(), count // clusters)
-        before_JC, centre_JC = (
-            centre_JC,
-            unit_VC[cluster_V.argsort(stable=True)].unflatten(0, (clusters, -1)).mean(1),
-        )
-        if torch.allclose(centre_JC, before_JC, rtol=1e-5, atol=1e-8):
+        mean_JC = unit_VC[cluster_V.argsort(stable=True)].unflatten(0, (clusters, -1)).mean(1)
+        if torch.allclose(mean_JC, centre_JC, rtol=1e-5, atol=1e-8):
             break
+        centre_JC = mean_JC
     return cluster_V
 
 
