@@ -128,7 +128,9 @@ class Generator:
     @property
     def sampling(self) -> dict:
         """Fields of a `sampling.Plan` that whoever exported the file recommends; may be empty."""
-        return renewed(self.header.get("sampling", {}))
+        plan = renewed(self.header.get("sampling", {}))
+        # files of before hold every field, and 1.0 was the default of this one then, not a finding
+        return {k: v for k, v in plan.items() if (k, v) != ("choice_temperature", 1.0)}
 
 
 def load_generator(path: Path) -> Generator:

@@ -7,6 +7,7 @@ import torch
 
 from metrics.claims import CLAIMS, MARGIN, Claim, claims, frechet, minus, of_images, overfitting
 from metrics.report import Run, read_reports
+from models.command import InputError
 
 
 def test_the_interval_of_a_difference_is_that_of_two_means():
@@ -70,6 +71,9 @@ def test_values_of_images_are_paired():
     claim = Claim("", "", ("a", "b"), "", of_images("robustness.rows", "more", rho=0.4), "more")
     difference = claim.difference(runs)
     assert difference["low"] == pytest.approx(1, abs=1e-4) and claim.verdict(difference) == "yes"
+    runs["b"].files["robustness"]["inputs"] = {"test_codes": "others"}
+    with pytest.raises(InputError, match="runs of one table differ in robustness.inputs"):
+        claim.difference(runs)
 
 
 def test_overfitting_is_what_held_out_codes_cost_more_than_the_last_trained_ones():

@@ -235,6 +235,8 @@ def test_impossible_evaluations_are_refused_before_sampling(
         ("randar", {"decode_steps": 65}, "steps in 1..64, got 65"),
         ("gpt", {"decode_steps": 8}, "GPT decodes one code a step"),
         ("gpt", {"order": "random"}, "trained in raster order"),
+        ("randar", {"cfg_from": 0.6, "cfg_to": 0.5}, "expected --cfg-from up to --cfg-to 0.5"),
+        ("randar", {"order": "confidence", "revise": 0.1}, "--order confidence is chosen"),
         ("gpt", {"order": "spiral_in"}, "trained in raster order"),
         ("randar", {"labels": (10,)}, "--labels in 0..9, got .10"),
         ("randar", {"labels": (3,)}, "at least 10 test images"),
@@ -251,6 +253,9 @@ def test_impossible_evaluations_are_refused_before_sampling(
         with pytest.raises(InputError, match=message):
             stage.main(config(runs[method], **changes))
         assert not (tmp_path / "out").exists()
+    for idle in ({"labels": (3,)}, {"cfg_scale": 2.0}):
+        with pytest.raises(InputError, match=f"expected no --{next(iter(idle))}"):
+            stage.EvalConfig(samples=nowhere, **idle)
 
 
 def test_without_real_images_or_codes_it_still_samples(runs, config, tmp_path, capsys, monkeypatch):

@@ -209,6 +209,8 @@ def test_a_run_starts_from_another_ones_averaged_weights(world, tmp_path):
             stage.main(replace(cfg, **{name: value}))
     with pytest.raises(InputError, match="--cca.weight needs .* --init"):
         stage.main(replace(cfg, init=None, cca=Alignment(weight=1.0)))
+    with pytest.raises(InputError, match="no --context-noise"):
+        replace(cfg, cca=Alignment(weight=1.0), context_noise=0.1)
 
 
 def margins(model, codes) -> torch.Tensor:

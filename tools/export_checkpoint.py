@@ -27,13 +27,14 @@ class ExportConfig(command.Config):
 
 
 def sampling_of(path: Path, method: str) -> dict:
-    """Return how the samples of a metrics.json were made. Raises InputError if it does not say."""
+    """Return how samples were made, where not by default. Raises InputError if it is not said."""
     with as_written(path, "record of samples", "give a metrics.json of eval_c2i.py"):
-        metrics = read_json(path)
+        metrics, usual = read_json(path), asdict(Plan())
         plan, sampled = asdict(Plan(**renewed(metrics["plan"]))), metrics["method"]
     if sampled != method:
         raise InputError(f"expected samples of {method} in {path}, found those of {sampled}")
-    return plan
+    # a default of today that is written down would outlive it
+    return {k: v for k, v in plan.items() if v != usual[k] or k in ("order", "cfg_scale")}
 
 
 def main(cfg: ExportConfig) -> Path:
