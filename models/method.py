@@ -12,6 +12,7 @@ sizes are RandAR's (Pang et al., arXiv 2412.01827) and ARPG's (Li et al., arXiv 
 import itertools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -140,9 +141,13 @@ class Method(nn.Module):
 
         The name of the order that it was trained in is that order, wherever its file is now.
         """
-        if name == self.config.scan and self.config.cells:
-            return torch.tensor(self.config.cells)
-        return scan(name, self.config.grid, self.config.regions)
+        config = self.config
+        if name != config.scan or not config.cells:
+            return scan(name, config.grid, config.regions)
+        own_T = torch.tensor(config.cells)
+        if Path(name).is_file() and not torch.equal(scan(name, config.grid), own_T):
+            raise InputError(f"{name} is not the {name} that this was trained in: rename it")
+        return own_T
 
     def check_order(self, order_BS: torch.Tensor) -> None:
         """Raise InputError unless the method can follow these orders.

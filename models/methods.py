@@ -1,5 +1,7 @@
 """The methods by name. To add one: write a file beside this one, and a line here."""
 
+from pathlib import Path
+
 from models.arpg import ARPG
 from models.command import InputError
 from models.gpt import GPT
@@ -36,7 +38,7 @@ def check_order(method: str, order: str, trained: str | None = None) -> None:
             f"--order {order} asks for all open cells at once, which {method} cannot; take "
             + ", ".join(n for n, m in METHODS.items() if m.any_order and m.parallel)
         )
-    if fixed and trained not in (None, order):
+    if fixed and trained not in (None, order, Path(order).name):
         raise InputError(
             f"this {method} was trained in {trained} order and cannot be asked for {order}"
         )

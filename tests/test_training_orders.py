@@ -17,7 +17,7 @@ from models.artifacts import ROOT
 from models.checkpoint import load_generator
 from models.command import InputError
 from models.data import SPLITS, load_codes, save_codes
-from models.methods import METHODS
+from models.methods import METHODS, check_order
 from models.orders import region_scan, scan, shuffled_order
 from models.sampling import Plan, sample_codes
 from models.training import Adaptive, Anneal, OrderPolicy, batch_rows
@@ -81,7 +81,7 @@ def test_par_trains_with_sixteen_regions(world, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["gpt", "randar"])
-def test_an_order_of_ones_own_is_trained_in_kept_and_compared(world, tmp_path, method):
+def test_an_order_of_ones_own_is_trained_in_kept_and_compared(world, tmp_path, method, monkeypatch):
     path = tmp_path / "mine.npy"
     np.save(path, np.arange(64)[::-1])
     cfg = train_config(world, tmp_path / "run", method=method, order=path, steps=2)
@@ -95,6 +95,12 @@ def test_an_order_of_ones_own_is_trained_in_kept_and_compared(world, tmp_path, m
     assert loaded.model.order("mine.npy").tolist() == [*range(63, -1, -1)]
     codes_NT = sample_codes(loaded.model, torch.arange(2), Plan(order=loaded.order), seed=0)
     assert codes_NT.shape == (2, 64) and codes_NT.min() >= 0
+    monkeypatch.chdir(tmp_path)
+    np.save(path, np.arange(64)[::-1])
+    check_order(method, str(path), loaded.order)
+    np.save(path, np.roll(np.arange(64), 1))
+    with pytest.raises(InputError, match="is not the mine.npy that this was trained in"):
+        loaded.model.order("mine.npy")
     with pytest.raises(InputError, match="PAR|--order regions"):
         stage.main(train_config(world, tmp_path / "other", method="par", order=path))
 
