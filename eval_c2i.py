@@ -20,6 +20,7 @@ from metrics.report import Done, Run, read_samples, write_record, write_samples
 from metrics.tables import quality
 from models import command
 from models.artifacts import ROOT, sha256_of
+from models.checkpoint import locked, results_of
 from models.command import InputError, run
 from models.machine import device_name, peak_memory, pick_device, pick_precision
 from models.method import Grouping
@@ -88,8 +89,8 @@ class EvalConfig(SamplingConfig):
             raise InputError(f"--samples are drawn already: expected no --{idle[0]}")
 
 
-def measure_samples(cfg: EvalConfig) -> tuple[dict, dict, Path]:
-    """Measure the images of --samples; return the numbers, what they rest on, and their folder."""
+def measure_samples(cfg: EvalConfig) -> tuple[dict, dict]:
+    """Measure the images of --samples; return the numbers, and what they rest on."""
     reference = cfg.against.load("cifar10", pick_device(cfg.device))
     if reference is None:
         raise InputError("expected real images to hold --samples against; give --data")
@@ -97,7 +98,7 @@ def measure_samples(cfg: EvalConfig) -> tuple[dict, dict, Path]:
     images_NHWC, label_N = read_samples(cfg.samples, size, classes)
     metrics = {"num_samples": len(images_NHWC), **reference.report(images_NHWC, label_N)}
     inputs = {"samples": sha256_of(cfg.samples), **reference.inputs}
-    return metrics, inputs, cfg.out or ROOT / "results" / cfg.samples.stem
+    return metrics, inputs
 
 
 def first_samples(
@@ -118,8 +119,8 @@ def first_samples(
     return images_NHWC, speed
 
 
-def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
-    """Sample and measure, write samples; return the numbers, what they rest on, and their folder.
+def measure_generator(cfg: EvalConfig) -> tuple[dict, dict]:
+    """Sample and measure, write samples; return the numbers, and what they rest on.
 
     What a cut evaluation had done (samples, then bits, then each measure) is not done again.
     """
@@ -179,15 +180,17 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict, Path]:
             name: {"mean": statistics.mean(of_one), "sd": statistics.stdev(of_one)}
             for name, of_one in values.items()
         }
-    return metrics, inputs, subject.out
+    return metrics, inputs
 
 
 def main(cfg: EvalConfig) -> dict:
     """Sample, measure, write, print; return what metrics.json holds."""
-    metrics, inputs, out = measure_samples(cfg) if cfg.samples else measure_generator(cfg)
-    metrics |= {"device": device_name(pick_device(cfg.device))}
-    metrics = write_record(out / "metrics.json", metrics, cfg, inputs)
-    (out / ".partial.json").unlink(missing_ok=True)
+    out = ROOT / "results" / cfg.samples.stem if cfg.samples else results_of(cfg.checkpoint)
+    with locked(out := cfg.out or out):
+        metrics, inputs = measure_samples(cfg) if cfg.samples else measure_generator(cfg)
+        metrics |= {"device": device_name(pick_device(cfg.device))}
+        metrics = write_record(out / "metrics.json", metrics, cfg, inputs)
+        (out / ".partial.json").unlink(missing_ok=True)
     print(quality({out.name: Run(out.name, {"metrics": metrics}, [])}) + f"-> {out}")
     return metrics
 

@@ -11,7 +11,7 @@ from helpers import changed, cut_at, eval_config, other_codes, script, train_con
 import metrics.likelihood
 from metrics.likelihood import bits_per_code, orders_for
 from models.artifacts import load_checkpoint, save_checkpoint, sha256_of
-from models.checkpoint import load_generator
+from models.checkpoint import load_generator, locked
 from models.command import InputError
 from models.data import load_codes, load_split
 from models.methods import METHODS
@@ -253,6 +253,8 @@ def test_impossible_evaluations_are_refused_before_sampling(
         with pytest.raises(InputError, match=message):
             stage.main(config(runs[method], **changes))
         assert not (tmp_path / "out").exists()
+    with locked(tmp_path / "out"), pytest.raises(InputError, match="is being written by"):
+        stage.main(config(runs["gpt"]))
     for idle in ({"labels": (3,)}, {"cfg_scale": 2.0}):
         with pytest.raises(InputError, match=f"expected no --{next(iter(idle))}"):
             stage.EvalConfig(samples=nowhere, **idle)
