@@ -19,7 +19,6 @@ from models.orders import CHOSEN, Choice, doubtful_last, known_first, sample_cha
 from models.tokenizer import Tokenizer, decode_codes
 
 Schedule = Literal["constant", "linear", "linear_after", "power_cosine"]
-
 BLOCK = 2**16
 """logits picked from at once on a CPU, whose cache then holds what is made of them in float64"""
 
@@ -198,8 +197,7 @@ class Plan(command.Config):
         """
         sizes, tokens = model.groups(self.decode_steps, self.grouping), model.config.tokens
         if known:
-            left = tokens - known
-            sizes = groups_of(left, min(left, len(sizes)), self.grouping)
+            sizes = groups_of(tokens - known, min(tokens - known, len(sizes)), self.grouping)
         how, scales, done = (self.schedule, self.cfg_scale, self.power), [], known
         for size in sizes:
             guided = self.cfg_from <= done / tokens < self.cfg_to
@@ -269,9 +267,8 @@ def fill(
     if plan.order in CHOSEN:
         chance = seed, samples, (len(sizes), config.tokens), device
         choice = Choice.of(plan.order, plan.choice_temperature, *chance)
-    codes_NT, label_N, order_BS, open_T = (
-        x.to(device) for x in (codes_NT, label_N, order_BS, open_T)
-    )
+    moved = (x.to(device) for x in (codes_NT, label_N, order_BS, open_T))
+    codes_NT, label_N, order_BS, open_T = moved
     known_BS = codes_NT.masked_fill(open_T, -1).gather(1, order_BS) if known else None
     how = plan.temperature, plan.top_k, plan.top_p
     start = label_N, order_BS, uniform_BS.to(device), sizes, scales
