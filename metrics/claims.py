@@ -141,5 +141,5 @@ def claims(runs: Runs) -> str:
     return table(head, rows) + (
         f"\nIn brackets: 95% interval. A quality is kept if its distance grows by at most "
         f"{MARGIN:.0%}. Where two trainings are compared, it is one of each: what another seed "
-        "would change is not in the interval.\n"
+        "would change stands under `three seeds`.\n"
     )

@@ -49,6 +49,7 @@ class Authors(nn.Module):
     """folder of the repository"""
     steps: tuple[int | None, ...] = (None,)
     """network calls that it samples in; None: the only number"""
+    head_name: str = "model.output"
     no_decay: tuple[str, ...] = ()
 
     def __init__(self, config: ModelConfig):
@@ -117,6 +118,7 @@ class ARPG(Authors):
     It needs einops and transformers.
     """
 
+    head_name = "model.head"
     checkout = "ARPG"
     steps = ()
 
@@ -139,6 +141,7 @@ class Named(SimpleNamespace):
 class RAR(Authors):
     """RAR, github.com/bytedance/1d-tokenizer, in random orders; it needs timm."""
 
+    head_name = "model.lm_head"
     checkout = "1d-tokenizer"
 
     def __init__(self, config: ModelConfig, folder: Path):
