@@ -79,7 +79,7 @@ def first_stages(cfg: QuickstartConfig) -> list[Stage]:
         ("1 data", load),
         ("2 tokenizer", train),
         ("3 codes", [*encode, f"--out={out / 'codes'}"]),
-        ("the offline classifier", [*classify, "--epochs=1", "--width=32", "--batch=128"]),
+        ("the offline classifier", [*classify, "--epochs=2", "--width=32", "--batch=128"]),
     ]
 
 
