@@ -30,7 +30,7 @@ def test_a_quickstart_ends_in_one_page_with_its_numbers(tmp_path, monkeypatch):
     page = path.read_text()
     assert "data:image/gif" in page and "Traceback" not in page
     metrics = json.loads((out / "randar_random/metrics.json").read_text())
-    assert f"<td>{metrics['samples']['FD_shapes']:.3f}</td>" in page
+    assert f"<td>{metrics['samples']['FD_shapes']:,.3f}</td>" in page
     assert "train_c2i.py" in page and "Resumed" not in page
     numbers = json.loads((out / "quickstart.json").read_text())
     assert numbers["orders"] == {"random": {"num_samples": 500} | metrics["samples"]}
