@@ -20,7 +20,7 @@ from metrics.report import Done, Run, read_samples, write_record, write_samples
 from metrics.tables import quality
 from models import command
 from models.artifacts import ROOT, sha256_of
-from models.checkpoint import locked, results_of
+from models.checkpoint import locked
 from models.command import InputError, run
 from models.machine import device_name, peak_memory, pick_device, pick_precision
 from models.method import Grouping
@@ -88,6 +88,12 @@ class EvalConfig(SamplingConfig):
         if self.samples and idle:
             raise InputError(f"--samples are drawn already: expected no --{idle[0]}")
 
+    @property
+    def folder(self) -> Path:
+        if self.samples and not self.out:
+            return ROOT / "results" / self.samples.stem
+        return super().folder
+
 
 def measure_samples(cfg: EvalConfig) -> tuple[dict, dict]:
     """Measure the images of --samples; return the numbers, and what they rest on."""
@@ -103,20 +109,39 @@ def measure_samples(cfg: EvalConfig) -> tuple[dict, dict]:
 
 def first_samples(
     done: Done, subject: Subject, sampler, label_N: torch.Tensor, plan: Plan, cfg: EvalConfig
-) -> tuple[np.ndarray, float]:
-    """Return samples of the first seed and images/s, from samples.npz if a cut run wrote it."""
+) -> tuple[np.ndarray, dict]:
+    """Return samples of the first seed, from samples.npz if a cut run wrote it, and their record.
+
+    That is {sha256, images_per_second}.
+    """
     classes, file = subject.header["classes"], subject.out / "samples.npz"
     if (before := done.parts.pop("samples", None)) and file.exists():
         images_NHWC, _ = read_samples(file, None, len(classes))
         if sha256_of(images_NHWC) == before["sha256"]:
-            return images_NHWC, done("samples", lambda: before)["images_per_second"]
+            return images_NHWC, done("samples", lambda: before)
     sample_images(sampler, label_N[: 2 * cfg.devices], plan, cfg.seed, 2)  # warm-up, not timed
     began = time.time()
     images_NHWC = sample_images(sampler, label_N, plan, cfg.seed, cfg.batch)
     speed = cfg.num_samples / (time.time() - began)
     write_samples(subject.out, images_NHWC, label_N.numpy(), classes)
-    done("samples", lambda: {"sha256": sha256_of(images_NHWC), "images_per_second": speed})
-    return images_NHWC, speed
+    record = {"sha256": sha256_of(images_NHWC), "images_per_second": speed}
+    return images_NHWC, done("samples", lambda: record)
+
+
+def bits_of(done: Done, subject: Subject, codes: dict, plan: Plan, draws: int) -> dict:
+    """Return bits per test image by order, and what codes cost without a network.
+
+    The orders: its own, the plan's, raster and `draws` random ones, where the method can choose.
+    """
+    model, orders = subject.model, {subject.model.config.scan}
+    if model.any_order:
+        orders = {subject.order, plan.order, "raster", "random"} - {*CHOSEN}
+    bits = {
+        order: done(f"bits {order}", likelihood.likelihood, model, codes["test"], order, draws)
+        for order in sorted(orders)
+    }
+    baselines = done("baselines", likelihood.baseline_bits, codes["train"], codes["test"])
+    return {"bits_per_image": bits, "baseline_bits": baselines}
 
 
 def measure_generator(cfg: EvalConfig) -> tuple[dict, dict]:
@@ -142,7 +167,7 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict]:
     done = Done(subject.out / ".partial.json", inputs | settings)
 
     sampler = cfg.sampler(subject)
-    images_NHWC, speed = first_samples(done, subject, sampler, label_N, plan, cfg)
+    images_NHWC, record = first_samples(done, subject, sampler, label_N, plan, cfg)
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
     metrics = subject.description | {
         "cluster_weight": header["config"].get("cluster_weight", 0.0),
@@ -152,20 +177,12 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict]:
         "network_calls": plan.calls(model),
         "num_samples": cfg.num_samples,
         "seeds": list(seeds),
-        "images_per_second": speed,
-        "samples_sha256": sha256_of(images_NHWC),  # of samples.npz: a cut run may have replaced it
+        "images_per_second": record["images_per_second"],
+        "samples_sha256": record["sha256"],  # of samples.npz: a cut run may have replaced it
         **peak_memory(subject.device),
     }
     if codes:
-        orders = {model.config.scan}
-        if model.any_order:
-            orders = {subject.order, plan.order, "raster", "random"} - {*CHOSEN}
-        metrics["bits_per_image"] = {
-            o: done(f"bits {o}", likelihood.likelihood, model, codes["test"], o, cfg.random_orders)
-            for o in sorted(orders)
-        }
-        splits = codes["train"], codes["test"]
-        metrics["baseline_bits"] = done("baselines", likelihood.baseline_bits, *splits)
+        metrics |= bits_of(done, subject, codes, plan, cfg.random_orders)
     if reference is not None:
         metrics |= reference.report(images_NHWC, label_N.numpy(), done)
     if reference is not None and cfg.seeds > 1:
@@ -185,8 +202,7 @@ def measure_generator(cfg: EvalConfig) -> tuple[dict, dict]:
 
 def main(cfg: EvalConfig) -> dict:
     """Sample, measure, write, print; return what metrics.json holds."""
-    out = ROOT / "results" / cfg.samples.stem if cfg.samples else results_of(cfg.checkpoint)
-    with locked(out := cfg.out or out):
+    with locked(out := cfg.folder):
         metrics, inputs = measure_samples(cfg) if cfg.samples else measure_generator(cfg)
         metrics |= {"device": device_name(pick_device(cfg.device))}
         metrics = write_record(out / "metrics.json", metrics, cfg, inputs)

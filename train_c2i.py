@@ -167,7 +167,7 @@ def train_step(
     rows_B = rows_B[fabric.global_rank :: fabric.world_size]
     dropped = cfg.drop_label if before is None else 0.0
     codes_BT, label_B = draw_batch(train, rows_B, dropped, generator)
-    base_T, progress = model.order(cfg.policy.scan), step / cfg.steps
+    base_T, progress = model.own_order(), step / cfg.steps
     order_BS = cfg.policy.draw(base_T, len(codes_BT), progress, ece, generator)
     if before is not None:  # each image under its own label, and under that of another
         other_B = torch.randperm(len(label_B), generator=generator, device=fabric.device)

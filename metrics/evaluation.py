@@ -75,15 +75,20 @@ class GeneratorConfig(command.Config):
     """default results/<name of the run or file>"""
     device: command.DeviceName = "auto"
 
+    @property
+    def folder(self) -> Path:
+        """What is measured goes here."""
+        return self.out or results_of(self.checkpoint)
+
     def load(self) -> Subject:
         """Read the generator and its tokenizer. Raises InputError for files that are not these."""
         device, generator = pick_device(self.device), load_generator(self.checkpoint)
         path = find_tokenizer(generator.header["inputs"]["tokenizer"], self.tokenizer)
-        (tokenizer, head), out = load_tokenizer(path), self.out or results_of(self.checkpoint)
+        tokenizer, head = load_tokenizer(path)
         if head["sha256"] != generator.header["inputs"]["tokenizer"]:
             generator.header["inputs"]["decoder"] = head["sha256"]
         model = generator.model.to(device)
-        return Subject(model, generator.header, tokenizer.to(device), device, out)
+        return Subject(model, generator.header, tokenizer.to(device), device, self.folder)
 
 
 @dataclass(frozen=True)

@@ -71,10 +71,10 @@ def start_fabric(device: torch.device, devices: int = 1, precision: Precision = 
     """Return a Fabric, launched; its weights stay fp32, and on a GPU their products are TF32."""
     from lightning_fabric import Fabric  # takes longer to import than torch
 
-    if device.type == "cuda" and devices > torch.cuda.device_count():
-        raise InputError(f"expected --devices up to {torch.cuda.device_count()}, got {devices}")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     if device.type == "cuda":
+        if devices > torch.cuda.device_count():
+            raise InputError(f"expected --devices up to {torch.cuda.device_count()}, got {devices}")
         torch.set_float32_matmul_precision("high")
     mixed = {"bf16": "bf16-mixed", "fp32": "32-true"}[pick_precision(precision, device)]
     fabric = Fabric(accelerator=device.type, devices=devices, precision=mixed)

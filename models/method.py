@@ -142,12 +142,19 @@ class Method(nn.Module):
         The name of the order that it was trained in is that order, wherever its file is now.
         """
         config = self.config
-        if name != config.scan or not config.cells:
+        if name != config.scan:
             return scan(name, config.grid, config.regions)
-        own_T = torch.tensor(config.cells)
-        if Path(name).is_file() and not torch.equal(scan(name, config.grid), own_T):
+        own_T = self.own_order()
+        here = config.cells and Path(name).is_file()
+        if here and not torch.equal(scan(name, config.grid), own_T):
             raise InputError(f"{name} is not the {name} that this was trained in: rename it")
         return own_T
+
+    def own_order(self) -> torch.Tensor:
+        """Return order_T of the scan that it was trained in; looks at no file of its name."""
+        if self.config.cells:
+            return torch.tensor(self.config.cells)
+        return scan(self.config.scan, self.config.grid, self.config.regions)
 
     def check_order(self, order_BS: torch.Tensor) -> None:
         """Raise InputError unless the method can follow these orders.
@@ -156,7 +163,7 @@ class Method(nn.Module):
         """
         if self.any_order:
             return
-        fixed_S = self.order(self.config.scan).to(order_BS.device)
+        fixed_S = self.own_order().to(order_BS.device)
         if order_BS.shape[1:] != fixed_S.shape or not bool((order_BS == fixed_S).all()):
             scan, regions = self.config.scan, self.config.regions
             only = f"the order of its {regions} regions" if scan == "regions" else f"{scan} order"

@@ -236,7 +236,7 @@ def make_optimizers(
 
 def flops(model: Method, batch: int) -> float:
     """Return the operations of training on one image of a batch, forward and backward."""
-    order_T = model.order(model.config.scan).to(next(model.parameters()).device)
+    order_T = model.own_order().to(next(model.parameters()).device)
 
     def learn(batch: int) -> None:
         order_BT, label_B = order_T.expand(batch, -1), order_T.new_zeros(batch)
