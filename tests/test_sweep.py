@@ -5,6 +5,7 @@ import json
 import pytest
 from helpers import changed, cut_at, script
 
+from models.checkpoint import locked
 from models.command import InputError
 
 tool = script("tools/sweep_cfg.py")
@@ -57,6 +58,11 @@ def test_impossible_sweeps_are_refused_before_sampling(config, monkeypatch):
         with pytest.raises(InputError, match=message):
             tool.main(changed(config, **changes))
     assert not config.out.exists()
+
+
+def test_two_sweeps_do_not_write_one_folder(config):
+    with locked(config.out), pytest.raises(InputError, match="is being written by"):
+        tool.main(config)
 
 
 def test_a_sweep_of_something_else_is_not_mixed_in(config):

@@ -15,13 +15,14 @@ from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from metrics import evaluation
-from metrics.evaluation import MeasureConfig, SamplingConfig
+from metrics.evaluation import MeasureConfig, SamplingConfig, Subject
 from metrics.pictures import save_figure
 from metrics.plots import plot_sweep
 from metrics.report import HIGHER_IS_BETTER, Run, write_record
 from metrics.tables import quality
 from models import command
 from models.artifacts import as_written, read_json
+from models.checkpoint import locked
 from models.command import InputError, run
 from models.machine import pick_precision
 from models.sampling import Plan, Schedule
@@ -68,6 +69,12 @@ def read_rows(file: Path, inputs: dict) -> list[dict]:
 def main(cfg: SweepConfig) -> dict:
     """Sweep, write after each combination, print; return what sweep.json holds."""
     subject = cfg.load()
+    with locked(subject.out):  # a second sweep would lose the rows of the first
+        return sweep(cfg, subject)
+
+
+def sweep(cfg: SweepConfig, subject: Subject) -> dict:
+    """Do what `main` says, in a folder that nobody else writes to."""
     settings = (cfg.schedule, cfg.temperature, cfg.decode_steps or (None,), cfg.cfg_scale)
     plans = [
         Plan(order=subject.order, schedule=s, temperature=t, decode_steps=n, cfg_scale=c)
