@@ -212,6 +212,7 @@ def main(cfg: TrainConfig) -> Path:
     fabric = machine.start_fabric(machine.pick_device(cfg.device), cfg.devices)
     train, test = (load_codes(cfg.codes, split).to(fabric.device) for split in SPLITS)
     config, head = model_config(cfg, train), describe(cfg, train)
+    head["machine"] = machine.machine_name(fabric.device)
     name = f"{cfg.method}_{Path(cfg.policy.name).stem}_{cfg.model}_{head['dataset']}"
     name += "_cluster" * (cfg.cluster_weight > 0) + "_cca" * (cfg.cca.weight > 0)
     out = cfg.out or ROOT / "checkpoints/runs" / name

@@ -1,4 +1,4 @@
-"""What the papers claim of token orders, each held against the runs that are kept here.
+"""What several trainings tell: the papers' claims, what another seed changes, records of speed.
 
 A claim is about the difference of two runs. It is said to hold, or not to, by the 95% interval of
 that difference: paired where values per image are kept, else made of the intervals of both numbers
@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 
 from metrics.calibration import mean_of
-from metrics.report import Run, Runs, interval, own_bits, shared, show, table
+from metrics.report import Run, Runs, below, interval, names, own_bits, shared, show, table
+from models.command import InputError
 
 MARGIN = 0.05
 """of the Frechet distance with which a quality counts as kept"""
@@ -143,3 +144,88 @@ def claims(runs: Runs) -> str:
         f"{MARGIN:.0%}. Where two trainings are compared, it is one of each: what another seed "
         "would change stands under `three seeds`.\n"
     )
+
+
+TRAINED = {
+    "bits per test image, own order": (own_bits, 1),
+    "FD_c10": (lambda run: run.at("metrics.samples.FD_c10"), 3),
+    "label_accuracy": (lambda run: run.at("metrics.samples.label_accuracy"), 1, True),
+    "recall_c10": (lambda run: run.at("metrics.samples.recall_c10"), 3),
+    "top-label ECE": (lambda run: run.at("calibration.tokens.overall.ece_equal_width"), 4),
+    "best temperature": (lambda run: run.at("calibration.tokens.temperature.temperature"), 3),
+    "class accuracy by Bayes": (lambda run: run.at("calibration.classes.before.accuracy"), 1, True),
+    "more bits, 40% any others": (
+        lambda run: run.at("robustness.context.uniform", rho=0.4)["more_bits_per_image"], 1),
+}  # fmt: skip
+"""what another training seed may change: of a run, digits, percent"""
+
+
+def training_seeds(runs: Runs) -> str:
+    """Return mean and sd over training seeds in both orders, and the difference, seed by seed."""
+    rows, count = [], len(runs) // 2
+    for name, (number, *how) in TRAINED.items():
+        values = torch.tensor([interval(number(run))["value"] for run in runs.values()])
+        raster_N, random_N = values.view(2, count)
+        cells = []
+        for x_N in (raster_N, random_N, random_N - raster_N):
+            cells.append({"mean": x_N.mean().item(), "sd": x_N.std().item(), "seeds": count})
+        shown = [show(cell, *how) for cell in cells[:2]]
+        rows.append([name, *shown, show(interval(cells[2]), *how)])
+    text = f"{count} trainings in each order; ±: sd over them; in brackets: 95% interval (Student)."
+    head = ["", "raster order", "random order", "random - raster"]
+    return table(head, rows) + below(runs, text, "metrics")
+
+
+TARGETS = {"raster": 520, "random": 540}
+"""order -> bits of a test image that a record comes down to, in that order"""
+LEAST = 3
+"""trainings that a record takes"""
+
+
+def reached(run: Run, target: float) -> tuple[float, float]:
+    """Return the minutes and the TFLOP of a training until `target` bits a test image.
+
+    Evaluations do not count. Raises InputError if it never came down to the target.
+    """
+    step, seconds, tflop, batch = 0, 0.0, 0.0, run.at("config.config.batch")
+    for row in run.curve:
+        took = (row["step"] - step) * batch / row["images_per_second"]
+        step, seconds = row["step"], seconds + took
+        tflop += took * row["gflops_per_second"] / 1000
+        tokens = row["tokens_per_second"] / row["images_per_second"]
+        if row.get("test_bits", math.inf) * tokens <= target:
+            return seconds / 60, tflop
+    raise InputError(f"{run.name} never came down to {target} bits a test image: no record")
+
+
+def records(runs: Runs) -> str:
+    """Return how soon trainings came to TARGETS: a row for all record_<name>_<seed> of a name.
+
+    Raises InputError for other codes, few seeds, or trainings of a name that are not alike.
+    """
+    shared(runs, "config.inputs.codes")
+    named, rows = {}, []
+    for title, run in runs.items():
+        named.setdefault(title.rpartition("_")[0], {})[title] = run
+    for name, some in named.items():
+        first = next(iter(some.values()))
+        config = first.at("config.config")
+        for key in set(names(some, "config.config")) - {"seed", "out"}:
+            shared(some, f"config.config.{key}")
+        order = config["anneal"]["to"] if config["order"] == "anneal" else config["order"]
+        seeds = {run.at("config.config.seed") for run in some.values()}
+        if len(seeds) < LEAST or order not in TARGETS:
+            orders = " or ".join(TARGETS)
+            raise InputError(f"{name}: a record takes {LEAST} seeds, in {orders} order")
+        both_R2 = torch.tensor([reached(run, TARGETS[order]) for run in some.values()])
+        spread = zip(both_R2.mean(0).tolist(), both_R2.std(0).tolist(), strict=True)
+        cells = [f"{TARGETS[order]} bits, {order} order", name.removeprefix("record_")]
+        cells += [str(config[key]) for key in ("method", "model", "steps", "batch")]
+        cells += [show({"mean": mean, "sd": sd}, 1) for mean, sd in spread]
+        machines = dict.fromkeys(run.at("config.machine") for run in some.values())
+        rows.append([*cells, ", ".join(machines), first.at("config.git_commit")[:7]])
+    head = ["target", "record", "method", "model", "steps", "batch", "minutes", "TFLOP"]
+    text = f"Of {LEAST} seeds or more, ± their sd; evaluations do not count. Config and curve of "
+    text += "each: `checkpoints/reports/record_*`. A row of your own: train to "
+    text += "`results/record_<name>_<seed>`, then `tools/report.py --keep` them."
+    return table([*head, "machine", "commit"], sorted(rows)) + f"\n{text}\n"

@@ -94,6 +94,13 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def machine_name(device: torch.device) -> str:
+    """Return what a time was measured on: the GPU, or the CPU and its threads."""
+    threads = torch.get_num_threads()
+    cpu = f"{processor()}, {threads} thread{'s' * (threads > 1)}"
+    return device_name(device) if device.type == "cuda" else cpu
+
+
 def compiled(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """Return the model compiled; as it is, with a line, where there is no compiler that works."""
     try:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from metrics import claims as module
 from metrics.claims import CLAIMS, MARGIN, Claim, claims, frechet, minus, of_images, overfitting
 from metrics.report import Run, read_reports
 from models.command import InputError
@@ -89,3 +90,42 @@ def test_every_claim_has_its_row_with_or_without_runs():
         rows = claims(runs).split("\n\n")[0].splitlines()[2:]
         assert [row.split(" | ")[0] for row in rows] == [f"| {claim.text}" for claim in CLAIMS]
         assert all(row.endswith("| not run here |") for row in rows) == (runs == {})
+
+
+def training(seed: int, speed: float, **changes) -> Run:
+    """128 steps of 10 images of 64 codes, 2 GFLOP each, at two speeds; 512 bits after the last."""
+    config = {"order": "raster", "method": "gpt", "model": "nano", "steps": 128, "batch": 10}
+    config |= {"seed": seed, "out": f"results/record_fast_{seed}"} | changes
+    head = {"config": config, "inputs": {"codes": "c"}, "git_commit": "0123456789"}
+    head["machine"] = "one core"
+    curve = [
+        {
+            "step": step,
+            "images_per_second": s,
+            "tokens_per_second": 64 * s,
+            "gflops_per_second": 2 * s,
+        }
+        for step, s in ((64, speed), (96, 2 * speed), (128, 2 * speed))
+    ]
+    curve[0]["test_bits"], curve[2]["test_bits"] = 8.2, 8.0
+    return Run(f"record_fast_{seed}", {"config": head}, curve)
+
+
+def test_a_record_is_the_time_of_the_steps_until_the_target_over_seeds():
+    runs = {
+        run.name: run for run in (training(seed, speed) for seed, speed in enumerate((1, 2, 4)))
+    }
+    minutes, tflop = module.reached(runs["record_fast_0"], 520)
+    assert (minutes, tflop) == pytest.approx(((640 + 320) / 60, 1280 * 2 / 1000))
+    assert module.reached(runs["record_fast_0"], 525)[0] == pytest.approx(640 / 60)
+    row = module.records(runs).splitlines()[2]
+    assert "| fast | gpt | nano | 128 | 10 | 9.3 ± 6.1 | 2.6 ± 0.0 | one core | 0123456 |" in row
+    with pytest.raises(InputError, match="never came down to 511 bits"):
+        module.reached(runs["record_fast_0"], 511)
+    for other, message in (
+        (training(1, 1.0), "a record takes 3 seeds"),
+        (training(2, 1.0, lr=1.0), "differ in config.config.lr"),
+        (training(2, 1.0, order="hilbert"), "differ in config.config.order"),
+    ):
+        with pytest.raises(InputError, match=message):
+            module.records(runs | {"record_fast_2": other})

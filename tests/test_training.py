@@ -66,6 +66,7 @@ def test_a_run_writes_what_it_should(world, tmp_path):
     grids = {"samples/0000002.png", "samples/0000004.png"}
     assert names == grids | {"config.json", "curves.png", "last.pth", "metrics.jsonl"}
     head = json.loads((out / "config.json").read_text())
+    assert head["machine"].endswith((" 1 thread", f" {torch.get_num_threads()} threads"))
     assert head["method"] == "randar" and head["config"]["order"] == "random"
     assert head["inputs"]["tokenizer"] and head["inputs"]["codes"]
     for row in log_of(out / "metrics.jsonl"):

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-import torch
 import tyro
 
 from metrics import report, tables
-from metrics.claims import claims
-from metrics.report import REPORTS, Runs, below, interval, own_bits, read_run, shared, show, table
+from metrics.claims import claims, records, training_seeds
+from metrics.report import REPORTS, Runs, below, read_run, shared, show, table
 from metrics.tables import calibration, quality, robustness
 from models import command
 from models.artifacts import ROOT, as_written, write_text
@@ -97,36 +96,6 @@ def wrong_codes(runs: Runs) -> str:
     return "\n".join(parts) + below(runs, text, "robustness")
 
 
-TRAINED = {
-    "bits per test image, own order": (own_bits, 1),
-    "FD_c10": (lambda run: run.at("metrics.samples.FD_c10"), 3),
-    "label_accuracy": (lambda run: run.at("metrics.samples.label_accuracy"), 1, True),
-    "recall_c10": (lambda run: run.at("metrics.samples.recall_c10"), 3),
-    "top-label ECE": (lambda run: run.at("calibration.tokens.overall.ece_equal_width"), 4),
-    "best temperature": (lambda run: run.at("calibration.tokens.temperature.temperature"), 3),
-    "class accuracy by Bayes": (lambda run: run.at("calibration.classes.before.accuracy"), 1, True),
-    "more bits, 40% any others": (
-        lambda run: run.at("robustness.context.uniform", rho=0.4)["more_bits_per_image"], 1),
-}  # fmt: skip
-"""what another training seed may change: of a run, digits, percent"""
-
-
-def training_seeds(runs: Runs) -> str:
-    """Return mean and sd over training seeds in both orders, and the difference, seed by seed."""
-    rows, count = [], len(runs) // 2
-    for name, (number, *how) in TRAINED.items():
-        values = torch.tensor([interval(number(run))["value"] for run in runs.values()])
-        raster_N, random_N = values.view(2, count)
-        cells = []
-        for x_N in (raster_N, random_N, random_N - raster_N):
-            cells.append({"mean": x_N.mean().item(), "sd": x_N.std().item(), "seeds": count})
-        shown = [show(cell, *how) for cell in cells[:2]]
-        rows.append([name, *shown, show(interval(cells[2]), *how)])
-    text = f"{count} trainings in each order; ±: sd over them; in brackets: 95% interval (Student)."
-    head = ["", "raster order", "random order", "random - raster"]
-    return table(head, rows) + below(runs, text, "metrics")
-
-
 PAIR, INCEPTION, SHORTER = (
     {f"{order} order": f"randar_{order}_nano_{run}" for order in ("raster", "random")}
     for run in ("8epochs", "8epochs_768", "perceptual")
@@ -181,6 +150,7 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
     ("The pair trained for half as long, from three seeds", training_seeds, SEEDS),
     ("Guidance in the weights of the random-order model", quality, ALIGNED),
     ("Every method at one budget", tables.methods, ("nano_*", *SHORTER.values())),
+    ("Records: the shortest trainings to a target", records, ("record_*",)),
     ("What trainings were tuned to", tuning, ("tuning",)),
     ("Fewer network calls than codes", tables.calls,
      ("nano_arpg_*", SHORTER["random order"], "chosen_*")),
