@@ -1,5 +1,6 @@
-"""What each optimizer takes, and what of it is decayed."""
+"""What each optimizer takes, what of it is decayed, and how its rate rises and falls."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from models.method import ModelConfig
 from models.methods import METHODS
-from models.training import WideMuon, make_optimizers
+from models.training import WideMuon, lr_at, make_optimizers
 
 SIZES = ModelConfig(vocab_size=8, grid=2, layers=2, width=16, heads=2)
 
@@ -59,3 +60,11 @@ def test_muon_in_fp32_is_pytorchs_but_for_its_rounding():
     for pytorch, ours in zip(*paths, strict=True):
         assert (pytorch - ours).norm() <= 0.01 * ours.norm()
     assert paths[1][0].norm() > 0.1 and not paths[1][3].any()
+
+
+def test_learning_rate_rises_then_falls_to_its_floor():
+    found = [lr_at(step, 1.0, 10, 110, floor=0.05) for step in range(110)]
+    assert found[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert found[60] == pytest.approx(0.05 + 0.95 / 2)
+    assert found[-1] == pytest.approx(0.05, abs=1e-3)
+    assert all(a > b for a, b in itertools.pairwise(found[10:]))

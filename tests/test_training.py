@@ -29,7 +29,7 @@ from models.command import InputError
 from models.data import draw_batch, load_codes, split_heldout
 from models.method import ModelConfig
 from models.methods import METHODS
-from models.training import Alignment, batch_rows, lr_at, seed_step
+from models.training import Alignment, batch_rows, seed_step
 
 stage = script("train_c2i.py")
 
@@ -297,11 +297,3 @@ def test_heldout_images_are_kept_out(world):
     kept = [tuple(row) for row in heldout.codes_NAT.flatten(0, 1).tolist()]
     assert len(train.label_N) == 100 and len(kept) == 40
     assert not seen & set(kept)
-
-
-def test_learning_rate_rises_then_falls_to_its_floor():
-    found = [lr_at(step, 1.0, 10, 110, floor=0.05) for step in range(110)]
-    assert found[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
-    assert found[60] == pytest.approx(0.05 + 0.95 / 2)
-    assert found[-1] == pytest.approx(0.05, abs=1e-3)
-    assert all(a > b for a, b in itertools.pairwise(found[10:]))
