@@ -36,7 +36,7 @@ CURVE_ROWS = 300
 """rows of a kept curve, besides those with a likelihood"""
 OUTSIDE = re.compile(r"(?<=[\"\s=])(?:/|\.\./)(?:[\w.+-]+/)*(?=[\w.+-])")
 """the folder of a path outside of the project"""
-LARGEST = 200_000
+LARGEST = 300_000
 """bytes of a kept file"""
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5% quantile of Student's t, for the mean of 2, 3, .. 10 values; of more it is less"""

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers import numbers, script
+from helpers import cut_at, numbers, script
 
 from metrics.corruptions import CORRUPTIONS, OFFICIAL, corrupt
 from metrics.fidelity import psnr
@@ -90,6 +90,20 @@ def test_the_dear_parts_can_be_left_out(config, quick, capsys):
     assert found["corruptions"]["by_severity"] == found["sampling"] == []
     assert found["context"]["uniform"][1]["more_bits_per_image"]["images"] == 6
     assert "severity" not in capsys.readouterr().out
+
+
+def test_a_cut_run_measures_only_what_it_had_not(config, quick, monkeypatch, tmp_path):
+    cfg = config("randar", "random")
+    whole = tool.main(replace(cfg, out=tmp_path / "whole"))
+    taken = cut_at(monkeypatch, tool, "read_images", 2)
+    with pytest.raises(KeyboardInterrupt):
+        tool.main(cfg)
+    found = tool.main(cfg)
+    assert len(taken) == 1 + 1 + 1  # severity 0, severity 5 cut, severity 5
+    assert all(found[key] == whole[key] for key in ("corruptions", "context", "sampling"))
+    assert not list((tmp_path / "out").glob(".partial*"))
+    tool.main(replace(cfg, seed=1))
+    assert len(taken) == 3 + 2
 
 
 def test_a_uniform_model_pays_the_same_for_everything(config, quick):

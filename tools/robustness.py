@@ -2,9 +2,10 @@
 """What does a generator make of corrupted images, a wrong context, and codes that it misreads?
 
 checkpoint + tokenizer + test images and codes -> results/<run>/{robustness.json, corruptions.png,
-context.png, misread.png}
+context.png, misread.png}. What a cut run had measured is not measured again.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ from metrics.fidelity import FeatureExtractor, features_of, fidelity
 from metrics.likelihood import orders_for
 from metrics.pictures import save_figure
 from metrics.plots import ROBUSTNESS, plot_robustness
-from metrics.report import Run, write_record
+from metrics.report import Done, Run, write_record
 from metrics.robustness import RHOS, context_report, misread_samples, read_images
 from metrics.tables import robustness
 from models import command
@@ -29,7 +30,7 @@ from models.command import InputError, run
 from models.data import Codes, Split, evenly, load_split
 from models.methods import check_order
 from models.sampling import Plan
-from models.tokenizer import decode_codes, nearest_codes
+from models.tokenizer import decode_codes, encode_images, nearest_codes
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,12 @@ class RobustnessConfig(GeneratorConfig):
 
 
 def image_stage(
-    cfg: RobustnessConfig, subject: Subject, order: str, split: Split, extractor: FeatureExtractor
+    cfg: RobustnessConfig,
+    subject: Subject,
+    order: str,
+    split: Split,
+    extractor: FeatureExtractor,
+    done: Callable,
 ) -> dict:
     """Return the measures of images by severity, 0 being the clean ones, and by corruption."""
     rows_N = evenly(len(split.labels_N), cfg.corrupted_images)
@@ -70,22 +76,26 @@ def image_stage(
     numbers = {"source": source, "images": len(rows_N)}
     if not cfg.corrupted_images:
         return numbers | {"by_severity": [], "by_corruption": {}}
-    by_severity, by_corruption, reference = [], {name: [] for name in versions}, None
     order_NS = orders_for(subject.model, order, len(label_N), cfg.seed)
-    for severity in (0, *SEVERITIES):
+    clean = decode_codes(subject.tokenizer, encode_images(subject.tokenizer, clean_NHWC))
+    reference = features_of(clean, extractor, subject.device, least=1)
+
+    def of_severity(severity: int) -> list[dict]:
+        """Return the measures over all corruptions, and of each."""
         images = [make(severity) for make in versions.values()] if severity else [clean_NHWC]
         rest = (clean_NHWC, label_N, order_NS, cfg.batch, f"severity {severity}")
         reading = read_images(subject.model, subject.tokenizer, np.stack(images, 1), *rest)
         decoded_MHWC = reading.decoded_NAHWC.reshape(-1, *clean_NHWC.shape[1:])
         features = features_of(decoded_MHWC, extractor, subject.device, least=1)
-        reference = reference or features
-        row = reading.row(seed=cfg.seed, keep=True)
-        row |= fidelity(features, reference, extractor, frechet_only=True)
-        by_severity.append({"severity": severity} | row)
-        for i, name in enumerate(versions if severity else ()):
-            row = reading.row(slice(i, i + 1), cfg.seed)
-            by_corruption[name].append({"severity": severity} | row)
-    return numbers | {"by_severity": by_severity, "by_corruption": by_corruption}
+        whole = reading.row(seed=cfg.seed, keep=True)
+        whole |= fidelity(features, reference, extractor, frechet_only=True)
+        parts = range(len(images) if severity else 0)
+        rows = [whole, *(reading.row(slice(i, i + 1), cfg.seed) for i in parts)]
+        return [{"severity": severity} | row for row in rows]
+
+    rows = [done(f"severity {n}", of_severity, n) for n in (0, *SEVERITIES)]
+    by_corruption = {name: [row[i] for row in rows[1:]] for i, name in enumerate(versions, 1)}
+    return numbers | {"by_severity": [row[0] for row in rows], "by_corruption": by_corruption}
 
 
 def context_stage(cfg: RobustnessConfig, subject: Subject, order: str, test: Codes) -> dict:
@@ -131,17 +141,21 @@ def main(cfg: RobustnessConfig) -> dict:
         raise InputError(
             f"no classifier of {header['dataset']}; run: uv run tools/train_extractor.py"
         )
+    inputs = {"test_codes": test.header["sha256"], "test_images": split.sha256}
+    inputs |= subject.inputs | {"extractor": extractor.sha256}
+    named = ("seed", "images", "corrupted_images", "num_samples", "cfg_scale", "cifar10_c")
+    settings = {"order": order} | {name: str(getattr(cfg, name)) for name in named}
+    done = Done(subject.out / ".partial_robustness.json", inputs | settings)
     numbers = subject.description | {
         "order": order,
         "images": len(test.label_N),
         "num_samples": cfg.num_samples,
-        "corruptions": image_stage(cfg, subject, order, split, extractor),
-        "context": context_stage(cfg, subject, order, test),
-        "sampling": sampling_stage(cfg, subject, order, split, extractor),
+        "corruptions": image_stage(cfg, subject, order, split, extractor, done),
+        "context": done("context", context_stage, cfg, subject, order, test),
+        "sampling": done("sampling", sampling_stage, cfg, subject, order, split, extractor),
     }
-    hashes = {"test_codes": test.header["sha256"], "test_images": split.sha256}
-    hashes |= subject.inputs | {"extractor": extractor.sha256}
-    record = write_record(subject.out / "robustness.json", numbers, cfg, hashes)
+    record = write_record(subject.out / "robustness.json", numbers, cfg, inputs)
+    done.file.unlink(missing_ok=True)
     run = Run(subject.out.name, {"robustness": record}, [])
     for picture in ROBUSTNESS:
         save_figure(plot_robustness([run], picture), subject.out / f"{picture}.png")
