@@ -82,6 +82,15 @@ def spread(value: torch.Tensor, resampled_R: torch.Tensor, images: int) -> dict:
     return {"value": value.tolist(), "low": low.tolist(), "high": high.tolist(), "images": images}
 
 
+def moved_back(value: torch.Tensor, resampled_R: torch.Tensor) -> torch.Tensor:
+    """Return resamples of a number that is never negative, less what resampling itself adds.
+
+    Where chance makes all of it, as of an ECE near 0, resampling adds as much again, and the whole
+    interval would lie above the value.
+    """
+    return (resampled_R - resampled_R.mean(0) + value).clamp(min=0)
+
+
 def estimate(
     sums_NK: torch.Tensor, statistic: Callable[[torch.Tensor], torch.Tensor], seed: int = 0
 ) -> dict:
@@ -131,16 +140,19 @@ def bin_sums(tokens: Predictions, edges: torch.Tensor) -> torch.Tensor:
 def ece(tokens: Predictions, edges: torch.Tensor, seed: int = 0) -> dict:
     """Return the top-label ECE in [0, 1] with its interval; the bins stay fixed over resamples.
 
-    It is the mean over tokens of |confidence - accuracy| of their bin: never negative, so biased
-    upwards, and resampling adds more noise, so that near 0 the interval lies above the value.
-    `ece_if_calibrated` says how much of it is noise.
+    It is the mean over tokens of |confidence - accuracy| of their bin: never negative, so chance
+    alone makes some of it, and `ece_if_calibrated` says how much. The interval is of what so many
+    images give, chance included.
     """
 
     def error(sums_R: torch.Tensor) -> torch.Tensor:
         count_Rb, confidence_Rb, correct_Rb = sums_R.unflatten(1, (3, -1)).unbind(1)
         return (confidence_Rb - correct_Rb).abs().sum(1) / count_Rb.sum(1)
 
-    return estimate(bin_sums(tokens, edges).flatten(1), error, seed)
+    sums_NK = bin_sums(tokens, edges).flatten(1)
+    value = error(sums_NK.sum(0, keepdim=True))[0]
+    resampled_R = error(bootstrap_weights(len(sums_NK), seed=seed) @ sums_NK)
+    return spread(value, moved_back(value, resampled_R), len(sums_NK))
 
 
 def trust(tokens: Predictions, seed: int) -> dict:
@@ -237,4 +249,5 @@ class ClassBins:
     def ece(self) -> dict:
         """Return the class-wise ECE, the mean over codes, with its interval."""
         scale = self.tokens * self.classes
-        return spread(self.gap_K.abs().sum() / scale, self.gap_RK.abs().sum(1) / scale, self.seen)
+        value, resampled_R = (x.abs().sum(-1) / scale for x in (self.gap_K, self.gap_RK))
+        return spread(value, moved_back(value, resampled_R), self.seen)

@@ -29,7 +29,7 @@ from models.sampling import log_p
 
 RANDOM = "random_"
 """start of the name of a random order that is the same for all images"""
-STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)
 """pseudo-counts of the prior of the models without a network that are tried"""
 EVAL_IMAGES = 2_000
 """images of a likelihood estimate during training; eval_c2i.py takes them all"""

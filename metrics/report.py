@@ -148,6 +148,8 @@ def show(value: Any, digits: int = 3, percent: bool = False) -> str:
     def text(x: float) -> str:
         return f"{scale * x:z,.{digits}f}"
 
+    if isinstance(value, str):
+        return value
     if not isinstance(value, dict):
         return "" if value is None else text(value) + unit
     if "low" in value:

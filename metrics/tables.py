@@ -16,6 +16,7 @@ SAMPLING = {
     "guidance scale": ("metrics.plan.cfg_scale", 1),
     "samples": ("metrics.num_samples", 0),
     "network calls": ("metrics.network_calls", 0),
+    "sampled in": ("metrics.precision",),
     "train images as reference": ("metrics.reference_images", 0),
 }
 
@@ -48,8 +49,9 @@ def quality(runs: Runs) -> str:
     rows = lines(runs, measures)
     for name in names(runs, "metrics.samples"):
         control = dict.fromkeys(real(run.at("metrics"), name) for run in every)
-        cells = [of_samples(run, name) for run in every]
-        rows.append([name, *cells, " / ".join(filter(None, control))])
+        rows.append(
+            [name, *(of_samples(x, name) for x in every), " / ".join(filter(None, control))]
+        )
     rows += lines(runs, SAMPLING)
     rows = [[*row, ""][: len(runs) + 2] for row in rows]  # only samples have a real one beside them
     text = "± of bits: standard error over test images; of samples: sd over sampling seeds."
@@ -77,9 +79,12 @@ CALIBRATION = {
     "accuracy of the likeliest code": ("calibration.tokens.overall.accuracy", 1, True),
     "top-label ECE": ("calibration.tokens.overall.ece_equal_width", 4),
     "ECE by chance alone": ("calibration.tokens.overall.ece_equal_width_if_calibrated", 4),
-    "ECE, t < 8": ("calibration.tokens.by_step.t < 8.ece_equal_width", 4),
-    "ECE, t 8-32": ("calibration.tokens.by_step.t 8-32.ece_equal_width", 4),
-    "ECE, t > 32": ("calibration.tokens.by_step.t > 32.ece_equal_width", 4),
+    "confidence - accuracy of codes": ("calibration.tokens.overall.overconfidence_gap", 4),
+    **{
+        f"ECE{what}, {steps}": (f"calibration.tokens.by_step.{steps}.ece_equal_width{key}", 4)
+        for steps in ("t < 8", "t 8-32", "t > 32")
+        for what, key in (("", ""), (" by chance alone", "_if_calibrated"))
+    },
     "best temperature": ("calibration.tokens.temperature.temperature", 3),
     "NLL it gains, bits per image": ("calibration.tokens.temperature.gain_bits_per_image", 2),
     "class accuracy by Bayes": ("calibration.classes.before.accuracy", 1, True),
@@ -89,24 +94,12 @@ CALIBRATION = {
 }  # fmt: skip
 
 
-def class_orders(runs: Runs) -> str:
-    """Return what the class by Bayes gains by averaging over readings in several orders."""
-    path, kinds = "calibration.class_orders", ("probabilities", "logs")
-    rows = [
-        [k, *(show(run.at(f"{path}.{k}.{kind}.accuracy", True), 1, True)
-              for run in runs.values() for kind in kinds)]
-        for k in names(runs, path)
-    ]  # fmt: skip
-    head = ["readings", *(f"{name}, mean of {kind}" for name in runs for kind in kinds)]
-    text = "Class accuracy by Bayes; in brackets: 95% interval over images."
-    return table(head, rows) + below(runs, text, "calibration")
-
-
 def calibration(runs: Runs) -> str:
     """Return calibration of codes and classes, every number with its interval."""
-    text = f"{shared(runs, 'calibration.images'):,} test images (temperature, classes and entropy: "
-    text += "half of them or as many samples); in brackets: 95% interval over images."
-    return by_measure(runs, CALIBRATION, text, "calibration")
+    counts = (shared(runs, f"calibration.{key}") for key in ("images", "num_samples"))
+    text = "{:,} test images, of the temperature and the classes half of them, of the entropy {:,} "
+    text += "samples; in brackets: 95% interval over images."
+    return by_measure(runs, CALIBRATION, text.format(*counts), "calibration")
 
 
 ROBUSTNESS = {
@@ -154,7 +147,9 @@ def robustness(runs: Runs) -> str:
     counts = {what: shared(runs, f"robustness.{path}") for path, what in of.items()}
     text = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     guidance = shared(runs, "robustness.config.cfg_scale")
-    text += f"; samples at guidance {guidance:g}; in brackets: 95% interval."
+    count = max(run.at("robustness.num_samples") for run in runs.values())
+    text += f"; {count:,} samples at guidance {guidance:g}, their FD to all test images; in "
+    text += "brackets: 95% interval."
     return "\n".join([*parts, differences(runs)]) + below(runs, text, "robustness")
 
 
@@ -181,14 +176,14 @@ def methods(runs: Runs) -> str:
         row += [show(run.at("metrics.parameters"), 0), show(training_tflop(run), 0)]
         row += [show(own_bits(run), 1), show(several, 1) if several.get("orders", 1) > 1 else ""]
         row += [f"{plan['cfg_scale']:g}", show(run.at("metrics.network_calls"), 0)]
-        rows.append([*row, *(of_samples(run, name) for name in measures)])
+        rows.append([*row, run.at("metrics.precision"), *(of_samples(run, x) for x in measures)])
     for name in measures:
         shared(runs, f"metrics.control.{name}")
-    rows.append([REAL, *[""] * 8, *(real(run.at("metrics"), name) for name in measures)])
+    rows.append([REAL, *[""] * 9, *(real(run.at("metrics"), name) for name in measures)])
     head = ["method", "order", "cluster term", "parameters", "training, TFLOP"]
     counts = {run.at("metrics.bits_per_image.random.orders", True) or 1 for run in runs.values()}
     head += ["bits per test image, own order", f"mean of {max(counts)} random orders"]
-    head += ["guidance", "network calls", *measures]
+    head += ["guidance", "network calls", "sampled in", *measures]
     steps, count = (shared(runs, f"metrics.{key}") for key in ("train_steps", "num_samples"))
     text = f"{steps:,} steps and {count:,} samples each; ± of bits: standard error over images."
     return table(head, rows) + below(runs, text, "metrics")
@@ -216,13 +211,13 @@ def calls(runs: Runs) -> str:
         if plan.get("revise"):
             how += f", rounds of {plan['revise']:.1%} drawn anew: {plan['rounds']}"
         number = row.get("network_calls", plan["decode_steps"])
-        counts = show(number, 0), f"{plan['cfg_scale']:g}"
+        counts = show(number, 0), f"{plan['cfg_scale']:g}", row["precision"]
         shown = (show(samples.get(name), *digits(name)) for name in measures)
         rows.append([method, plan["order"] + how, *counts, count, *shown])
         controls[count] = [real(row, name) for name in measures]
-    rows.sort(key=lambda row: (row[0], -int(row[2]), row[4], row[1]))
-    rows += [[REAL, "", "", "", count, *cells] for count, cells in controls.items()]
-    head = ["method", "order", "network calls", "guidance", "samples", *measures]
+    rows.sort(key=lambda row: (row[0], -int(row[2]), row[5], row[1]))
+    rows += [[REAL, "", "", "", "", count, *cells] for count, cells in controls.items()]
+    head = ["method", "order", "network calls", "guidance", "sampled in", "samples", *measures]
     return table(head, rows) + below(runs, "", "sweep")
 
 

@@ -153,6 +153,22 @@ def test_intervals_are_over_images_not_tokens():
     assert width == pytest.approx(sd, rel=0.1) and accuracy["images"] == 300
 
 
+def test_the_interval_of_an_ece_holds_what_as_many_images_give_on_average():
+    """Of a calibrated model too, whose ECE is chance alone."""
+    edges = calibration.equal_width_edges()
+    for wrong in (0.0, 0.02):
+        found = []
+        for seed in range(60):
+            generator = torch.Generator().manual_seed(seed)
+            p_NS = torch.rand(150, 16, generator=generator, dtype=torch.float64) * 0.9
+            correct_NS = torch.rand(150, 16, generator=generator) < p_NS - wrong
+            found.append(calibration.ece(tokens_of(p_NS, correct_NS), edges))
+        mean = sum(one["value"] for one in found) / len(found)
+        inside = sum(one["low"] <= mean <= one["high"] for one in found)
+        assert inside >= 0.88 * len(found), (wrong, inside)
+        assert all(0 <= one["low"] <= one["value"] <= one["high"] for one in found)
+
+
 def test_streaming_gives_what_one_batch_gives():
     logits_NSV = random_logits(50, 16, 9).float()
     target_NS = drawn(logits_NSV, seed=5)

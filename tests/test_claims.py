@@ -1,13 +1,25 @@
 """A claim holds, or does not, by the interval of a difference; one without runs says so."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from metrics import claims as module
-from metrics.claims import CLAIMS, MARGIN, Claim, claims, frechet, minus, of_images, overfitting
-from metrics.report import Run, read_reports
+from metrics.claims import (
+    CLAIMS,
+    MARGIN,
+    SEEDS,
+    Claim,
+    claims,
+    frechet,
+    minus,
+    of_images,
+    overfitting,
+    reached,
+    records,
+)
+from metrics.report import Run, own_bits, read_reports
 from models.command import InputError
 
 
@@ -65,6 +77,29 @@ def test_a_kept_quality_is_a_share_of_what_it_is_compared_with_and_else_a_differ
     assert MARGIN == 0.05
 
 
+def test_a_kept_quality_has_the_interval_of_a_ratio():
+    """Of logarithms both sides count; of 2 and 1, each 10% up or down, the ratio is 14%."""
+    new, old = ({"value": x, "low": x / 1.1, "high": x * 1.1} for x in (2, 1))
+    run = partial(Run, "one", curve=[])
+    kept = {"new": run({"metrics": new}), "old": run({"metrics": old})}
+    claim = Claim("", "", ("new", "old"), "", lambda run: run.at("metrics"), "kept")
+    found, factor = claim.difference(kept), 1.1 ** math.sqrt(2)
+    assert found == pytest.approx({"value": 1, "low": 2 / factor - 1, "high": 2 * factor - 1})
+
+
+def test_bits_of_two_trainings_differ_by_what_another_seed_changes():
+    def run(name: str, bits: float) -> Run:
+        bits = {"raster": {"mean": bits, "se": 0.001}}
+        return Run(name, {"metrics": {"bits_per_image": bits, "own_order": "raster"}}, [])
+
+    claim = Claim("", "", ("new", "old"), "", own_bits, "less")
+    pair = {name: run(name, bits) for name, bits in (("new", 499.0), ("old", 500.0))}
+    assert claim.difference(pair) is None  # nothing says what a seed changes
+    seeds = {name: run(name, 500.0 + i) for names in SEEDS.values() for i, name in enumerate(names)}
+    found, half = claim.difference(pair | seeds), 2.776 * math.sqrt(2)  # sd 1, 4 degrees of freedom
+    assert found == pytest.approx({"value": -1, "low": -1 - half, "high": -1 + half})
+
+
 def test_values_of_images_are_paired():
     noise_N = 100 * torch.randn(500, generator=torch.Generator().manual_seed(0))
     rows = ({"rho": 0.4, "more": {"of_images": (noise_N + shift).tolist()}} for shift in (1, 0))
@@ -115,17 +150,17 @@ def test_a_record_is_the_time_of_the_steps_until_the_target_over_seeds():
     runs = {
         run.name: run for run in (training(seed, speed) for seed, speed in enumerate((1, 2, 4)))
     }
-    minutes, tflop = module.reached(runs["record_fast_0"], 520)
+    minutes, tflop = reached(runs["record_fast_0"], 520)
     assert (minutes, tflop) == pytest.approx(((640 + 320) / 60, 1280 * 2 / 1000))
-    assert module.reached(runs["record_fast_0"], 525)[0] == pytest.approx(640 / 60)
-    row = module.records(runs).splitlines()[2]
+    assert reached(runs["record_fast_0"], 525)[0] == pytest.approx(640 / 60)
+    row = records(runs).splitlines()[2]
     assert "| fast | gpt | nano | 128 | 10 | 9.3 ± 6.1 | 2.6 ± 0.0 | one core | 0123456 |" in row
     with pytest.raises(InputError, match="never came down to 511 bits"):
-        module.reached(runs["record_fast_0"], 511)
+        reached(runs["record_fast_0"], 511)
     for other, message in (
         (training(1, 1.0), "a record takes 3 seeds"),
         (training(2, 1.0, lr=1.0), "differ in config.config.lr"),
         (training(2, 1.0, order="hilbert"), "differ in config.config.order"),
     ):
         with pytest.raises(InputError, match=message):
-            module.records(runs | {"record_fast_2": other})
+            records(runs | {"record_fast_2": other})

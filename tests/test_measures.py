@@ -13,6 +13,7 @@ from helpers import changed, numbers, other_codes, script
 from metrics.extractor import classifier_extractor, reconstruction_report
 from metrics.fidelity import features_of, fidelity, psnr
 from metrics.likelihood import bits_per_code
+from models import sampling
 from models.checkpoint import load_generator
 from models.command import InputError
 from models.data import load_codes, load_split
@@ -185,6 +186,15 @@ def test_the_future_is_worth_what_its_cells_tell(inpainting):
     assert found["given all"]["value"] == expected
     past, future = found["given the past"]["value"], found["what the future saves"]["value"]
     assert future == pytest.approx(past - found["given all"]["value"], abs=1e-3)
+
+
+def test_hidden_cells_are_guided_alike_given_all_and_given_the_past(inpainting, monkeypatch):
+    """Else the two ways would differ in their guidance, and not in what they know."""
+    generate, scales = sampling.generate, []
+    seen = lambda *args: scales.append(set(args[5])) or generate(*args)  # noqa: E731
+    monkeypatch.setattr(sampling, "generate", seen)
+    inpaint.main(inpainting("randar", images=20, mask="top", cfg_scale=3.0))
+    assert scales == [{3.0}, {3.0}]
 
 
 def test_bad_masks_are_refused(inpainting, tmp_path):

@@ -64,7 +64,7 @@ def test_kept_numbers_are_small_and_name_no_other_folder(run, tmp_path):
     assert kept.at("metrics.command").endswith("--checkpoint a.pth --inception-weights b.pth")
     assert "risk_coverage" in LEFT_OUT and kept.files["calibration"] == {}
     assert sum("heldout_bits" in row for row in kept.curve) == 2 and len(kept.curve) <= 302
-    big = json.dumps({"samples": {f"{i:0100d}": 0 for i in range(2000)}})
+    big = json.dumps({"samples": {f"{i:0100d}": 0 for i in range(LARGEST // 100)}})
     (run / "metrics.json").write_text(big)
     with pytest.raises(InputError, match="nothing was kept"):
         keep_run(run, tmp_path / "other")

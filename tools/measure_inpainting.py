@@ -46,7 +46,8 @@ class InpaintingConfig(GeneratorConfig):
     decode_steps: command.Count | None = None
     """network calls, given all; default: one for each hidden cell"""
     cfg_scale: command.Amount | None = None
-    """guidance scale; default: what the checkpoint recommends, else 2"""
+    """guidance scale, the same for every hidden cell; default: what the checkpoint recommends, else
+    2"""
     codes: Path = ROOT / "data/codes"
     """test codes from stage 3"""
     against: OmitArgPrefixes[MeasureConfig] = field(default_factory=MeasureConfig)
@@ -61,9 +62,11 @@ def complete(
     that the model was trained in; given the past, along its scan.
     """
     model, codes, bits = subject.model, {}, {}
-    ways = {PAST: Plan(model.config.scan, cfg_scale=scale)}
+    # a schedule that rises would guide the hole more given all, where it comes last
+    guidance = {"cfg_scale": scale, "schedule": "constant"}
+    ways = {PAST: Plan(model.config.scan, **guidance)}
     if model.any_order:
-        ways = {ALL: Plan(subject.order, cfg.decode_steps, cfg_scale=scale)} | ways
+        ways = {ALL: Plan(subject.order, cfg.decode_steps, **guidance)} | ways
     for way, plan in ways.items():
         parts, count = [], min(cfg.batch, len(inputs[0]))
         batches = list(zip(*(x.split(count) for x in inputs), strict=True))

@@ -18,7 +18,7 @@ from pathlib import Path
 import tyro
 
 from metrics import report, tables
-from metrics.claims import claims, records, training_seeds
+from metrics.claims import SEEDS, claims, records, training_seeds
 from metrics.report import REPORTS, Runs, below, read_run, shared, show, table
 from metrics.tables import calibration, quality, robustness
 from models import command
@@ -96,16 +96,29 @@ def wrong_codes(runs: Runs) -> str:
     return "\n".join(parts) + below(runs, text, "robustness")
 
 
+def class_orders(runs: Runs) -> str:
+    """Return what the class by Bayes gains by averaging over readings in several orders."""
+    path, kinds = "calibration.class_orders", ("probabilities", "logs")
+    rows = [
+        [k, *(show(run.at(f"{path}.{k}.{kind}.accuracy", True), 1, True)
+              for run in runs.values() for kind in kinds)]
+        for k in report.names(runs, path)
+    ]  # fmt: skip
+    head = ["readings", *(f"{name}, mean of {kind}" for name in runs for kind in kinds)]
+    text = "Class accuracy by Bayes; in brackets: 95% interval over images."
+    return table(head, rows) + below(runs, text, "calibration")
+
+
 PAIR, INCEPTION, SHORTER = (
     {f"{order} order": f"randar_{order}_nano_{run}" for order in ("raster", "random")}
     for run in ("8epochs", "8epochs_768", "perceptual")
 )
 """by the title of their column: the shipped pair, that as Inception sees it, and the pair trained
 for half as long, as the other methods"""
-SEEDS = {
-    f"{order} order, seed {seed}": f"randar_{order}_nano_{run}"
-    for order in ("raster", "random")
-    for seed, run in enumerate(("perceptual", "seed1", "seed2"))
+SEED_RUNS = {
+    f"{order} order, seed {seed}": run
+    for order, runs in SEEDS.items()
+    for seed, run in enumerate(runs)
 }
 COMPLETED, SHAPES = (
     {f"{order} order": f"{kind}_randar_{order}" for order in ("raster", "random")}
@@ -141,13 +154,13 @@ SECTIONS: tuple[tuple[str, Callable[[Runs], str], dict[str, str] | Sequence[str]
     ("Calibration of the shipped pair", calibration, PAIR),
     ("Robustness of the shipped pair", robustness, PAIR | READ_RASTER),
     ("What features of a layer tell of the class", probes, PAIR | READ_RASTER | READ_TWICE),
-    ("Class told in several readings", tables.class_orders, READINGS),
+    ("Class told in several readings", class_orders, READINGS),
     ("The pair trained for half as long", quality, SHORTER),
     ("Calibration of the pair trained for half as long", calibration, SHORTER),
     ("Robustness of the pair trained for half as long", robustness, SHORTER),
     ("Trained with wrong codes in the context", quality, NOISE),
     ("Wrong codes read by what was trained with them", wrong_codes, NOISE),
-    ("The pair trained for half as long, from three seeds", training_seeds, SEEDS),
+    ("The pair trained for half as long, from three seeds", training_seeds, SEED_RUNS),
     ("Guidance in the weights of the random-order model", quality, ALIGNED),
     ("Every method at one budget", tables.methods, ("nano_*", *SHORTER.values())),
     ("Records: the shortest trainings to a target", records, ("record_*",)),
@@ -204,7 +217,7 @@ def results(kept: Path = REPORTS) -> str:
 def side_by_side(runs: Runs) -> str:
     """Return all tables of any runs, a column each, those that every run has the files for."""
     parts, of_file = ["# Runs side by side\n"], {quality: "metrics", robustness: "robustness"}
-    for make in (quality, tables.by_order, calibration, tables.class_orders, robustness):
+    for make in (quality, tables.by_order, calibration, class_orders, robustness):
         file = of_file.get(make, "calibration")
         some = {name: run for name, run in runs.items() if file in run.files}
         with as_written(", ".join(some), "measurements", "measure them again"):
