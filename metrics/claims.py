@@ -65,8 +65,8 @@ class Claim:
                 shared(pair, f"robustness.{key}")  # else image by image means nothing
             return mean_of(new - old)
         if self.number is own_bits:
-            apart, half = interval(new)["value"] - interval(old)["value"], of_seeds(runs)
-            return half and {"value": apart, "low": apart - half, "high": apart + half}
+            half, apart = of_seeds(runs), interval(new)["value"] - interval(old)["value"]
+            return None if half is None else dict(value=apart, low=apart - half, high=apart + half)
         if self.wanted == "kept":  # of logarithms: what is compared with has an interval too
             new, old = ({key: math.log(x) for key, x in interval(x).items()} for x in (new, old))
             return {key: math.expm1(x) for key, x in minus(new, old).items()}
@@ -89,11 +89,10 @@ def of_seeds(runs: Runs) -> float | None:
 
     By the standard deviation of SEEDS within both orders; None without them.
     """
-    if not runs.keys() >= {name for names in SEEDS.values() for name in names}:
+    if not runs.keys() >= {name for some in SEEDS.values() for name in some}:
         return None
-    bits_OS = torch.tensor(
-        [[own_bits(runs[name])["mean"] for name in names] for names in SEEDS.values()]
-    )
+    bits = [[own_bits(runs[name])["mean"] for name in some] for some in SEEDS.values()]
+    bits_OS = torch.tensor(bits, dtype=torch.float64)
     freedom = bits_OS.numel() - len(bits_OS)
     return STUDENT[freedom - 1] * math.sqrt(2 * bits_OS.var(1).mean().item())
 
@@ -144,7 +143,7 @@ CLAIMS = (
           frechet, "more", 3),
     Claim("Random order overfits later", "RandAR",
           LONG, "held-out - train bits a code, random - raster", overfitting, "less", 3),
-    # not the ECE, which is never negative: near 0 resampling moves its interval upwards
+    # not the ECE, of which chance makes a part
     Claim("Random order is less overconfident", "asked here", LONG,
           "mean confidence - accuracy of the codes, random - raster",
           lambda run: run.at("calibration.tokens.overall.overconfidence_gap"), "less", 4),

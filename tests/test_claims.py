@@ -95,7 +95,7 @@ def test_bits_of_two_trainings_differ_by_what_another_seed_changes():
     claim = Claim("", "", ("new", "old"), "", own_bits, "less")
     pair = {name: run(name, bits) for name, bits in (("new", 499.0), ("old", 500.0))}
     assert claim.difference(pair) is None  # nothing says what a seed changes
-    seeds = {name: run(name, 500.0 + i) for names in SEEDS.values() for i, name in enumerate(names)}
+    seeds = {name: run(name, 500 + i) for names in SEEDS.values() for i, name in enumerate(names)}
     found, half = claim.difference(pair | seeds), 2.776 * math.sqrt(2)  # sd 1, 4 degrees of freedom
     assert found == pytest.approx({"value": -1, "low": -1 - half, "high": -1 + half})
 
