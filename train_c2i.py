@@ -21,7 +21,7 @@ from models.artifacts import ROOT, header, sha256_of, write_text
 from models.checkpoint import KIND, locked, resume, save_generator, start_from
 from models.cluster_loss import cluster_cross_entropy
 from models.command import InputError, run
-from models.data import SPLITS, Codes, draw_batch, load_codes, split_heldout, swap_codes
+from models.data import Codes, draw_batch, load_both_codes, split_heldout, swap_codes
 from models.method import DROPOUTS, SIZES, ModelConfig
 from models.methods import METHODS, build, check_order
 from models.orders import OrderName
@@ -210,7 +210,7 @@ def main(cfg: TrainConfig) -> Path:
     """Train, or go on training; return the run folder, which is locked meanwhile."""
     cfg = replace(cfg, order=cfg.order or METHODS[cfg.method].scans[0])
     fabric = machine.start_fabric(machine.pick_device(cfg.device), cfg.devices)
-    train, test = (load_codes(cfg.codes, split).to(fabric.device) for split in SPLITS)
+    train, test = (codes.to(fabric.device) for codes in load_both_codes(cfg.codes))
     config, head = model_config(cfg, train), describe(cfg, train)
     head["machine"] = machine.machine_name(fabric.device)
     name = f"{cfg.method}_{Path(cfg.policy.name).stem}_{cfg.model}_{head['dataset']}"

@@ -19,9 +19,9 @@ from metrics.fidelity import LEAST, FeatureExtractor, Features, features_of, fid
 from metrics.report import at_once
 from models import command
 from models.artifacts import ROOT, sha256_of
-from models.checkpoint import Generator, load_generator, results_of
+from models.checkpoint import Generator, load_codes_of, load_generator, results_of
 from models.command import InputError
-from models.data import PRODUCERS, SPLITS, Codes, Split, evenly, load_codes_of, load_split
+from models.data import PRODUCERS, Codes, Split, evenly, load_splits
 from models.machine import Precision, Workers, pick_device, pick_precision
 from models.method import Method
 from models.methods import check_order
@@ -201,7 +201,7 @@ class MeasureConfig:
             run = f"; run: uv run {PRODUCERS[dataset]}" if dataset in PRODUCERS else ""
             print(f"no real images at {data}: no distances{run}")
             return None
-        train, test = (load_split(data, split) for split in SPLITS)
+        train, test = load_splits(data)
         if labels:
             train, test = train.of_labels(labels), test.of_labels(labels)
         train_NHWC = train.images_NHWC
@@ -209,7 +209,7 @@ class MeasureConfig:
         for name, count in (("reference", len(train_NHWC)), ("test", len(test.labels_N))):
             if count < LEAST:
                 raise InputError(f"expected at least {LEAST} {name} images, got {count}")
-        extractors = [extractor_of(test.dataset, self.extractor, device)]
+        extractors = [extractor_of(test.dataset, test.classes, self.extractor, device)]
         if str(self.inception_weights) != "none":
             extractors.append(inception_of(self.inception_weights, self.fid_features, device))
         return Reference(train_NHWC, test, tuple(e for e in extractors if e), device)

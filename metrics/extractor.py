@@ -8,6 +8,7 @@ davidcpage/cifar10-fast). Differs from them in: half the width or less, a residu
 three resolutions, mean instead of max pooling at the end, no fixed scale on the logits.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import nn
 from metrics.fidelity import FeatureExtractor, codebook_use, features_of, psnr
 from models.artifacts import ROOT
 from models.classifier import load_net
+from models.command import InputError
 from models.data import Split, evenly
 from models.tokenizer import Tokenizer, decode_codes, encode_images
 
@@ -81,13 +83,30 @@ def classifier_extractor(path: Path, device: torch.device | str = "cpu") -> Feat
         return {"features": features_BF, "logits": logits_BC}
 
     suffix = "_" + TAGS.get(head["dataset"], head["dataset"])
-    return FeatureExtractor(run, head["sha256"], "features", "logits", suffix)
+    names = {"suffix": suffix, "classes": tuple(head["classes"])}
+    return FeatureExtractor(run, head["sha256"], "features", "logits", **names)
 
 
-def extractor_of(dataset: str, path: Path | None, device: torch.device) -> FeatureExtractor | None:
-    """Return the offline classifier at `path`, else the data set's, if there is one."""
+def extractor_of(
+    dataset: str, classes: Sequence[str], path: Path | None, device: torch.device
+) -> FeatureExtractor | None:
+    """Return the offline classifier at `path`, else the data set's, if there is one.
+
+    Raises InputError for one of other classes; the data set's is none then: a folder of images may
+    have its name.
+    """
     shipped = ROOT / f"checkpoints/extractor_{dataset}.pth"
-    return classifier_extractor(path or shipped, device) if path or shipped.exists() else None
+    if not path and not shipped.exists():
+        return None
+    extractor = classifier_extractor(path or shipped, device)
+    if extractor.classes == tuple(classes):
+        return extractor
+    if path is None:
+        return None
+    raise InputError(
+        f"expected --extractor of the classes {', '.join(classes)}, and {path} knows "
+        f"{', '.join(extractor.classes)}; run: {RERUN} --data YOURS --out NEW"
+    )
 
 
 def reconstruction_report(model: Tokenizer, test: Split, count: int) -> dict[str, float]:
@@ -97,7 +116,7 @@ def reconstruction_report(model: Tokenizer, test: Split, count: int) -> dict[str
     decoded_NHWC = decode_codes(model, codes_NT)
     report = {"psnr": float(psnr(images_NHWC, decoded_NHWC).mean()), "images": len(rows_N)}
     report |= codebook_use(codes_NT, model.config.codebook_size)
-    if extractor := extractor_of(test.dataset, None, device):
+    if extractor := extractor_of(test.dataset, test.classes, None, device):
         features = features_of(decoded_NHWC, extractor, device, verbose=False, least=1)
         report["label_accuracy"] = extractor.label_accuracy(features, test.labels_N[rows_N])
     return report

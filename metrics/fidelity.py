@@ -58,6 +58,8 @@ class FeatureExtractor:
     suffix: str
     """`_c10` or `768`; empty for the standard 2048-d layer, whose distance may be called FID"""
     prefix: str = "FD"
+    classes: tuple[str, ...] = ()
+    """by logit, where they are to be compared with labels"""
 
     def frechet_name(self, samples: int) -> str:
         """Return what its Frechet distance of so many samples, or fewer references, is called."""

@@ -18,6 +18,7 @@ from models.artifacts import (
     save_checkpoint,
 )
 from models.command import InputError
+from models.data import Codes, load_codes
 from models.method import DROPOUTS, Method, ModelConfig
 from models.methods import build
 from models.sampling import Plan
@@ -165,9 +166,35 @@ def start_from(path: Path, model: Method, tokenizer: str) -> Method:
     return first.model.to(next(model.parameters()).device)
 
 
+def load_codes_of(made_with: dict, folder: Path, split: str, whose: Path) -> Codes:
+    """Read codes that must be as those of the generator `whose`, whose header is `made_with`.
+
+    Raises InputError, with the command that makes the right ones, for codes of another tokenizer or
+    of another --search, or as `load_codes`. Codes that differ only by rounding (of another machine)
+    are read, and a line says so.
+    """
+    codes = load_codes(folder, split)
+    head, inputs, search = codes.header, made_with["inputs"], made_with.get("search")
+    same = head["inputs"].get("tokenizer") == inputs["tokenizer"]
+    if not same or (search is not None and head["config"].get("search", 0) != search):
+        flags = f" --search {search}" * bool(search) + " --out NEW"
+        raise InputError(
+            f"{folder} holds codes of another {'--search' if same else 'tokenizer'} than {whose} "
+            f"was trained on; run: uv run tools/extract_latent_codes.py --tokenizer ITS{flags}, "
+            "then give --codes NEW"
+        )
+    if split == "train" and inputs.get("codes") not in (None, head["sha256"]):
+        print(
+            f"{folder} differs from the codes that {whose} was trained on: other images, or the "
+            "rounding of another machine"
+        )
+    return codes
+
+
 def results_of(checkpoint: Path) -> Path:
     """Return the default folder of what measures a generator: results/<name of its run or file>."""
-    name = checkpoint.parent.name if checkpoint.stem == "last" else checkpoint.stem
+    # resolved: from inside of a run, last.pth is a path without a folder
+    name = checkpoint.resolve().parent.name if checkpoint.stem == "last" else checkpoint.stem
     return ROOT / "results" / name
 
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from models import command
 from models.artifacts import ROOT, as_written, header, load_checkpoint, restored, save_checkpoint
 from models.checkpoint import load_state, same_run, save_state
-from models.data import SPLITS, Split, load_split
+from models.data import Split, load_splits
 from models.machine import pick_device, start_fabric
 from models.tokenizer import to_float
 from models.training import batch_rows, check_finite, lr_at, seed_step
@@ -76,7 +76,7 @@ def train_classifier(
     What `finish` makes of it is rounded to what the file holds, measured and written.
     """
     fabric = start_fabric(pick_device(cfg.device))
-    train, test = (load_split(cfg.data, split) for split in SPLITS)
+    train, test = load_splits(cfg.data)
     out = cfg.out or ROOT / "checkpoints" / f"{kind.split()[0]}_{train.dataset}.pth"
     inputs = {"train_images": train.sha256, "test_images": test.sha256}
     head = header(kind, producer, cfg, inputs)

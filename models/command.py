@@ -53,7 +53,8 @@ Count = Annotated[int, Range(1, 10**9)]
 Natural = Annotated[int, Range(0, 10**9)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Batch = Annotated[int, Range(1, 2**16)]
-Vocabulary = Annotated[int, Range(2, 2**20)]
+Vocabulary = Annotated[int, Range(2, 2**16)]
+"""stage 3 writes codes as uint16"""
 Images = Annotated[int, Range(10, 10**7)]
 """of which fewer say nothing"""
 ImagesOrNone = Annotated[int, Range(10, 10**7, or_zero=True)]

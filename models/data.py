@@ -134,6 +134,14 @@ def load_split(folder: Path, split: SplitName) -> Split:
     return Split(images_NHWC, labels_N, classes, head["dataset"], *hashes)
 
 
+def load_splits(folder: Path) -> list[Split]:
+    """Read train and test. Raises InputError as `load_split`, or if they are of other classes."""
+    both = [load_split(folder, split) for split in SPLITS]
+    if len({(one.dataset, one.classes) for one in both}) > 1:
+        raise InputError(f"{folder}: train and test images are not of one set; make both anew")
+    return both
+
+
 def check_labels(path: Path, labels_N: np.ndarray, head: dict, rerun: str) -> tuple[str, ...]:
     """Return the class names in a header. Raises InputError unless all labels are among them."""
     classes = head.get("classes")
@@ -207,29 +215,21 @@ def load_codes(folder: Path, split: str) -> Codes:
     return Codes(torch.from_numpy(codes_NAT.astype(np.int64)), torch.from_numpy(labels_N), head)
 
 
-def load_codes_of(made_with: dict, folder: Path, split: str, whose: Path) -> Codes:
-    """Read codes that must be as those of the generator `whose`, whose header is `made_with`.
-
-    Raises InputError, with the command that makes the right ones, for codes of another tokenizer or
-    of another --search, or as `load_codes`. Codes that differ only by rounding (of another machine)
-    are read, and a line says so.
-    """
-    codes = load_codes(folder, split)
-    head, inputs, search = codes.header, made_with["inputs"], made_with.get("search")
-    same = head["inputs"].get("tokenizer") == inputs["tokenizer"]
-    if not same or (search is not None and head["config"].get("search", 0) != search):
-        flags = f" --search {search}" * bool(search) + " --out NEW"
+def load_both_codes(folder: Path) -> list[Codes]:
+    """Read train and test codes. Raises InputError as `load_codes`, or if one alone is new."""
+    both = [load_codes(folder, split) for split in SPLITS]
+    keys = ("codebook_size", "grid", "classes", "dataset", "cluster_size")
+    kinds = [
+        [one.header["inputs"].get("tokenizer"), one.header["config"].get("search", 0)]
+        + [one.header.get(key) for key in keys]
+        for one in both
+    ]
+    if kinds[0] != kinds[1]:  # stage 3 was killed between the two
         raise InputError(
-            f"{folder} holds codes of another {'--search' if same else 'tokenizer'} than {whose} "
-            f"was trained on; run: uv run tools/extract_latent_codes.py --tokenizer ITS{flags}, "
-            "then give --codes NEW"
+            f"{folder}: train and test codes are not of one run; run: uv run "
+            f"tools/extract_latent_codes.py --out {folder}"
         )
-    if split == "train" and inputs.get("codes") not in (None, head["sha256"]):
-        print(
-            f"{folder} differs from the codes that {whose} was trained on: other images, or the "
-            "rounding of another machine"
-        )
-    return codes
+    return both
 
 
 def draw_batch(

@@ -77,6 +77,8 @@ def start_fabric(device: torch.device, devices: int = 1, precision: Precision = 
             raise InputError(f"expected --devices up to {torch.cuda.device_count()}, got {devices}")
         torch.set_float32_matmul_precision("high")
     mixed = {"bf16": "bf16-mixed", "fp32": "32-true"}[pick_precision(precision, device)]
+    if int(os.environ.get("LOCAL_RANK", 0)):
+        _end_with_parent()  # it would wait for a rank 0 that was killed
     fabric = Fabric(accelerator=device.type, devices=devices, precision=mixed)
     fabric.launch()
     return fabric

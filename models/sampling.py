@@ -220,9 +220,11 @@ def sample_codes(
 
     One batch; the caller splits. A sample is the same whatever batch it is in.
     """
-    tokens = model.config.tokens
+    tokens, count = model.config.tokens, len(label_N)
+    label_N = label_N.repeat(2) if count == 1 else label_N  # single rows are rounded otherwise
     nothing_NT = torch.zeros(len(label_N), tokens, dtype=torch.int64)
-    return fill(model, nothing_NT, torch.ones(tokens, dtype=torch.bool), label_N, plan, seed, first)
+    every_T = torch.ones(tokens, dtype=torch.bool)
+    return fill(model, nothing_NT, every_T, label_N, plan, seed, first)[:count]
 
 
 def fill(

@@ -108,9 +108,9 @@ def tokenizer_of(path: Path, codes: Codes) -> Tokenizer | None:
 
 
 def nearest_codes(codebook_VC: torch.Tensor, count: int = 8) -> torch.Tensor:
-    """Return the `count` codes with the nearest vectors, without the code itself: (V, count)."""
-    distance_VV = torch.cdist(codebook_VC.float(), codebook_VC.float())
-    return distance_VV.fill_diagonal_(torch.inf).topk(count, largest=False).indices
+    """Return the codes with the nearest vectors, without the code itself: (V, count or V - 1)."""
+    distance_VV = torch.cdist(codebook_VC.float(), codebook_VC.float()).fill_diagonal_(torch.inf)
+    return distance_VV.topk(min(count, len(codebook_VC) - 1), largest=False).indices
 
 
 def to_float(images_NHWC: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -135,9 +135,12 @@ def encode_images(
 
 
 def decode_codes(model: Tokenizer, codes_NT: torch.Tensor, batch: int = 64) -> np.ndarray:
-    """Return uint8 images (N, H, W, 3) of codes_NT."""
+    """Return uint8 images (N, H, W, 3) of codes_NT; an image is the same in any batch."""
     device = next(model.parameters()).device
-    return np.concatenate([to_uint8(model.decode(c.to(device))) for c in codes_NT.split(batch)])
+    lone = len(codes_NT) % batch == 1  # products of a single row are rounded otherwise
+    codes_MT = torch.cat((codes_NT, codes_NT[-1:])) if lone else codes_NT
+    parts = [to_uint8(model.decode(c.to(device))) for c in codes_MT.split(batch)]
+    return np.concatenate(parts)[: len(codes_NT)]
 
 
 def mirror(images_NHWC: np.ndarray) -> np.ndarray:

@@ -4,9 +4,11 @@ import contextlib
 import io
 import multiprocessing
 import resource
+import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from helpers import script
 
 from models import artifacts
 from models.artifacts import ROOT, header, load_array, load_checkpoint, save_array, save_checkpoint
+from models.checkpoint import results_of
 from models.command import InputError, one_line_errors
+from models.data import SPLITS, load_splits, save_splits
 
 inspect_file = script("tools/inspect_file.py")
 HEAD = header("thing", "tests", {"a": 1})
@@ -166,3 +170,22 @@ def test_a_file_that_is_not_intact_is_said_to_be_so(world, tmp_path):
             (tmp_path / sidecar.name).write_bytes(sidecar.read_bytes())
         with pytest.raises(InputError, match=f"{source.name} is (not the array|broken)"):
             inspect_file.main(inspect_file.InspectConfig(path))
+
+
+def test_train_and_test_images_of_other_classes_are_refused(tmp_path):
+    for folder, classes in (("a", ("cat", "dog")), ("b", ("cat", "fox"))):
+        images_NHWC = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+        arrays = {split: (images_NHWC, np.array([0, 1, 0, 1])) for split in SPLITS}
+        save_splits(tmp_path / folder, arrays, classes, "pets", "data/load_CIFAR10.py", {})
+    assert len(load_splits(tmp_path / "a")) == 2
+    for path in (tmp_path / "b").glob("test_*"):
+        shutil.copy(path, tmp_path / "a")
+    with pytest.raises(InputError, match="train and test images are not of one set"):
+        load_splits(tmp_path / "a")
+
+
+@pytest.mark.parametrize("path", ["last.pth", "../run/last.pth", "sub/../last.pth"])
+def test_a_run_has_its_own_folder_of_results_wherever_it_is_named_from(path, tmp_path, monkeypatch):
+    (tmp_path / "run/sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run")
+    assert results_of(Path(path)) == ROOT / "results/run"

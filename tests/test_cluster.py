@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import script
+from helpers import other_codes, script
 
-from models.artifacts import load_array
+from models.artifacts import load_array, sha256_of
 from models.cluster_loss import balanced_kmeans, nearest_with_room, spread
 from models.command import InputError
 from models.data import load_codes
-from models.tokenizer import load_tokenizer
+from models.tokenizer import CODES_OF, decodes, load_tokenizer, save_tokenizer
 
 tool = script("tools/cluster_codebook.py")
 
@@ -76,6 +76,18 @@ def test_new_codes_decode_to_the_same_images_bit_for_bit(world, clustered):
     assert header["inputs"]["train_images"] == about["inputs"]["train_images"]
     assert header["inputs"]["tokenizer"] == about["sha256"]
     assert header["dataset"] == about["dataset"]
+
+
+def test_codes_of_another_numbering_are_no_longer_those_of_the_tokenizer_before(world, tmp_path):
+    """A decoder trained for them decodes its own numbering only."""
+    model, head = load_tokenizer(world.tokenizer)
+    sha256 = head.pop("sha256")
+    save_tokenizer(tmp_path / "decoder.pth", model, head | {CODES_OF: sha256})
+    assert decodes(load_tokenizer(tmp_path / "decoder.pth")[1], sha256)
+    made_by = sha256_of(tmp_path / "decoder.pth")
+    codes = other_codes(world, tmp_path / "codes", tokenizer=made_by)
+    tool.main(tool.ClusterConfig(tmp_path / "decoder.pth", codes, tmp_path / "out", 4))
+    assert not decodes(load_tokenizer(tmp_path / "out/tokenizer.pth")[1], sha256)
 
 
 def test_the_whole_codebook_state_is_relabelled(world, clustered):

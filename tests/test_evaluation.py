@@ -200,16 +200,19 @@ def test_labels_can_be_chosen_and_are_held_against_real_images_of_theirs(
     assert found["reference_images"] == 36 and found["control_images"] == 12
 
 
-def test_a_cut_evaluation_goes_on_where_it_was(runs, config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_cut_evaluation_goes_on_where_it_was(runs, config, tmp_path, monkeypatch, torn):
     cfg = config(runs["randar"], decode_steps=4, seeds=2)
     whole = stage.main(changed(cfg, out=tmp_path / "whole"))
     for owner, name, call in ((metrics.likelihood, "likelihood", 2), (stage, "sample_images", 1)):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             cut_at(patched, owner, name, call)
             stage.main(cfg)
+    if torn:
+        (tmp_path / "out/samples.npz").write_bytes(b"PK")
     sampled = cut_at(monkeypatch, stage, "sample_images", 99)
     found = stage.main(cfg)
-    assert len(sampled) <= 1  # of the second seed only
+    assert len(sampled) == (3 if torn else 1)  # of the second seed only; or warm-up and first too
     same = ("samples", "control", "bits_per_image", "over_seeds", "inputs")
     assert {key: found[key] for key in same} == {key: whole[key] for key in same}
     assert not (tmp_path / "out/.partial.json").exists()

@@ -16,7 +16,7 @@ from helpers import Evil, script
 from tiny_extractor import write_extractor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from metrics.extractor import Classifier, classifier_extractor, load_classifier
+from metrics.extractor import Classifier, classifier_extractor, extractor_of, load_classifier
 from metrics.fidelity import (
     FeatureExtractor,
     download_inception,
@@ -25,6 +25,7 @@ from metrics.fidelity import (
     inception_extractor,
 )
 from models.command import InputError
+from models.data import CLASSES
 
 make_shapes = script("data/shapes.py").make_shapes
 
@@ -257,3 +258,13 @@ def test_no_inception_is_no_error(hub, answer):
         assert time.monotonic() - start < 10
     assert download_inception(url, timeout=0.5) is None  # nobody listens
     assert list(hub.iterdir()) == []
+
+
+def test_a_classifier_of_other_classes_does_not_judge(extractor_file):
+    """A folder of one's own images may be called cifar10 too."""
+    device, cifar10 = torch.device("cpu"), CLASSES["cifar10"]
+    assert extractor_of("cifar10", cifar10, None, device).classes == cifar10
+    assert extractor_of("cifar10", ("cat", "dog", "ship"), None, device) is None
+    assert extractor_of("unheard of", cifar10, None, device) is None
+    with pytest.raises(InputError, match="expected --extractor of the classes cat, dog, and"):
+        extractor_of("pets", ("cat", "dog"), extractor_file, device)

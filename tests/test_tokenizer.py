@@ -12,20 +12,24 @@ import torch.nn.functional as F
 from helpers import script
 
 from metrics.fidelity import codebook_use, psnr
+from models.artifacts import ROOT
 from models.command import InputError
 from models.data import SPLITS, load_codes, load_split
 from models.tokenizer import (
+    decode_codes,
     encode_images,
     error_around,
     find_tokenizer,
     load_tokenizer,
     mirror,
+    nearest_codes,
     search_codes,
     to_float,
     to_uint8,
 )
 from models.vqvae import VQVAE, CosineQuantizer, GroupNorm, VQVAEConfig
 
+SHIPPED = ROOT / "checkpoints/vqvae_cifar10_perceptual_long.pth"
 TINY = VQVAEConfig(codebook_size=32, width=8, blocks=1)
 
 
@@ -199,3 +203,19 @@ def test_more_views_are_of_moved_images_and_of_train_images_only(world, tmp_path
     same_NAP = (found["train"][:8, 2:, None] == codes_NPT[:, None]).all(-1)
     assert same_NAP.any(-1).all()
     assert len({tuple(view) for view in found["train"][:, 2:].flatten(0, 1).tolist()}) > 300
+
+
+def test_an_image_decodes_alike_alone_and_among_others():
+    """Products of a single row are rounded otherwise; some of these images would differ."""
+    tokenizer, _ = load_tokenizer(SHIPPED)
+    codes_NT = torch.randint(1024, (65, 64), generator=torch.Generator().manual_seed(0))
+    whole_NHWC = decode_codes(tokenizer, codes_NT)
+    alone = [decode_codes(tokenizer, codes_1T) for codes_1T in codes_NT.split(1)]
+    assert np.array_equal(whole_NHWC, np.concatenate(alone))
+
+
+def test_a_small_codebook_has_as_many_nearest_codes_as_others():
+    nearest_VK = nearest_codes(torch.randn(4, 2, generator=torch.Generator().manual_seed(0)))
+    assert [sorted(row) for row in nearest_VK.tolist()] == [
+        [i for i in range(4) if i != code] for code in range(4)
+    ]

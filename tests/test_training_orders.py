@@ -1,7 +1,8 @@
-"""What a training sees: orders, PAR's regions, the cluster term, and where it is logged."""
+"""What a training sees: codes of one run, orders, PAR's regions, the cluster term; its log."""
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +11,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import cut_at, last, log_of, results, run_cut_and_again, same, script, train_config
+from helpers import (
+    cut_at,
+    last,
+    log_of,
+    other_codes,
+    results,
+    run_cut_and_again,
+    same,
+    script,
+    train_config,
+)
 from lightning_fabric import Fabric
 
 from models.artifacts import ROOT
@@ -238,3 +249,12 @@ def test_the_loss_is_that_of_the_code_and_weight_times_that_of_its_cluster(
         assert row["cluster_bits"] == pytest.approx(expected_bits[1] / bit, abs=1e-5)
     else:
         assert "cluster_bits" not in row
+
+
+def test_train_and_test_codes_of_two_tokenizers_are_refused(world, tmp_path):
+    """What a stage 3 that was killed between the two leaves in a folder with older codes."""
+    mixed = other_codes(world, tmp_path / "mixed", tokenizer="another")
+    for path in world.codes.glob("test_*"):
+        shutil.copy(path, mixed)
+    with pytest.raises(InputError, match="train and test codes are not of one run"):
+        stage.main(train_config(world, tmp_path / "run", codes=mixed))

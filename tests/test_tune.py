@@ -1,10 +1,12 @@
 """Tuning: equal operations, the same trials when it is cut, and what is refused."""
 
 import json
+import sqlite3
 from dataclasses import replace
 
 import pytest
 from helpers import cut_at, other_codes, script
+from sqlalchemy.exc import OperationalError
 
 from metrics.report import read_run
 from models import training
@@ -65,7 +67,9 @@ def test_a_cut_study_makes_the_trials_of_a_whole_one(config, tmp_path, monkeypat
         cut_at(patch, tool, "train_step", 3)
         with pytest.raises(KeyboardInterrupt):
             tool.main(config)
-    tool.open_study(config, config.out, tool.Trials(config)).ask()  # as SIGKILL would leave it
+    tool.open_study(
+        config, config.out / "study.db", tool.Trials(config)
+    ).ask()  # as SIGKILL would leave it
     assert tool.main(replace(config, trials=2))["trials"] == whole[:2]
     assert tool.main(config)["trials"] == whole
     monkeypatch.setattr(tool, "train_step", lambda *_: pytest.fail("it trained again"))
@@ -103,6 +107,10 @@ def test_other_studies_and_impossible_ones_are_refused(config, world, tmp_path):
     for changes in ({"seed": 1}, {"tflop": 2e-6}, {"method": "randar"}, {"codes": other}):
         with pytest.raises(InputError, match="was made with another config .* --out"):
             tool.main(replace(config, **changes))
+    full = sqlite3.OperationalError("database or disk is full")
+    untouched = pytest.raises(OSError, match="disk is full; the trials in it are untouched")
+    with untouched, tool.stored(config.out / "study.db"):
+        raise OperationalError("COMMIT", {}, full)
     (config.out / "study.db").write_bytes(b"no database")
     with pytest.raises(InputError, match=r"study.db is no study .* rm "):
         tool.main(config)

@@ -8,6 +8,7 @@ import torch
 from metrics.extractor import Classifier
 from models.artifacts import header
 from models.classifier import save_net
+from models.data import CLASSES
 
 
 def write_extractor(path: Path, seed: int = 0, dataset: str = "cifar10") -> Classifier:
@@ -15,7 +16,7 @@ def write_extractor(path: Path, seed: int = 0, dataset: str = "cifar10") -> Clas
     torch.manual_seed(seed)
     extractor = Classifier(width=4, classes=10)
     extractor(torch.rand(50, 3, 32, 32))
-    about = {"dataset": dataset, "classes": [str(label) for label in range(10)]}
+    about = {"dataset": dataset, "classes": list(CLASSES[dataset])}
     save_net(path, extractor, header("extractor", "test", {}) | about)
     return extractor.eval()
 

@@ -26,7 +26,7 @@ from models.artifacts import ROOT, header, sha256_of
 from models.checkpoint import load_state, same_run, save_state
 from models.classifier import PerceptualNet, load_perceptual, perceptual_distance
 from models.command import InputError, run
-from models.data import Split, evenly, load_split, swap_codes
+from models.data import Split, evenly, load_splits, swap_codes
 from models.tokenizer import (
     CODES_OF,
     decode_codes,
@@ -159,7 +159,7 @@ def train_step(
 
 def main(cfg: TokenizerConfig) -> dict:
     """Train, or go on training, and return the test set's PSNR, codebook usage and perplexity."""
-    train, test = load_split(cfg.data, "train"), load_split(cfg.data, "test")
+    train, test = load_splits(cfg.data)
     inputs = {"train_images": train.sha256, "test_images": test.sha256}
     sources = {"init": cfg.init, "perceptual": cfg.perceptual_weights if cfg.perceptual else None}
     inputs |= {name: sha256_of(path) for name, path in sources.items() if path}

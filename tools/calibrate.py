@@ -24,7 +24,8 @@ from metrics.report import Run, write_record
 from metrics.tables import by_order, calibration
 from models import command
 from models.artifacts import ROOT
-from models.data import Codes, evenly, load_codes_of
+from models.checkpoint import load_codes_of
+from models.data import Codes, evenly
 from models.method import Method
 from models.tokenizer import decode_codes
 
@@ -114,7 +115,8 @@ def main(cfg: CalibrateConfig) -> dict:
     header, model = subject.header, subject.model
     test = load_codes_of(header, cfg.codes, "test", cfg.checkpoint)
     test = test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
-    extractor = extractor_of(header["dataset"], cfg.extractor, subject.device)
+    whose = header["dataset"], header["classes"]
+    extractor = extractor_of(*whose, cfg.extractor, subject.device)
     if extractor is None:
         print("no classifier: quality of samples not judged; run: uv run tools/train_extractor.py")
 

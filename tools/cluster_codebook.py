@@ -14,10 +14,11 @@ import torch
 from metrics.pictures import plot_clusters, save_figure
 from models import command
 from models.artifacts import ROOT, header, save_array, sha256_of
+from models.checkpoint import load_codes_of
 from models.cluster_loss import balanced_kmeans, relabelling, spread
 from models.command import InputError, run
-from models.data import SPLITS, load_codes_of, save_codes
-from models.tokenizer import decode_codes, load_tokenizer, save_tokenizer
+from models.data import SPLITS, save_codes
+from models.tokenizer import CODES_OF, decode_codes, load_tokenizer, save_tokenizer
 from models.vqvae import VQVAE
 
 PRODUCER = "tools/cluster_codebook.py"
@@ -51,7 +52,8 @@ def write_relabelled(
     old_of_new_V = new_of_old_V.argsort()
     model.quantizer.relabel(old_of_new_V)
     head = header("tokenizer", PRODUCER, cfg, old["inputs"] | {"tokenizer": old["sha256"]})
-    same = {key: value for key, value in old.items() if key != "sha256"}
+    # no CODES_OF: these are no longer the codes of the tokenizer whose decoder was trained on
+    same = {key: value for key, value in old.items() if key not in ("sha256", CODES_OF)}
     save_tokenizer(cfg.out / "tokenizer.pth", model, same | head)
     tokenizer = {"tokenizer": sha256_of(cfg.out / "tokenizer.pth")}
     for split, codes in splits.items():

@@ -43,7 +43,7 @@ def main(cfg: ExportConfig) -> Path:
     head = {key: value for key, value in generator.header.items() if key != "sha256"}
     if cfg.sampling:
         head |= {"sampling": sampling_of(cfg.sampling, head["method"])}
-    out = cfg.out or ROOT / f"checkpoints/{cfg.checkpoint.parent.name}.pth"
+    out = cfg.out or ROOT / f"checkpoints/{cfg.checkpoint.resolve().parent.name}.pth"
     state = generator.model.half().state_dict()
     if not all(torch.isfinite(value).all() for value in state.values()):
         raise InputError(f"the weights of {cfg.checkpoint} are too large for half precision")

@@ -19,7 +19,7 @@ from models import command
 from models.artifacts import ROOT, header
 from models.classifier import crop_and_flip, padded
 from models.command import InputError, run
-from models.data import SPLITS, evenly, load_split, save_codes
+from models.data import SPLITS, evenly, load_splits, save_codes
 from models.machine import pick_device
 from models.tokenizer import decode_codes, encode_images, load_tokenizer, mirror
 from models.vqvae import VQVAE
@@ -67,7 +67,7 @@ def main(cfg: ExtractConfig) -> None:
     model, head = load_tokenizer(cfg.tokenizer)
     if cfg.search and not isinstance(model, VQVAE):
         raise InputError(f"--search works with a VQVAE of ours, {cfg.tokenizer} is an imported one")
-    splits = {split: load_split(cfg.data, split) for split in SPLITS}
+    splits = dict(zip(SPLITS, load_splits(cfg.data), strict=True))
     for split, images in splits.items():
         known = head["inputs"].get(f"{split}_images")  # an imported tokenizer does not say
         if known not in (None, images.sha256):

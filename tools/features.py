@@ -25,8 +25,9 @@ from metrics.likelihood import logit_batches, orders_for
 from metrics.report import show, table, write_record
 from models import artifacts, command
 from models.artifacts import ROOT
+from models.checkpoint import load_codes_of
 from models.command import InputError, run
-from models.data import evenly, load_codes_of
+from models.data import evenly
 from models.method import Method
 from models.methods import check_order
 from models.randar import RandAR
@@ -118,7 +119,8 @@ def main(cfg: FeaturesConfig) -> dict:
         layers_NLD = layer_features(model, codes_NT, order_NS, cfg.batch, split)
         head = artifacts.header("layer features", "tools/features.py", cfg, inputs)
         artifacts.save_array(subject.out / f"features_{split}.npy", layers_NLD.numpy(), head)
-        counted_NV = F.one_hot(codes_NT, model.config.vocab_size).sum(1)
+        counted_NV = torch.zeros(len(codes_NT), model.config.vocab_size)
+        counted_NV.scatter_add_(1, codes_NT, torch.ones_like(codes_NT, dtype=torch.float32))
         layers = {f"layer {i}": x_ND for i, x_ND in enumerate(layers_NLD.unbind(1), start=1)}
         features[split] = {"codes, counted": counted_NV} | layers
     label_N, label_M = (codes.label_N for codes in splits.values())

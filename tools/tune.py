@@ -9,7 +9,10 @@ median at the same share of the training is cut (its MedianPruner). Test images 
 cut study goes on with its next trial. `tools/reference.py --tuned` trains with what was best.
 """
 
+import contextlib
 import math
+import sqlite3
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -138,24 +141,39 @@ def finished(study: "optuna.Study") -> list:
     return [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]
 
 
-def open_study(cfg: TuneConfig, folder: Path, trials: Trials) -> "optuna.Study":
-    """Return the study in a folder, new or gone on with; a trial that was killed does not count.
+@contextlib.contextmanager
+def stored(path: Path) -> Iterator[None]:
+    """Raise what SQLite cannot do as one line: OSError, or InputError for another kind of file."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as e:
+        cause = e
+        while cause is not None and not isinstance(cause, sqlite3.Error):
+            cause = getattr(cause, "orig", None) or cause.__cause__
+        if isinstance(cause, sqlite3.OperationalError):  # a full disk must not cost what is there
+            raise OSError(f"cannot use {path}: {cause}; the trials in it are untouched") from None
+        raise InputError(f"{path} is no study of this command ({e}); run: rm {path}") from None
+
+
+def open_study(cfg: TuneConfig, path: Path, trials: Trials) -> "optuna.Study":
+    """Return the study in a file, new or gone on with; a trial that was killed does not count.
 
     Raises InputError for a study of other codes, of another config, or no study.
     """
     import optuna
-    from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path = folder / "study.db"
+    pruner = optuna.pruners.MedianPruner(STARTUP, n_warmup_steps=trials.steps // 4)
+    where = {"storage": f"sqlite:///{path}", "study_name": "tuning"}
     try:
-        pruner = optuna.pruners.MedianPruner(STARTUP, n_warmup_steps=trials.steps // 4)
-        where = {"storage": f"sqlite:///{path}", "study_name": "tuning"}
         study = optuna.create_study(**where, pruner=pruner, load_if_exists=True)
         if "head" in study.user_attrs:
             same_run(study.user_attrs["head"], trials.head, FREE, path)
         study.set_user_attr("head", trials.head)
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, KeyError, TypeError) as e:
+    except (KeyError, TypeError) as e:
         raise InputError(f"{path} is no study of this command ({e}); run: rm {path}") from None
     if all(trial.state.name in ("FAIL", "RUNNING") for trial in study.trials):  # it was killed
         study.enqueue_trial({name: getattr(cfg, name) for name in SPACE})
@@ -169,8 +187,8 @@ def main(cfg: TuneConfig) -> dict:
     trials = Trials(cfg)
     name = f"tuning_{cfg.method}_{Path(trials.cfg.policy.name).stem}"
     out = cfg.out or ROOT / "results" / name
-    with locked(out):
-        study = open_study(cfg, out, trials)
+    with locked(out), stored(out / "study.db"):
+        study = open_study(cfg, out / "study.db", trials)
         while (done := len(finished(study))) < cfg.trials:
             # a sampler of one seed would begin again with the same trials when a study goes on
             sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP, seed=cfg.seed + done)
