@@ -224,6 +224,7 @@ def calls(runs: Runs) -> str:
 INPAINTING = {
     "hidden cells": ("inpainting.hidden_cells", 0),
     "test images": ("inpainting.images", 0),
+    "guidance scale, alike in every cell": ("inpainting.cfg_scale", 1),
     "bits of the hidden codes, given all others": ("inpainting.bits_per_image.given all", 1),
     "given those before them": ("inpainting.bits_per_image.given the past", 1),
     "what the future saves": ("inpainting.bits_per_image.what the future saves", 1),
