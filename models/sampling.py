@@ -220,11 +220,9 @@ def sample_codes(
 
     One batch; the caller splits. A sample is the same whatever batch it is in.
     """
-    tokens, count = model.config.tokens, len(label_N)
-    label_N = label_N.repeat(2) if count == 1 else label_N  # single rows are rounded otherwise
-    nothing_NT = torch.zeros(len(label_N), tokens, dtype=torch.int64)
-    every_T = torch.ones(tokens, dtype=torch.bool)
-    return fill(model, nothing_NT, every_T, label_N, plan, seed, first)[:count]
+    label_M = label_N.repeat(2) if len(label_N) == 1 else label_N  # a lone row is rounded otherwise
+    nothing_MT = torch.zeros(len(label_M), model.config.tokens, dtype=torch.int64)
+    return fill(model, nothing_MT, nothing_MT[0] == 0, label_M, plan, seed, first)[: len(label_N)]
 
 
 def fill(
