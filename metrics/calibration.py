@@ -92,15 +92,20 @@ def moved_back(value: torch.Tensor, resampled_R: torch.Tensor) -> torch.Tensor:
 
 
 def estimate(
-    sums_NK: torch.Tensor, statistic: Callable[[torch.Tensor], torch.Tensor], seed: int = 0
+    sums_NK: torch.Tensor,
+    statistic: Callable[[torch.Tensor], torch.Tensor],
+    seed: int = 0,
+    never_negative: bool = False,
 ) -> dict:
     """Return a statistic of images with its 95% interval, by the bootstrap over images.
 
     `statistic` maps sums of the images' sufficient statistics, (R, K), to (R,) or (R, L).
     """
     sums_NK = sums_NK.double()
+    value = statistic(sums_NK.sum(0, keepdim=True))[0]
     resampled_R = statistic(bootstrap_weights(len(sums_NK), seed=seed) @ sums_NK)
-    return spread(statistic(sums_NK.sum(0, keepdim=True))[0], resampled_R, len(sums_NK))
+    resampled_R = moved_back(value, resampled_R) if never_negative else resampled_R
+    return spread(value, resampled_R, len(sums_NK))
 
 
 def mean_of(value_N: torch.Tensor, seed: int = 0, keep: bool = False) -> dict:
@@ -149,10 +154,7 @@ def ece(tokens: Predictions, edges: torch.Tensor, seed: int = 0) -> dict:
         count_Rb, confidence_Rb, correct_Rb = sums_R.unflatten(1, (3, -1)).unbind(1)
         return (confidence_Rb - correct_Rb).abs().sum(1) / count_Rb.sum(1)
 
-    sums_NK = bin_sums(tokens, edges).flatten(1)
-    value = error(sums_NK.sum(0, keepdim=True))[0]
-    resampled_R = error(bootstrap_weights(len(sums_NK), seed=seed) @ sums_NK)
-    return spread(value, moved_back(value, resampled_R), len(sums_NK))
+    return estimate(bin_sums(tokens, edges).flatten(1), error, seed, never_negative=True)
 
 
 def trust(tokens: Predictions, seed: int) -> dict:

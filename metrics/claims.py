@@ -16,6 +16,7 @@ import torch
 
 from metrics.calibration import mean_of
 from metrics.report import STUDENT, Run, Runs, below, interval, names, own_bits, shared, show, table
+from metrics.tables import training_tflop
 from models.command import InputError
 
 MARGIN = 0.05
@@ -216,14 +217,12 @@ def reached(run: Run, target: float) -> tuple[float, float]:
 
     Evaluations do not count. Raises InputError if it never came down to the target.
     """
-    step, seconds, tflop, batch = 0, 0.0, 0.0, run.at("config.config.batch")
+    step, seconds, batch = 0, 0.0, run.at("config.config.batch")
     for row in run.curve:
-        took = (row["step"] - step) * batch / row["images_per_second"]
-        step, seconds = row["step"], seconds + took
-        tflop += took * row["gflops_per_second"] / 1000
-        tokens = row["tokens_per_second"] / row["images_per_second"]
+        seconds += (row["step"] - step) * batch / row["images_per_second"]
+        step, tokens = row["step"], row["tokens_per_second"] / row["images_per_second"]
         if row.get("test_bits", math.inf) * tokens <= target:
-            return seconds / 60, tflop
+            return seconds / 60, training_tflop(run) * step / run.at("config.config.steps")
     raise InputError(f"{run.name} never came down to {target} bits a test image: no record")
 
 

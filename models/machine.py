@@ -98,9 +98,10 @@ def processor() -> str:
 
 def machine_name(device: torch.device) -> str:
     """Return what a time was measured on: the GPU, or the CPU and its threads."""
+    if device.type == "cuda":
+        return device_name(device)
     threads = torch.get_num_threads()
-    cpu = f"{processor()}, {threads} thread{'s' * (threads > 1)}"
-    return device_name(device) if device.type == "cuda" else cpu
+    return f"{processor()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def compiled(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:

@@ -67,9 +67,8 @@ def test_a_cut_study_makes_the_trials_of_a_whole_one(config, tmp_path, monkeypat
         cut_at(patch, tool, "train_step", 3)
         with pytest.raises(KeyboardInterrupt):
             tool.main(config)
-    tool.open_study(
-        config, config.out / "study.db", tool.Trials(config)
-    ).ask()  # as SIGKILL would leave it
+    study = tool.open_study(config, config.out / "study.db", tool.Trials(config))
+    study.ask()  # as SIGKILL would leave it
     assert tool.main(replace(config, trials=2))["trials"] == whole[:2]
     assert tool.main(config)["trials"] == whole
     monkeypatch.setattr(tool, "train_step", lambda *_: pytest.fail("it trained again"))

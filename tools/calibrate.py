@@ -115,8 +115,8 @@ def main(cfg: CalibrateConfig) -> dict:
     header, model = subject.header, subject.model
     test = load_codes_of(header, cfg.codes, "test", cfg.checkpoint)
     test = test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
-    whose = header["dataset"], header["classes"]
-    extractor = extractor_of(*whose, cfg.extractor, subject.device)
+    dataset, classes = header["dataset"], header["classes"]
+    extractor = extractor_of(dataset, classes, cfg.extractor, subject.device)
     if extractor is None:
         print("no classifier: quality of samples not judged; run: uv run tools/train_extractor.py")
 

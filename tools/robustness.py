@@ -136,8 +136,8 @@ def main(cfg: RobustnessConfig) -> dict:
     split = load_split(cfg.data or ROOT / "data" / header["dataset"], "test")
     test = codes_of_images(header, cfg.codes, cfg.checkpoint, split)
     test = test.rows(torch.from_numpy(evenly(len(test.label_N), cfg.images)))
-    whose = header["dataset"], header["classes"]
-    extractor = extractor_of(*whose, cfg.extractor, subject.device)
+    dataset, classes = header["dataset"], header["classes"]
+    extractor = extractor_of(dataset, classes, cfg.extractor, subject.device)
     if extractor is None:
         raise InputError(
             f"no classifier of {header['dataset']}; run: uv run tools/train_extractor.py"
